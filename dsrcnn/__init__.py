@@ -1,0 +1,16 @@
+"""Sparse detectors with dynamic parts for Detectron2.
+
+Importing this package makes Detectron2 0.6 work on current torch (`dsrcnn.compat`), then registers
+every component, so ``MODEL.META_ARCHITECTURE: SparseRCNN`` works in any Detectron2 program.
+"""
+
+from .compat import ensure_compatible
+
+ensure_compatible()  # before anything below imports Detectron2
+
+from . import data, modeling  # noqa: E402, F401  (registers data sets and meta-architectures)
+from .config import add_dsrcnn_config  # noqa: E402
+from .engine.config import load_cfg  # noqa: E402
+from .version import __version__  # noqa: E402
+
+__all__ = ["__version__", "add_dsrcnn_config", "load_cfg"]

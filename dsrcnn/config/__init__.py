@@ -1,0 +1,7 @@
+"""Every configuration key, the checks on them, and the only reader of YAML."""
+
+from .defaults import add_dsrcnn_config
+from .read import read_cfg, shipped_configs
+from .validate import check_config, choose_device
+
+__all__ = ["add_dsrcnn_config", "check_config", "choose_device", "read_cfg", "shipped_configs"]

@@ -1,0 +1,92 @@
+"""Every key this package adds to Detectron2's config, with its default.
+
+The keys of the official Sparse R-CNN keep name, default and meaning, so its YAML files load
+unchanged. Detectron2's own keys are never shadowed.
+"""
+
+from detectron2.config import CfgNode
+
+__all__ = ["add_dsrcnn_config"]
+
+
+def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
+    """Add the keys to `cfg`, in place, and return it.
+
+    Args:
+        cfg: usually ``detectron2.config.get_cfg()``.
+    """
+    _add_sparse_rcnn(cfg)
+    _add_solver(cfg)
+    _add_test_time_augmentation(cfg)
+    _add_custom_data(cfg)
+    return cfg
+
+
+def _add_sparse_rcnn(cfg: CfgNode) -> None:
+    node = cfg.MODEL.SparseRCNN = CfgNode()
+    node.NUM_CLASSES = 80  # 0: as many as the training data have
+    node.NUM_PROPOSALS = 300
+
+    # The cascade
+    node.NHEADS = 8  # heads of the self-attention among proposals
+    node.DROPOUT = 0.0
+    node.DIM_FEEDFORWARD = 2048
+    node.ACTIVATION = "relu"  # of the feed-forward network: relu or gelu
+    node.HIDDEN_DIM = 256  # channels of proposal features; equals MODEL.FPN.OUT_CHANNELS
+    node.NUM_CLS = 1  # layers of the classification tower
+    node.NUM_REG = 3  # layers of the box tower
+    node.NUM_HEADS = 6  # stages
+    node.NUM_DYNAMIC = 2  # convolutions each proposal generates; only 2 is defined
+    node.DIM_DYNAMIC = 64  # channels between them
+
+    # Losses; the same weights build the matching cost
+    node.CLASS_WEIGHT = 2.0
+    node.GIOU_WEIGHT = 2.0
+    node.L1_WEIGHT = 5.0
+    node.DEEP_SUPERVISION = True  # losses on every stage, not only on the last
+    node.NO_OBJECT_WEIGHT = 0.1  # weight of the background class without focal loss
+
+    # Focal loss
+    node.USE_FOCAL = True  # False: softmax with a background class
+    node.ALPHA = 0.25
+    node.GAMMA = 2.0
+    node.PRIOR_PROB = 0.01  # class score of an untrained model
+
+
+def _add_solver(cfg: CfgNode) -> None:
+    cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # learning rate factor of the backbone
+
+
+def _add_test_time_augmentation(cfg: CfgNode) -> None:
+    node = cfg.TEST.AUG
+    # 800 comes last on purpose: the plain scale is listed after all others.
+    node.MIN_SIZES = (400, 500, 600, 640, 700, 900, 1000, 1100, 1200, 1300, 1400, 1800, 800)
+    node.CVPODS_TTA = True  # merge by soft box voting; False: by plain suppression
+    node.SCALE_FILTER = True  # keep a detection only where its size suits the scale
+    # Smallest and largest side (square root of the area) to keep, one pair per entry of MIN_SIZES.
+    node.SCALE_RANGES = (
+        [96, 10000],
+        [96, 10000],
+        [64, 10000],
+        [64, 10000],
+        [64, 10000],
+        [0, 10000],
+        [0, 10000],
+        [0, 256],
+        [0, 256],
+        [0, 192],
+        [0, 192],
+        [0, 96],
+        [0, 10000],
+    )
+
+
+def _add_custom_data(cfg: CfgNode) -> None:
+    node = cfg.DATASETS.CUSTOM = CfgNode()
+    node.NAME = ""  # registers NAME_train and NAME_test from the files below and uses them
+    node.TRAIN_JSON = ""  # COCO json
+    node.TRAIN_IMAGES = ""  # folder that its file names are relative to
+    node.TEST_JSON = ""
+    node.TEST_IMAGES = ""
+    node.CLASSES = ()  # names; filled from the json, saved with the config for prediction elsewhere

@@ -1,0 +1,90 @@
+"""Reading configs: a path or the name of a shipped file, plus ``KEY VALUE`` overrides."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from ..errors import ConfigError
+from .defaults import add_dsrcnn_config
+
+__all__ = ["find_config", "read_cfg", "shipped_configs"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# In a clone the configs stand beside the package, in a built wheel inside it.
+_CONFIGS = next(
+    (p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), _PACKAGE
+)
+
+
+def shipped_configs() -> list[str]:
+    """Names of the shipped configs, such as ``quick/sparse_rcnn_shapes``."""
+    return sorted(str(p.relative_to(_CONFIGS).with_suffix("")) for p in _CONFIGS.rglob("*.yaml"))
+
+
+def find_config(path_or_name: str | Path) -> Path:
+    """The file behind a path or the name of a shipped config.
+
+    Raises:
+        ConfigError: if there is no such file; it lists what is close.
+    """
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    name = str(path_or_name).removeprefix("configs/").removesuffix(".yaml")
+    shipped = _CONFIGS / f"{name}.yaml"
+    if shipped.is_file() and path.suffix != ".yaml":
+        return shipped
+    close = difflib.get_close_matches(name, shipped_configs(), n=3, cutoff=0.4)
+    raise ConfigError(
+        f"Config file {str(path_or_name)!r} does not exist. Write a path to a YAML file or a "
+        f"shipped name, such as: {', '.join(close or shipped_configs())}."
+    )
+
+
+def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
+    """Defaults, then the file, then the overrides; nothing is looked up or checked yet.
+
+    Args:
+        path_or_name: YAML file or shipped name.
+        opts: ``KEY, VALUE, KEY, VALUE ...``.
+
+    Raises:
+        ConfigError: for a file that does not exist, an unknown key or a value of another type.
+    """
+    path = find_config(path_or_name)
+    if len(opts) % 2:
+        raise ConfigError(
+            f"Overrides come in pairs KEY VALUE, but there are {len(opts)} words: "
+            f"{' '.join(map(str, opts))}."
+        )
+    cfg = add_dsrcnn_config(get_cfg())
+    try:
+        cfg.merge_from_file(str(path))
+        cfg.merge_from_list(list(opts))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} names a _BASE_ that does not exist: {error.filename}") from error
+    except (KeyError, AssertionError) as error:
+        raise ConfigError(_explain_key(cfg, str(error.args[0]), path)) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} or an override holds a wrong value. {error}") from error
+    return cfg
+
+
+def _explain_key(cfg: CfgNode, text: str, path: Path) -> str:
+    """The key behind a yacs error, with the known keys closest to it."""
+    key = text.rsplit(":", 1)[-1].strip()
+    message = f"Unknown config key {key!r} (in {path}, its _BASE_ or the overrides)."
+    close = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3, cutoff=0.6)
+    return message + (f" Did you mean {', '.join(close)}?" if close else "")
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        yield prefix + name
+        if isinstance(value, CfgNode):
+            yield from _all_keys(value, f"{prefix}{name}.")

@@ -1,0 +1,71 @@
+"""Checks of a config against itself and the machine; an error says what to write."""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode
+
+from ..errors import ConfigError
+
+__all__ = ["check_config", "choose_device"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Reject combinations that would fail later and less clearly.
+
+    Raises:
+        ConfigError: naming key, value found and value expected.
+    """
+    if cfg.MODEL.META_ARCHITECTURE == "SparseRCNN":
+        _check_sparse_rcnn(cfg)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    _expect_one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, "full_model", "norm", "value")
+    _expect_one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, "ADAMW", "SGD")
+
+
+def _check_sparse_rcnn(cfg: CfgNode) -> None:
+    node = cfg.MODEL.SparseRCNN
+    key = "MODEL.SparseRCNN"
+    if node.NUM_CLASSES < 1:
+        raise ConfigError(
+            f"{key}.NUM_CLASSES is {node.NUM_CLASSES}. 0 takes the number from the training data, "
+            "which are not known here; write the number of classes."
+        )
+    for name in ("NUM_PROPOSALS", "NUM_HEADS", "HIDDEN_DIM", "DIM_DYNAMIC", "DIM_FEEDFORWARD"):
+        if node[name] < 1:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least 1.")
+    if node.NUM_DYNAMIC != 2:
+        raise ConfigError(
+            f"{key}.NUM_DYNAMIC is {node.NUM_DYNAMIC}; dynamic interaction is defined for two "
+            f"generated convolutions. Write {key}.NUM_DYNAMIC 2."
+        )
+    if cfg.MODEL.FPN.OUT_CHANNELS != node.HIDDEN_DIM:
+        raise ConfigError(
+            f"MODEL.FPN.OUT_CHANNELS is {cfg.MODEL.FPN.OUT_CHANNELS}, but {key}.HIDDEN_DIM is "
+            f"{node.HIDDEN_DIM}. RoI and proposal features need the same channels; write the same "
+            "number for both."
+        )
+    if node.HIDDEN_DIM % node.NHEADS:
+        raise ConfigError(
+            f"{key}.HIDDEN_DIM {node.HIDDEN_DIM} is not a multiple of {key}.NHEADS {node.NHEADS}; "
+            "choose NHEADS so that it divides HIDDEN_DIM."
+        )
+    _expect_one_of(f"{key}.ACTIVATION", node.ACTIVATION, "relu", "gelu")
+
+
+def _expect_one_of(key: str, found: str, *allowed: str) -> None:
+    if found not in allowed:
+        raise ConfigError(f"{key} is {found!r}; write one of {', '.join(allowed)}.")
+
+
+def choose_device(cfg: CfgNode) -> None:
+    """Fall back to the CPU, with a note, where the config asks for CUDA and there is none."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        _LOGGER.warning(
+            "MODEL.DEVICE is %r, but torch finds no CUDA device: running on the CPU. "
+            "Write MODEL.DEVICE cpu to silence this note.",
+            cfg.MODEL.DEVICE,
+        )
+        cfg.MODEL.DEVICE = "cpu"

@@ -1,0 +1,63 @@
+"""Class names of registered data sets, and the rule that ties them to the model."""
+
+import difflib
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ...errors import ConfigError, DataError
+from .coco_json import read_categories
+
+__all__ = ["check_registered", "class_names", "resolve_num_classes"]
+
+
+def check_registered(name: str) -> None:
+    """Raise a `DataError` with close names if no data set is registered under `name`."""
+    if name not in DatasetCatalog.list():
+        close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.5)
+        raise DataError(
+            f"Data set {name!r} is not registered."
+            + (f" Did you mean {', '.join(close)}?" if close else "")
+            + " For your own COCO json set DATASETS.CUSTOM (see datasets/README.md)."
+        )
+
+
+def class_names(name: str) -> list[str] | None:
+    """Names of the classes of a registered data set, None if they are not known.
+
+    Detectron2 fills them in only once a json was loaded, so they may have to be read from it.
+    """
+    if name not in DatasetCatalog.list():
+        return None
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_classes")
+    json_file = metadata.get("json_file")
+    if names is None and json_file and Path(json_file).is_file():
+        names = [c["name"] for c in read_categories(json_file)]
+    return names
+
+
+def resolve_num_classes(cfg: CfgNode) -> None:
+    """Make the model fit the training data.
+
+    The rule: ``MODEL.SparseRCNN.NUM_CLASSES 0`` becomes the number of classes of the first training
+    set (or test set, where there is no training set); any other number must be equal to it.
+
+    Raises:
+        ConfigError: if the numbers differ.
+    """
+    node = cfg.MODEL.SparseRCNN
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        names = class_names(name)
+        if names is None:
+            continue
+        if node.NUM_CLASSES == 0:
+            node.NUM_CLASSES = len(names)
+        if node.NUM_CLASSES != len(names):
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise ConfigError(
+                f"MODEL.SparseRCNN.NUM_CLASSES is {node.NUM_CLASSES}, but data set {name!r} has "
+                f"{len(names)} classes ({shown}). Write MODEL.SparseRCNN.NUM_CLASSES {len(names)}, "
+                "or 0 to take the number from the data."
+            )

@@ -1,0 +1,146 @@
+"""Any COCO json as a data set, with its faults reported once and in plain words."""
+
+import json
+import logging
+from functools import lru_cache, partial
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from ...errors import DataError
+from ..annotations import box_fault
+
+__all__ = ["load_checked_coco_json", "read_categories", "read_coco_json", "register_coco_json"]
+
+_LOGGER = logging.getLogger(__name__)
+_SHOWN = 5  # examples named in a message
+
+
+def register_coco_json(name: str, json_file: str, image_root: str, classes: list[str]) -> None:
+    """Register a COCO json under `name`; the file is loaded when it is first used.
+
+    Registering the same name again replaces it, so a notebook cell can be run twice.
+
+    Args:
+        name: data set name.
+        json_file: annotations.
+        image_root: folder that ``file_name`` entries are relative to.
+        classes: class names in the order of ascending category id.
+    """
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, partial(load_checked_coco_json, json_file, image_root, name))
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco", thing_classes=classes
+    )
+
+
+def read_coco_json(json_file: str) -> dict:
+    """Parse a COCO json and check that its three lists are there.
+
+    Raises:
+        DataError: if the file is missing, not JSON or not COCO.
+    """
+    path = Path(json_file)
+    if not path.is_file():
+        raise DataError(f"Annotation file {json_file!r} does not exist; check the path.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{json_file} is not valid JSON ({error}); export it again.") from error
+    expected = ("images", "annotations", "categories")
+    missing = [k for k in expected if not isinstance(content, dict) or k not in content]
+    if missing:
+        raise DataError(
+            f"{json_file} lacks {', '.join(missing)}; a COCO detection file has the lists "
+            f"{', '.join(expected)}."
+        )
+    return content
+
+
+@lru_cache(maxsize=8)
+def _categories(json_file: str, modified: float) -> tuple[tuple[int, str], ...]:
+    found = sorted((c["id"], c["name"]) for c in read_coco_json(json_file)["categories"])
+    if not found:
+        raise DataError(f"{json_file} has an empty list of categories; name at least one class.")
+    return tuple(found)
+
+
+def read_categories(json_file: str) -> list[dict]:
+    """Categories of a COCO json, ascending by id; ids may have gaps.
+
+    Raises:
+        DataError: if the file is missing, broken or without categories.
+    """
+    path = Path(json_file)
+    modified = path.stat().st_mtime if path.is_file() else 0.0
+    return [{"id": i, "name": name} for i, name in _categories(json_file, modified)]
+
+
+def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[dict]:
+    """Records of a COCO json without unusable boxes.
+
+    Boxes that are not finite, have no area or lie wholly outside their image are left out with one
+    warning that counts and names them; boxes that reach over the border are clipped when an image
+    is loaded.
+
+    Args:
+        json_file: annotations.
+        image_root: folder of the images.
+        name: registered data set name.
+
+    Returns:
+        Records in Detectron2's format.
+
+    Raises:
+        DataError: if the file is broken, has no images or boxes, or names images that do not exist.
+    """
+    read_coco_json(json_file)  # Detectron2's reader would fail with a bare KeyError
+    try:
+        records = load_coco_json(json_file, image_root, name)
+    except (AssertionError, KeyError, IndexError) as error:
+        raise DataError(f"{json_file} cannot be used: {error.args[0]}") from error
+    if not records:
+        raise DataError(f"Data set {name!r} is empty: {json_file} lists no images.")
+    _check_images(records, json_file, image_root)
+    _drop_unusable_boxes(records, json_file)
+    if not any(record["annotations"] for record in records):
+        raise DataError(
+            f"{json_file} has {len(records)} images but no box that can be used; check the "
+            "annotations."
+        )
+    return records
+
+
+def _check_images(records: list[dict], json_file: str, image_root: str) -> None:
+    missing = [r["file_name"] for r in records if not Path(r["file_name"]).is_file()]
+    if missing:
+        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        raise DataError(
+            f"{len(missing)} of {len(records)} images of {json_file} do not exist: {shown}. "
+            f"File names are taken relative to {image_root!r}; correct the image folder or the file."
+        )
+
+
+def _drop_unusable_boxes(records: list[dict], json_file: str) -> None:
+    faults: list[str] = []
+    for record in records:
+        usable = []
+        for annotation in record["annotations"]:
+            fault = box_fault(annotation, record.get("height"), record.get("width"))
+            if fault is None:
+                usable.append(annotation)
+            else:
+                faults.append(f"{Path(record['file_name']).name} {annotation['bbox']} ({fault})")
+        record["annotations"] = usable
+    if faults:
+        shown = "; ".join(faults[:_SHOWN]) + ("; ..." if len(faults) > _SHOWN else "")
+        _LOGGER.warning(
+            "%s: %d boxes cannot be used and are left out, the images stay: %s. Correct or remove "
+            "them in the file to silence this warning.",
+            json_file,
+            len(faults),
+            shown,
+        )

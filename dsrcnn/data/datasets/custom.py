@@ -1,0 +1,59 @@
+"""One's own data from the config alone: ``DATASETS.CUSTOM``."""
+
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from ...errors import ConfigError, DataError
+from .coco_json import read_categories, register_coco_json
+
+__all__ = ["use_custom_data"]
+
+
+def use_custom_data(cfg: CfgNode) -> None:
+    """Register the files of ``DATASETS.CUSTOM`` and make them the data sets of `cfg`, in place.
+
+    Registers ``NAME_train`` and ``NAME_test`` and writes them to ``DATASETS.TRAIN`` and ``.TEST``.
+    Class names come from the training json, else from the test json, and are stored in
+    ``DATASETS.CUSTOM.CLASSES``, so that a saved config knows them where the data are not.
+
+    Raises:
+        ConfigError: if files are given without a name.
+        DataError: if a file cannot be read, or the two files name different classes.
+    """
+    node = cfg.DATASETS.CUSTOM
+    files = {"TRAIN": node.TRAIN_JSON, "TEST": node.TEST_JSON}
+    if not node.NAME:
+        if any(files.values()):
+            raise ConfigError(
+                "DATASETS.CUSTOM has a json but no name; write DATASETS.CUSTOM.NAME, for example "
+                f"{Path(next(f for f in files.values() if f)).stem}."
+            )
+        return
+    classes = _class_names([f for f in files.values() if f], list(node.CLASSES))
+    node.CLASSES = tuple(classes)
+    for split, json_file in files.items():
+        if json_file:
+            name = f"{node.NAME}_{split.lower()}"
+            register_coco_json(name, json_file, node[f"{split}_IMAGES"], classes)
+            cfg.DATASETS[split] = (name,)
+        else:
+            cfg.DATASETS[split] = ()
+
+
+def _class_names(files: list[str], saved: list[str]) -> list[str]:
+    if not files:
+        raise ConfigError(
+            "DATASETS.CUSTOM has a name but no json; write DATASETS.CUSTOM.TRAIN_JSON or TEST_JSON."
+        )
+    if saved and not any(Path(f).is_file() for f in files):
+        return saved  # a trained model used where its data are not
+    names = {f: [c["name"] for c in read_categories(f)] for f in files}
+    first, *others = names
+    for other in others:
+        if names[other] != names[first]:
+            raise DataError(
+                f"{first} and {other} name different classes: {', '.join(names[first])} against "
+                f"{', '.join(names[other])}. Both need the same categories."
+            )
+    return names[first]

@@ -1,0 +1,155 @@
+"""``shapes_train`` and ``shapes_val``: a synthetic data set drawn on the fly.
+
+Five classes of filled shapes of any colour, small to large, rotated and overlapping, over a noisy
+background, in images of several sizes. Nothing is stored: an image is a function of its name, the
+same in every process and worker. Its name works wherever Detectron2 opens a file.
+"""
+
+import io
+from functools import partial
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+
+__all__ = ["CLASSES", "draw_scene", "register_shapes", "shapes_records"]
+
+CLASSES = ["circle", "square", "triangle", "star", "cross"]
+SPLITS = {"train": 2000, "val": 200}
+_SCHEME = "shapes://"
+_SEED = 20220502
+_SIDES = (96, 112, 128)  # height and width of an image, drawn independently
+_OBJECTS = (1, 7)
+_EXTENT = (0.08, 0.55)  # diameter of a shape as a fraction of the shorter side
+_MAX_OVERLAP = 0.35  # of the smaller of two boxes
+
+
+class Shape(NamedTuple):
+    """One object: its class, outline (N, 2) in pixels and BGR colour."""
+
+    label: int
+    outline: np.ndarray
+    colour: tuple[int, int, int]
+
+    @property
+    def box(self) -> np.ndarray:
+        """(4,) xyxy in pixels; the last covered pixel counts."""
+        return np.concatenate([self.outline.min(axis=0), self.outline.max(axis=0) + 1])
+
+
+class Scene(NamedTuple):
+    """Everything an image shows, back to front."""
+
+    height: int
+    width: int
+    shapes: list[Shape]
+    generator: np.random.Generator
+
+
+def _unit_outline(label: int) -> np.ndarray:
+    """Outline of a class with diameter 1 around the origin, (N, 2)."""
+    name = CLASSES[label]
+    if name == "cross":
+        arm, half = 0.17, 0.5
+        corner = [(arm, half), (arm, arm), (half, arm)]
+        turns = [((c, -s), (s, c)) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+        points = [np.array(turn) @ p for turn in turns for p in corner[::-1]]
+        return np.array(points)
+    count, inner = {"circle": (40, 1.0), "square": (4, 1.0), "triangle": (3, 1.0)}.get(
+        name, (10, 0.42)
+    )
+    angle = np.arange(count) * 2 * np.pi / count
+    radius = np.where(np.arange(count) % 2, inner, 1.0) * 0.5
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over the smaller area."""
+    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
+    areas = [float(np.prod(b[2:] - b[:2])) for b in (box, other)]
+    return float(np.prod(np.clip(high - low, 0, None))) / min(areas)
+
+
+def _make_scene(split: str, index: int) -> Scene:
+    seed = [_SEED, sorted(SPLITS).index(split), index]
+    generator = np.random.default_rng(seed)
+    height, width = (int(generator.choice(_SIDES)) for _ in range(2))
+    shapes: list[Shape] = []
+    for _ in range(int(generator.integers(*_OBJECTS, endpoint=True))):
+        label = int(generator.integers(len(CLASSES)))
+        low, high = np.log(_EXTENT)
+        extent = float(np.exp(generator.uniform(low, high))) * min(height, width)
+        angle = generator.uniform(0, 2 * np.pi)
+        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        centre = generator.uniform(extent / 2 + 1, np.array([width, height]) - extent / 2 - 2)
+        outline = np.rint(_unit_outline(label) @ rotation.T * extent + centre).astype(np.int32)
+        colour = tuple(int(c) for c in generator.integers(0, 256, 3))
+        shape = Shape(label, outline, colour)
+        if all(_overlap(shape.box, other.box) <= _MAX_OVERLAP for other in shapes):
+            shapes.append(shape)
+    return Scene(height, width, shapes, generator)
+
+
+def draw_scene(split: str, index: int) -> np.ndarray:
+    """The image (H, W, 3) uint8 BGR of one record."""
+    height, width, shapes, generator = _make_scene(split, index)
+    coarse = generator.integers(60, 200, (4, 4, 3)).astype(np.float32)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    image = np.clip(image + generator.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+    for shape in shapes:
+        cv2.fillPoly(image, [shape.outline], shape.colour)
+        edge = 0 if sum(shape.colour) > 380 else 255  # a visible rim on any background
+        cv2.polylines(image, [shape.outline], True, (edge,) * 3, 1)
+    return image
+
+
+def shapes_records(split: str) -> list[dict]:
+    """Records of a split in Detectron2's format; the images are drawn when opened."""
+    records = []
+    for index in range(SPLITS[split]):
+        scene = _make_scene(split, index)
+        annotations = [
+            {
+                "bbox": [float(v) for v in shape.box],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": shape.label,
+                "iscrowd": 0,
+            }
+            for shape in scene.shapes
+        ]
+        records.append(
+            {
+                "file_name": f"{_SCHEME}{split}/{index}.bmp",
+                "image_id": index,
+                "height": scene.height,
+                "width": scene.width,
+                "annotations": annotations,
+            }
+        )
+    return records
+
+
+class _ShapesHandler(PathHandler):
+    """Opens ``shapes://train/17.bmp`` as a file; uncompressed, since it lives for one read."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [_SCHEME]
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: object) -> io.BytesIO:
+        split, name = path.removeprefix(_SCHEME).split("/")
+        _, encoded = cv2.imencode(".bmp", draw_scene(split, int(name.removesuffix(".bmp"))))
+        return io.BytesIO(encoded.tobytes())
+
+
+def register_shapes() -> None:
+    """Register both splits and their way of being opened; safe to call again."""
+    PathManager.register_handler(_ShapesHandler(), allow_override=True)
+    for split in SPLITS:
+        name = f"shapes_{split}"
+        if name not in DatasetCatalog.list():
+            DatasetCatalog.register(name, partial(shapes_records, split))
+            MetadataCatalog.get(name).set(thing_classes=list(CLASSES), evaluator_type="coco")

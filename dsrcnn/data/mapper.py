@@ -1,0 +1,138 @@
+"""From a data set record to a model input, with Sparse R-CNN's augmentation."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+
+from ..errors import DataError
+from .annotations import box_fault
+
+__all__ = ["DetectionMapper", "read_image"]
+
+# Short sides before the random crop, fixed in DETR and Sparse R-CNN.
+_SIZES_BEFORE_CROP = (400, 500, 600)
+
+
+class DetectionMapper:
+    """Reads an image, augments it with its boxes and makes tensors.
+
+    In training: a flip, then either a plain resize or, with ``INPUT.CROP.ENABLED`` and probability
+    one half, resize to a small size, crop, resize. Crowd annotations and boxes that cannot be used
+    are left out; images without any box stay. In evaluation: a resize.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        augmentations: list[T.Augmentation],
+        crop_augmentations: list[T.Augmentation] | None = None,
+        image_format: str = "RGB",
+        is_train: bool = True,
+    ) -> None:
+        """Set the two ways of augmenting.
+
+        Args:
+            augmentations: the plain way.
+            crop_augmentations: taken instead half of the time; None for never.
+            image_format: channel order the model expects.
+            is_train: whether annotations are wanted.
+        """
+        self.augmentations = augmentations
+        self.crop_augmentations = crop_augmentations
+        self.image_format = image_format
+        self.is_train = is_train
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        """Read `INPUT`."""
+        node = cfg.INPUT
+        common = {"image_format": node.FORMAT, "is_train": is_train}
+        if not is_train:
+            resize = T.ResizeShortestEdge(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST, "choice")
+            return {"augmentations": [resize], **common}
+        flips: list[T.Augmentation] = []
+        if node.RANDOM_FLIP != "none":
+            vertical = node.RANDOM_FLIP == "vertical"
+            flips = [T.RandomFlip(horizontal=not vertical, vertical=vertical)]
+        resize = T.ResizeShortestEdge(
+            node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING
+        )
+        crop = None
+        if node.CROP.ENABLED:
+            before = T.ResizeShortestEdge(_SIZES_BEFORE_CROP, sample_style="choice")
+            crop = [*flips, before, T.RandomCrop(node.CROP.TYPE, node.CROP.SIZE), resize]
+        return {"augmentations": [*flips, resize], "crop_augmentations": crop, **common}
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Map one record; the record itself is not changed.
+
+        Args:
+            record: Detectron2's format, with ``annotations`` in training.
+
+        Returns:
+            The record with ``image`` (3, H, W) uint8 and, in training, ``instances``.
+
+        Raises:
+            DataError: if the image is missing, broken or of another size than recorded.
+        """
+        record = copy.deepcopy(record)
+        image = read_image(record, self.image_format)
+        augmentations = self.augmentations
+        if self.crop_augmentations is not None and np.random.rand() <= 0.5:
+            augmentations = self.crop_augmentations
+        augmented = T.AugInput(image)
+        transforms = T.AugmentationList(augmentations)(augmented)
+        image = augmented.image
+        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        annotations = record.pop("annotations", [])
+        if self.is_train:
+            usable = [
+                detection_utils.transform_instance_annotations(a, transforms, image.shape[:2])
+                for a in map(_box_only, annotations)
+                if a.get("iscrowd", 0) == 0 and box_fault(a) is None
+            ]
+            instances = detection_utils.annotations_to_instances(usable, image.shape[:2])
+            record["instances"] = detection_utils.filter_empty_instances(instances)
+        return record
+
+
+def _box_only(annotation: dict) -> dict:
+    """The annotation without masks and keypoints, which would only cost time."""
+    return {k: v for k, v in annotation.items() if k not in ("segmentation", "keypoints")}
+
+
+def read_image(record: dict[str, Any], image_format: str) -> np.ndarray:
+    """Read the image of a record and compare its size with the recorded one.
+
+    Args:
+        record: with ``file_name``, and ``height`` and ``width`` if known; they are added if not.
+        image_format: channel order.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        DataError: naming the file and what is wrong with it.
+    """
+    name = record["file_name"]
+    try:
+        image = detection_utils.read_image(name, format=image_format)
+        detection_utils.check_image_size(record, image)
+    except FileNotFoundError as error:
+        raise DataError(f"Image {name} does not exist; correct its path or remove it.") from error
+    except detection_utils.SizeMismatchError as error:
+        raise DataError(
+            f"Image {name} is {image.shape[1]}x{image.shape[0]} pixels, but its record says "
+            f"{record['width']}x{record['height']}; correct the annotations."
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            f"Image {name} cannot be read ({error}); replace the file or remove it."
+        ) from error
+    return image

@@ -1,0 +1,40 @@
+"""Small blocks and initialisation rules shared by the stages."""
+
+import math
+
+from torch import nn
+
+__all__ = ["activation_from_name", "initialize_xavier", "linear_norm_relu", "prior_bias"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+
+
+def activation_from_name(name: str) -> nn.Module:
+    """The activation layer called `name`.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"Activation {name!r} is unknown; choose one of {sorted(_ACTIVATIONS)}.")
+    return _ACTIVATIONS[name]()
+
+
+def linear_norm_relu(channels: int, repeats: int) -> nn.Sequential:
+    """`repeats` times a linear layer without bias, LayerNorm and ReLU, all of `channels`."""
+    layers: list[nn.Module] = []
+    for _ in range(repeats):
+        layers += [nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def initialize_xavier(module: nn.Module) -> None:
+    """Xavier-uniform for every matrix in `module`; vectors keep the default of their layer."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+def prior_bias(probability: float) -> float:
+    """The logit whose sigmoid is `probability` (RetinaNet's prior, arXiv 1708.02002)."""
+    return -math.log((1.0 - probability) / probability)

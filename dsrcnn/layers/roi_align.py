@@ -1,0 +1,154 @@
+"""RoIAlign over a whole feature pyramid in one gather.
+
+The common implementation pools level by level: pick the RoIs of a level, run RoIAlign, scatter the
+results, then permute them to the layout the head wants. Here all levels of all images form one
+table of D-channel rows. A RoI cell is a weighted sum of rows, at most four for each of its sampling
+points, which is exactly an embedding bag; its output already has the channels last. Values equal
+RoIAlign with ``aligned=True`` to rounding. No data-dependent shape, no host synchronisation.
+
+Letters: ``B`` images, ``R`` RoIs per image, ``D`` channels, ``K`` output cells per side,
+``S`` sampling points per cell and side, ``T`` rows of the table.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["FeatureTable", "assign_levels", "pool_rois", "sampling_weights"]
+
+
+class FeatureTable(NamedTuple):
+    """A feature pyramid as rows.
+
+    Attributes:
+        rows: (T, D); image by image, level by level, row by row.
+        shapes: height and width of each level.
+        images: number of images.
+    """
+
+    rows: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    images: int
+
+    @classmethod
+    def from_levels(cls, features: list[Tensor]) -> "FeatureTable":
+        """Lay out pyramid levels (B, D, H_l, W_l) as one table."""
+        rows = torch.cat([f.permute(0, 2, 3, 1).flatten(1, 2) for f in features], dim=1)
+        shapes = tuple((f.shape[2], f.shape[3]) for f in features)
+        return cls(rows.flatten(0, 1), shapes, features[0].shape[0])
+
+
+def assign_levels(
+    boxes: Tensor, num_levels: int, *, finest: int = 2, canonical_size: float = 224.0
+) -> Tensor:
+    """Pyramid level of each box by its size (FPN, arXiv 1612.03144, equation 1).
+
+    Args:
+        boxes: (..., 4) xyxy in pixels.
+        num_levels: levels there are.
+        finest: name of the first level (its stride is ``2 ** finest``).
+        canonical_size: side of a box that belongs to level 4.
+
+    Returns:
+        (...) int64, 0-based; degenerate boxes belong to the finest level.
+    """
+    area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+    level = torch.floor(4 + torch.log2(area.sqrt() / canonical_size + 1e-8)) - finest
+    return level.nan_to_num(0.0).clamp(0, num_levels - 1).long()
+
+
+def _axis_weights(
+    start: Tensor, extent: Tensor, limit: Tensor, cells: int, samples: int
+) -> tuple[Tensor, Tensor]:
+    """Bilinear neighbours along one axis.
+
+    Args:
+        start: (N,) first coordinate of each RoI in feature cells, half a cell already subtracted.
+        extent: (N,) size in feature cells.
+        limit: (N,) number of feature cells.
+        cells: ``K``.
+        samples: ``S``.
+
+    Returns:
+        Index and weight of the two neighbours of each point, both (N, K, 2 S).
+    """
+    count = cells * samples
+    # Midpoints i + 0.5 first, as RoIAlign computes them, to keep the same rounding.
+    grid = (torch.arange(count, device=start.device) + 0.5) / count
+    limit = limit.unsqueeze(1)
+    position = start.unsqueeze(1) + grid.to(start.dtype) * extent.unsqueeze(1)
+    inside = (position >= -1) & (position <= limit)
+    position = torch.minimum(position.clamp(min=0), limit.to(position.dtype))
+    low = position.long()
+    at_edge = low >= limit - 1
+    low = torch.minimum(low, limit - 1)
+    fraction = (position - low).masked_fill(at_edge, 0.0)
+    high = torch.minimum(low + 1, limit - 1)
+    weight = torch.stack([1 - fraction, fraction], dim=-1) * inside.unsqueeze(-1) / samples
+    index = torch.stack([low, high], dim=-1)
+    return index.view(-1, cells, 2 * samples), weight.view(-1, cells, 2 * samples)
+
+
+def sampling_weights(
+    table: FeatureTable, boxes: Tensor, strides: tuple[int, ...], cells: int, samples: int
+) -> tuple[Tensor, Tensor]:
+    """Rows of the table that each RoI cell averages, with their weights.
+
+    Args:
+        table: the feature pyramid.
+        boxes: (B, R, 4) xyxy in pixels; not finite coordinates count as zero.
+        strides: of the levels, finest first.
+        cells: ``K``.
+        samples: ``S``.
+
+    Returns:
+        Row indices and weights, both (B * R * K * K, 4 S * S).
+    """
+    boxes = boxes.nan_to_num(0.0, 0.0, 0.0).flatten(0, 1)
+    device = boxes.device
+    shape_rows = [
+        (height, width, stride) for (height, width), stride in zip(table.shapes, strides, strict=True)
+    ]
+    levels = torch.tensor(shape_rows, device=device)
+    sizes = levels[:, 0] * levels[:, 1]
+    first_rows = sizes.cumsum(0) - sizes
+    level = assign_levels(boxes, len(strides), finest=strides[0].bit_length() - 1)
+    height, width, stride = levels[level].unbind(1)
+    image = torch.arange(table.images, device=device).repeat_interleave(
+        boxes.shape[0] // table.images
+    )
+    base = first_rows[level] + image * (table.rows.shape[0] // table.images)
+    x1, y1, x2, y2 = (boxes / stride.unsqueeze(1).to(boxes.dtype)).unbind(1)
+    rows, row_weights = _axis_weights(y1 - 0.5, y2 - y1, height, cells, samples)
+    columns, column_weights = _axis_weights(x1 - 0.5, x2 - x1, width, cells, samples)
+    start = (base.view(-1, 1, 1) + rows * width.view(-1, 1, 1))[:, :, None, :, None]
+    index = start + columns[:, None, :, None, :]  # (N, K, K, 2 S, 2 S)
+    weight = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+    return index.flatten(3).flatten(0, 2), weight.flatten(3).flatten(0, 2)
+
+
+def pool_rois(
+    table: FeatureTable, boxes: Tensor, strides: tuple[int, ...], *, cells: int = 7, samples: int = 2
+) -> Tensor:
+    """RoIAlign (``aligned=True``) of boxes on the pyramid level that fits their size.
+
+    Differentiable in the features, not in the boxes, like the usual RoIAlign.
+
+    Args:
+        table: the feature pyramid.
+        boxes: (B, R, 4) xyxy in pixels.
+        strides: of the levels, finest first.
+        cells: ``K``.
+        samples: ``S``.
+
+    Returns:
+        (B * R, K * K, D).
+    """
+    with torch.no_grad():
+        index, weight = sampling_weights(table, boxes, strides, cells, samples)
+    pooled = F.embedding_bag(
+        index, table.rows, mode="sum", per_sample_weights=weight.to(table.rows.dtype)
+    )
+    return pooled.view(-1, cells * cells, table.rows.shape[1])

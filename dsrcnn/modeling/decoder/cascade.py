@@ -1,0 +1,92 @@
+"""The cascade of stages (Sparse R-CNN section 3.3, "iterative structure").
+
+Letters: ``B`` images, ``G`` groups, ``P`` proposals, ``D`` channels, ``C`` classes, ``S`` stages,
+``Q`` prediction sets.
+"""
+
+import copy
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from ...structures import Predictions, Proposals
+from .roi_features import RoIFeatures
+from .sparse_stage import RCNNHead
+
+__all__ = ["DynamicHead"]
+
+
+class DynamicHead(nn.Module):
+    """Runs the stages one after the other and collects what each of them predicts."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        stage: RCNNHead,
+        num_stages: int,
+        roi_features: RoIFeatures,
+        deep_supervision: bool = True,
+        prior_probability: float | None = 0.01,
+    ) -> None:
+        """Make `num_stages` copies of `stage`, each with matrices of its own.
+
+        Args:
+            stage: the stage to copy; biases therefore start equal in all stages, as officially.
+            num_stages: ``S``.
+            roi_features: pools features at boxes; has no parameters.
+            deep_supervision: False keeps the predictions of the last stage only.
+            prior_probability: see `RCNNHead.initialize`.
+        """
+        super().__init__()
+        self.roi_features = roi_features
+        self.deep_supervision = deep_supervision
+        self.head_series = nn.ModuleList(copy.deepcopy(stage) for _ in range(num_stages))
+        for member in self.head_series:
+            member.initialize(prior_probability)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Read `MODEL.SparseRCNN` and the pooler's settings."""
+        node = cfg.MODEL.SparseRCNN
+        return {
+            "stage": RCNNHead(cfg),
+            "num_stages": node.NUM_HEADS,
+            "roi_features": RoIFeatures(cfg),
+            "deep_supervision": node.DEEP_SUPERVISION,
+            "prior_probability": node.PRIOR_PROB if node.USE_FOCAL else None,
+        }
+
+    def forward(self, features: list[Tensor], proposals: Proposals) -> Predictions:
+        """Refine the proposals stage by stage.
+
+        Boxes are detached between stages, features are not: the box loss of a stage trains that
+        stage alone, its features all earlier ones.
+
+        Args:
+            features: pyramid levels (B, D, H_l, W_l), finest first.
+            proposals: initial boxes (B, P, 4) and features (B, P, D).
+
+        Returns:
+            The predictions of all stages in order, or of the last one in evaluation mode and
+            without deep supervision.
+        """
+        pyramid = self.roi_features.prepare(features)
+        boxes, states = (x.unsqueeze(1) for x in proposals)  # one group: (B, 1, P, .)
+        collected: list[tuple[Tensor, Tensor]] = []
+        for stage in self.head_series:
+            pooled = self.roi_features(pyramid, boxes.detach().flatten(1, 2))
+            logits, boxes, states = stage(pooled, boxes, states)
+            collected.append((logits, boxes))
+            boxes = boxes.detach()
+        kept = len(collected) if self.training and self.deep_supervision else 1
+        return _as_predictions(collected[-kept:], first_stage=len(collected) - kept)
+
+
+def _as_predictions(collected: list[tuple[Tensor, Tensor]], first_stage: int) -> Predictions:
+    """Stack (B, G, P, .) outputs; every group of a stage becomes a prediction set of its own."""
+    logits, boxes = (torch.cat([x.transpose(0, 1) for x in xs]) for xs in zip(*collected))
+    stages = torch.arange(first_stage, first_stage + len(collected), device=boxes.device)
+    groups = boxes.shape[0] // len(collected)
+    return Predictions(logits, boxes, stages.repeat_interleave(groups))

@@ -1,0 +1,137 @@
+"""One stage of the cascade (Sparse R-CNN's dynamic instance interactive head, section 3.2).
+
+Letters: ``B`` images, ``G`` groups of proposals (1, or more when a training strategy recollects
+earlier ones), ``P`` proposals of a group, ``D`` channels, ``K`` positions of a RoI, ``C`` classes.
+"""
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from ...layers.blocks import activation_from_name, initialize_xavier, linear_norm_relu, prior_bias
+from ...layers.dynamic_conv import DynamicConv
+from ...structures import apply_deltas
+
+__all__ = ["RCNNHead"]
+
+
+class RCNNHead(nn.Module):
+    """Self-attention among proposals, dynamic interaction with their RoIs, class and box.
+
+    Parameter names follow the official checkpoints. No parameter depends on the number of proposals
+    or groups.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        channels: int,
+        num_logits: int,
+        attention_heads: int,
+        feedforward_channels: int,
+        dynamic_channels: int,
+        roi_positions: int,
+        num_cls: int,
+        num_reg: int,
+        dropout: float = 0.0,
+        activation: str = "relu",
+    ) -> None:
+        """Make one stage.
+
+        Args:
+            channels: ``D``.
+            num_logits: outputs of the classifier: ``C``, or ``C + 1`` with softmax.
+            attention_heads: heads of the self-attention.
+            feedforward_channels: inner width of the feed-forward network.
+            dynamic_channels: channels between the two generated convolutions.
+            roi_positions: ``K``, cells of a pooled RoI.
+            num_cls: layers of the classification tower.
+            num_reg: layers of the box tower.
+            dropout: dropout of attention, interaction and feed-forward network.
+            activation: of the feed-forward network, "relu" or "gelu".
+        """
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(
+            channels, attention_heads, dropout=dropout, batch_first=True
+        )
+        self.inst_interact = DynamicConv(channels, dynamic_channels, roi_positions)
+        self.linear1 = nn.Linear(channels, feedforward_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(feedforward_channels, channels)
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.norm3 = nn.LayerNorm(channels)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
+        self.dropout3 = nn.Dropout(dropout)
+        self.activation = activation_from_name(activation)
+        self.cls_module = linear_norm_relu(channels, num_cls)
+        self.reg_module = linear_norm_relu(channels, num_reg)
+        self.class_logits = nn.Linear(channels, num_logits)
+        self.bboxes_delta = nn.Linear(channels, 4)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Read `MODEL.SparseRCNN` and the pooler's resolution."""
+        node = cfg.MODEL.SparseRCNN
+        return {
+            "channels": node.HIDDEN_DIM,
+            "num_logits": node.NUM_CLASSES + (0 if node.USE_FOCAL else 1),
+            "attention_heads": node.NHEADS,
+            "feedforward_channels": node.DIM_FEEDFORWARD,
+            "dynamic_channels": node.DIM_DYNAMIC,
+            "roi_positions": cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION**2,
+            "num_cls": node.NUM_CLS,
+            "num_reg": node.NUM_REG,
+            "dropout": node.DROPOUT,
+            "activation": node.ACTIVATION,
+        }
+
+    def initialize(self, prior_probability: float | None) -> None:
+        """Xavier for all matrices; with focal loss the classifier starts at the prior.
+
+        The official code finds the classifier by the size of its last axis, which also hits other
+        parameters for some class counts; here it is addressed by name.
+
+        Args:
+            prior_probability: class score of an untrained model, None for softmax classification.
+        """
+        initialize_xavier(self)
+        if prior_probability is not None:
+            nn.init.constant_(self.class_logits.bias, prior_bias(prior_probability))
+
+    def forward(
+        self, roi_features: Tensor, boxes: Tensor, proposal_features: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Refine every proposal once.
+
+        Args:
+            roi_features: (B * G * P, K, D), pooled at `boxes`.
+            boxes: (B, G, P, 4) xyxy in pixels.
+            proposal_features: (B, G, P, D).
+
+        Returns:
+            Logits (B, G, P, C), boxes (B, G, P, 4) and object features (B, G, P, D), the proposal
+            features of the next stage.
+        """
+        features = self.norm1(proposal_features + self.dropout1(self._attend(proposal_features)))
+        interaction = self.inst_interact(features.flatten(0, 2), roi_features).view_as(features)
+        features = self.norm2(features + self.dropout2(interaction))
+        hidden = self.dropout(self.activation(self.linear1(features)))
+        features = self.norm3(features + self.dropout3(self.linear2(hidden)))
+        logits = self.class_logits(self.cls_module(features))
+        refined = self._refine(features, boxes)
+        return logits, refined, features
+
+    def _attend(self, features: Tensor) -> Tensor:
+        """Self-attention among the proposals of one group of one image."""
+        x = features.flatten(0, 1)
+        return self.self_attn(x, x, x, need_weights=False)[0].view_as(features)
+
+    def _refine(self, features: Tensor, boxes: Tensor) -> Tensor:
+        tower = self.reg_module(features)
+        # The deltas stay float32 under autocast, as the boxes do.
+        with torch.autocast(tower.device.type, enabled=False):
+            deltas = self.bboxes_delta(tower.to(self.bboxes_delta.weight.dtype))
+        return apply_deltas(deltas, boxes)

@@ -1,0 +1,44 @@
+"""Classification losses, dense over all proposals and classes.
+
+Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals, ``C`` classes.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+__all__ = ["cross_entropy_losses", "focal_losses"]
+
+
+def focal_losses(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss (arXiv 1708.02002) summed over images, proposals and classes.
+
+    Args:
+        logits: (Q, B, P, C).
+        classes: (Q, B, P) int64 class of each proposal, ``C`` for background.
+        alpha: balance of positives.
+        gamma: exponent.
+
+    Returns:
+        (Q,).
+    """
+    one_hot = F.one_hot(classes, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
+    return sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=gamma).sum(dim=(1, 2, 3))
+
+
+def cross_entropy_losses(logits: Tensor, classes: Tensor, class_weights: Tensor) -> Tensor:
+    """Weighted mean cross-entropy with a background class (DETR's), one value per set.
+
+    Args:
+        logits: (Q, B, P, C + 1).
+        classes: (Q, B, P) int64, ``C`` for background.
+        class_weights: (C + 1,).
+
+    Returns:
+        (Q,), each divided by the sum of the weights of its proposals.
+    """
+    loss = F.cross_entropy(
+        logits.flatten(0, 2), classes.flatten(), weight=class_weights, reduction="none"
+    ).view_as(classes)
+    total = class_weights[classes].sum(dim=(1, 2))
+    return loss.sum(dim=(1, 2)) / total

@@ -1,0 +1,157 @@
+"""Set losses over a dense assignment (Sparse R-CNN section 3.4).
+
+Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals, ``M`` ground truths, ``C`` classes,
+``S`` stages.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from ...structures import Predictions, Targets
+from .box_losses import box_losses
+from .class_losses import cross_entropy_losses, focal_losses
+
+__all__ = ["LossWeights", "SetCriterion", "mean_over_processes"]
+
+
+class LossWeights(NamedTuple):
+    """Factor of each loss."""
+
+    class_: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Average a tensor over all processes; it stays on its device."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
+
+
+class SetCriterion(nn.Module):
+    """Class, L1 and generalised IoU loss of every stage, given who learns what."""
+
+    empty_weight: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_stages: int,
+        weights: LossWeights,
+        deep_supervision: bool = True,
+        focal: bool = True,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        no_object_weight: float = 0.1,
+    ) -> None:
+        """Set the losses.
+
+        Args:
+            num_classes: ``C``.
+            num_stages: ``S``.
+            weights: factor of each loss.
+            deep_supervision: whether predictions of all stages come, or of the last one only.
+            focal: focal classification; False for softmax with a background class.
+            alpha: focal balance.
+            gamma: focal exponent.
+            no_object_weight: weight of the background class with softmax.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_stages = num_stages
+        self.weights = weights
+        self.first_stage = 0 if deep_supervision else num_stages - 1
+        self.focal = focal
+        self.alpha = alpha
+        self.gamma = gamma
+        if not focal:  # only then a part of official checkpoints
+            class_weights = torch.ones(num_classes + 1)
+            class_weights[-1] = no_object_weight
+            self.register_buffer("empty_weight", class_weights)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Read `MODEL.SparseRCNN`."""
+        node = cfg.MODEL.SparseRCNN
+        return {
+            "num_classes": node.NUM_CLASSES,
+            "num_stages": node.NUM_HEADS,
+            "weights": LossWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT),
+            "deep_supervision": node.DEEP_SUPERVISION,
+            "focal": node.USE_FOCAL,
+            "alpha": node.ALPHA,
+            "gamma": node.GAMMA,
+            "no_object_weight": node.NO_OBJECT_WEIGHT,
+        }
+
+    def forward(
+        self, predictions: Predictions, targets: Targets, assignment: Tensor
+    ) -> dict[str, Tensor]:
+        """Weighted losses of every stage.
+
+        Args:
+            predictions: of all stages.
+            targets: ground truth of the batch.
+            assignment: (Q, B, P) int64, -1 = background.
+
+        Returns:
+            ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last stage, those of stage s < S - 1
+            with the suffix ``_s``. An image without ground truth contributes to ``loss_ce`` only;
+            all losses stay connected to the graph.
+        """
+        positive = assignment >= 0
+        classes, wanted = self._gather(targets, assignment, positive)
+        # Never in half precision: the sums run over all proposals and classes.
+        logits, boxes = (_at_least_float32(x) for x in predictions[:2])
+        l1, giou = box_losses(boxes, wanted, positive, targets.sizes.to(boxes.dtype))
+        normalizer = self._normalizer(targets)
+        if self.focal:
+            ce = focal_losses(logits, classes, alpha=self.alpha, gamma=self.gamma) / normalizer
+        else:
+            ce = cross_entropy_losses(logits, classes, self.empty_weight.to(logits.dtype))
+        per_set = {
+            "loss_ce": self.weights.class_ * ce,
+            "loss_bbox": self.weights.l1 * l1 / normalizer,
+            "loss_giou": self.weights.giou * giou / normalizer,
+        }
+        return self._by_stage(per_set, predictions.stage)
+
+    def _gather(
+        self, targets: Targets, assignment: Tensor, positive: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Class (Q, B, P) and box (Q, B, P, 4) that each proposal learns."""
+        if targets.mask.shape[1] == 0:
+            wanted = targets.boxes.new_zeros(*assignment.shape, 4)
+            return torch.full_like(assignment, self.num_classes), wanted
+        index = assignment.clamp(min=0)
+        image = torch.arange(index.shape[1], device=index.device).view(1, -1, 1)
+        labels = targets.labels[image, index]
+        return labels.masked_fill(~positive, self.num_classes), targets.boxes[image, index]
+
+    def _normalizer(self, targets: Targets) -> Tensor:
+        """Ground truths per process, at least 1. A tensor: reading it would stall the device."""
+        return mean_over_processes(targets.mask.sum().to(targets.sizes.dtype)).clamp(min=1)
+
+    def _by_stage(self, per_set: dict[str, Tensor], stage: Tensor) -> dict[str, Tensor]:
+        """Sum the sets of each stage and name the sums as the official code does."""
+        losses = {}
+        supervised = self.num_stages - self.first_stage
+        for name, values in per_set.items():
+            sums = values.new_zeros(supervised).index_add(0, stage - self.first_stage, values)
+            for offset, value in enumerate(sums.unbind()):
+                index = self.first_stage + offset
+                losses[name if index == self.num_stages - 1 else f"{name}_{index}"] = value
+        return losses
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,171 @@
+"""Sparse R-CNN (arXiv 2011.12450): the whole detector.
+
+Letters: ``B`` images, ``P`` proposals, ``Q`` prediction sets.
+"""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from torch import Tensor, nn
+
+from ...layers.frozen_conv import fold_frozen_norms
+from ...structures import Predictions
+from ..decoder import DynamicHead
+from ..inputs import batch_images, image_sizes, pad_targets
+from ..losses import SetCriterion
+from ..matching import HungarianMatcher
+from ..postprocess import select_detections, to_original_size
+from ..proposals import LearnedProposals
+
+__all__ = ["SparseRCNN"]
+
+
+@META_ARCH_REGISTRY.register()
+class SparseRCNN(nn.Module):
+    """Backbone, proposals, a cascade of stages, set losses; no anchors and no suppression."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        in_features: list[str],
+        proposals: nn.Module,
+        head: nn.Module,
+        matcher: nn.Module,
+        criterion: nn.Module,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        focal: bool = True,
+        detections_per_image: int = 100,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            backbone: images (B, 3, H, W) to a dictionary of pyramid levels (B, D, H_l, W_l).
+            in_features: names of the levels the cascade pools from, finest first.
+            proposals: levels and sizes (B, 4) to `Proposals`.
+            head: levels and `Proposals` to `Predictions`.
+            matcher: `Predictions` and `Targets` to an assignment (Q, B, P).
+            criterion: `Predictions`, `Targets` and assignment to a dictionary of losses.
+            pixel_mean: per channel, in the order of ``INPUT.FORMAT``.
+            pixel_std: likewise.
+            focal: focal classification; False for softmax.
+            detections_per_image: upper limit of detections; never more than proposals.
+        """
+        super().__init__()
+        # Same numbers, fewer passes over memory: frozen norms inside the convolutions, and the
+        # layout in which both CPU and GPU convolve fastest.
+        fold_frozen_norms(backbone)
+        self.backbone = backbone.to(memory_format=torch.channels_last)
+        self.in_features = in_features
+        self.proposals = proposals
+        self.head = head
+        self.matcher = matcher
+        self.criterion = criterion
+        self.focal = focal
+        self.detections_per_image = detections_per_image
+        # Not persistent: official checkpoints do not have them.
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        # The public names of these two exist only since torch 2.5.
+        self._register_state_dict_hook(_save_official_keys)
+        self._register_load_state_dict_pre_hook(_load_official_keys)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Read the whole model from a config."""
+        return {
+            "backbone": build_backbone(cfg),
+            "in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
+            "proposals": LearnedProposals(cfg),
+            "head": DynamicHead(cfg),
+            "matcher": HungarianMatcher(cfg),
+            "criterion": SetCriterion(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "focal": cfg.MODEL.SparseRCNN.USE_FOCAL,
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is now; inputs are moved there."""
+        return self.pixel_mean.device
+
+    def forward(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Losses in training mode, detections otherwise.
+
+        Args:
+            inputs: Detectron2's model inputs: ``image`` (3, H, W) in the order of
+                ``INPUT.FORMAT``; ``instances`` with ``gt_boxes`` and ``gt_classes`` in training;
+                ``height`` and ``width`` of the original image otherwise.
+
+        Returns:
+            In training the weighted losses by name, otherwise one dictionary per image with
+            ``instances``: ``pred_boxes`` in pixels of the original image, ``scores``,
+            ``pred_classes``.
+        """
+        predictions, sizes, network_sizes = self.predict(inputs)
+        if self.training:
+            targets = pad_targets(inputs, sizes)
+            return self.criterion(predictions, targets, self.matcher(predictions, targets))
+        return self._detections(predictions, network_sizes, inputs)
+
+    def predict(
+        self, inputs: list[dict[str, Any]]
+    ) -> tuple[Predictions, Tensor, list[tuple[int, int]]]:
+        """Run the network.
+
+        Returns:
+            Predictions, sizes (B, 4) as ``w, h, w, h``, and each image's (height, width), all in
+            pixels of the network input.
+        """
+        images = batch_images(
+            inputs, self.pixel_mean, self.pixel_std, self.backbone.size_divisibility
+        )
+        sizes = image_sizes(images.image_sizes, self.device)
+        levels = self.backbone(images.tensor.contiguous(memory_format=torch.channels_last))
+        features = [levels[name] for name in self.in_features]
+        return self.head(features, self.proposals(features, sizes)), sizes, images.image_sizes
+
+    def _detections(
+        self,
+        predictions: Predictions,
+        network_sizes: list[tuple[int, int]],
+        inputs: list[dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        scores, classes, boxes = select_detections(
+            predictions.logits[-1],
+            predictions.boxes[-1],
+            limit=self.detections_per_image,
+            focal=self.focal,
+        )
+        results = []
+        for i, (size, record) in enumerate(zip(network_sizes, inputs, strict=True)):
+            original = (record.get("height", size[0]), record.get("width", size[1]))
+            detections = to_original_size(scores[i], classes[i], boxes[i], size, original)
+            results.append({"instances": detections})
+        return results
+
+
+# Official checkpoints keep the learned proposals at the top level; here they belong to a module.
+_OFFICIAL_PREFIX, _OWN_PREFIX = "init_proposal_", "proposals.init_proposal_"
+
+
+def _rename(state: dict[str, Any], old: str, new: str) -> None:
+    for key in [k for k in state if k.startswith(old)]:
+        state[new + key[len(old) :]] = state.pop(key)
+
+
+def _save_official_keys(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    _rename(state, prefix + _OWN_PREFIX, prefix + _OFFICIAL_PREFIX)
+
+
+def _load_official_keys(state: dict[str, Any], prefix: str, *_: Any) -> None:
+    _rename(state, prefix + _OFFICIAL_PREFIX, prefix + _OWN_PREFIX)

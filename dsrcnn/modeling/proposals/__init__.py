@@ -1,0 +1,5 @@
+"""Where proposals come from."""
+
+from .learned import LearnedProposals
+
+__all__ = ["LearnedProposals"]

@@ -1,0 +1,52 @@
+"""Learned proposals: one set for all images (Sparse R-CNN, arXiv 2011.12450, section 3.1)."""
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from ...structures import Proposals, box_cxcywh_to_xyxy
+
+__all__ = ["LearnedProposals"]
+
+
+class LearnedProposals(nn.Module):
+    """`P` boxes and features that are parameters; every image starts from the same ones.
+
+    Attributes:
+        init_proposal_boxes: (P, 4) centre and size as fractions of the image, at first all of it.
+        init_proposal_features: (P, D).
+    """
+
+    @configurable
+    def __init__(self, *, num_proposals: int, channels: int) -> None:
+        """Start every box as the whole image and every feature as N(0, 1).
+
+        Args:
+            num_proposals: ``P``.
+            channels: ``D``.
+        """
+        super().__init__()
+        self.init_proposal_features = nn.Embedding(num_proposals, channels)
+        self.init_proposal_boxes = nn.Embedding(num_proposals, 4)
+        with torch.no_grad():
+            self.init_proposal_boxes.weight.copy_(torch.tensor([0.5, 0.5, 1.0, 1.0]))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Read `MODEL.SparseRCNN`."""
+        node = cfg.MODEL.SparseRCNN
+        return {"num_proposals": node.NUM_PROPOSALS, "channels": node.HIDDEN_DIM}
+
+    def forward(self, features: list[Tensor], sizes: Tensor) -> Proposals:
+        """Scale the boxes to each image.
+
+        Args:
+            features: pyramid levels; learned proposals do not look at them.
+            sizes: (B, 4) ``w, h, w, h`` of each image in pixels.
+
+        Returns:
+            Boxes (B, P, 4) xyxy in pixels and features (B, P, D).
+        """
+        boxes_unit = box_cxcywh_to_xyxy(self.init_proposal_boxes.weight)
+        boxes = boxes_unit * sizes.unsqueeze(1)
+        return Proposals(boxes, self.init_proposal_features.weight.expand(len(sizes), -1, -1))

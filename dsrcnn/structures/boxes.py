@@ -1,0 +1,85 @@
+"""Box formats, the delta coding of the cascade, and pairwise overlaps over any leading axes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["MAX_LOG_SCALE", "apply_deltas", "box_cxcywh_to_xyxy", "pairwise_iou_giou"]
+
+# Largest change of log-size in one stage, of Sparse R-CNN: a 16-pixel box may grow to 100,000.
+MAX_LOG_SCALE = math.log(100_000.0 / 16)
+
+
+def box_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
+    """Corners of boxes given by centre and size, (..., 4) to (..., 4)."""
+    centre, size = boxes_cxcywh.split(2, dim=-1)
+    return torch.cat([centre - 0.5 * size, centre + 0.5 * size], dim=-1)
+
+
+def apply_deltas(
+    deltas: Tensor,
+    boxes: Tensor,
+    weights: tuple[float, float, float, float] = (2.0, 2.0, 1.0, 1.0),
+    max_log_scale: float = MAX_LOG_SCALE,
+) -> Tensor:
+    """Move and scale `boxes` by predicted `deltas` (Sparse R-CNN's box coder).
+
+    Computed in float32: in half precision a coordinate above 512 has a resolution of half a pixel.
+
+    Args:
+        deltas: (..., 4) ``dx, dy, dw, dh``.
+        boxes: (..., 4) xyxy in pixels.
+        weights: divisors of the four deltas.
+        max_log_scale: upper limit of ``dw`` and ``dh`` after the division.
+
+    Returns:
+        (..., 4) xyxy, float32 (float64 for float64 input).
+    """
+    boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    # Divided one by one: a tensor of weights would cost a transfer to the device in every stage.
+    dx, dy, dw, dh = (d / w for d, w in zip(deltas.to(boxes.dtype).unbind(-1), weights, strict=True))
+    width, height = x2 - x1, y2 - y1
+    centre_x = dx * width + (x1 + 0.5 * width)
+    centre_y = dy * height + (y1 + 0.5 * height)
+    half_width = 0.5 * dw.clamp(max=max_log_scale).exp() * width
+    half_height = 0.5 * dh.clamp(max=max_log_scale).exp() * height
+    return torch.stack(
+        [
+            centre_x - half_width,
+            centre_y - half_height,
+            centre_x + half_width,
+            centre_y + half_height,
+        ],
+        dim=-1,
+    )
+
+
+def pairwise_iou_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU (arXiv 1902.09630) of every pair.
+
+    Degenerate boxes (no width or height, or corners in the wrong order) count as empty; they give
+    finite values and never raise.
+
+    Args:
+        boxes1: (..., P, 4) xyxy.
+        boxes2: (..., M, 4) xyxy, same leading axes.
+
+    Returns:
+        Two tensors (..., P, M).
+    """
+    tiny = torch.finfo(boxes1.dtype).tiny
+    area1 = (boxes1[..., 2:] - boxes1[..., :2]).clamp(min=0).prod(dim=-1).unsqueeze(-1)
+    area2 = (boxes2[..., 2:] - boxes2[..., :2]).clamp(min=0).prod(dim=-1).unsqueeze(-2)
+    x1, y1, x2, y2 = boxes1.unsqueeze(-2).unbind(-1)
+    u1, v1, u2, v2 = boxes2.unsqueeze(-3).unbind(-1)
+    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
+    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
+    intersection = width * height
+    union = (area1 + area2 - intersection).clamp(min=tiny)
+    hull_width = (torch.maximum(x2, u2) - torch.minimum(x1, u1)).clamp(min=0)
+    hull_height = (torch.maximum(y2, v2) - torch.minimum(y1, v1)).clamp(min=0)
+    hull = (hull_width * hull_height).clamp(min=tiny)
+    iou = intersection / union
+    return iou, iou - (hull - union).clamp(min=0) / hull

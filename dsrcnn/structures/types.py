@@ -1,0 +1,53 @@
+"""Named tuples that the parts of a detector hand to each other.
+
+Letters: ``B`` images, ``P`` proposals, ``M`` ground truths (padded), ``C`` classes, ``D`` channels,
+``Q`` prediction sets. Boxes are xyxy in pixels of the network input, float32 also under autocast.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Predictions", "Proposals", "Targets"]
+
+
+class Proposals(NamedTuple):
+    """What the cascade starts from: a box and a feature per proposal.
+
+    Attributes:
+        boxes: (B, P, 4) xyxy in pixels.
+        features: (B, P, D).
+    """
+
+    boxes: Tensor
+    features: Tensor
+
+
+class Predictions(NamedTuple):
+    """What a cascade says.
+
+    Attributes:
+        logits: (Q, B, P, C) raw class scores; C + 1 entries with softmax classification.
+        boxes: (Q, B, P, 4) xyxy in pixels.
+        stage: (Q,) int64, the 0-based stage each prediction set comes from.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    stage: Tensor
+
+
+class Targets(NamedTuple):
+    """The ground truth of a batch, padded to the image with the most objects.
+
+    Attributes:
+        boxes: (B, M, 4) xyxy in pixels, zero in the padding.
+        labels: (B, M) int64 class ids, zero in the padding.
+        mask: (B, M) bool, True for real ground truths.
+        sizes: (B, 4) ``w, h, w, h`` of each image before padding, in pixels.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    mask: Tensor
+    sizes: Tensor
