@@ -4,11 +4,24 @@ Every message names the thing, the value found, the value expected and the next 
 line prints the message alone; a traceback would only hide it.
 """
 
-__all__ = ["ConfigError", "DataError", "DsrcnnError", "NonFiniteLossError", "WeightsError"]
+import re
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DsrcnnError",
+    "NonFiniteLossError",
+    "WeightsError",
+    "message_from_traceback",
+]
 
 
 class DsrcnnError(Exception):
     """Base of the package's own errors: bad input, not a defect of the program."""
+
+    def __init__(self, message: str) -> None:
+        # A loader worker's exception arrives with the worker's traceback as its message.
+        super().__init__(message_from_traceback(message) or message)
 
 
 class ConfigError(DsrcnnError, ValueError):
@@ -25,3 +38,9 @@ class WeightsError(DsrcnnError, RuntimeError):
 
 class NonFiniteLossError(DsrcnnError, FloatingPointError):
     """A training step whose loss is infinite or NaN; the model was not updated with it."""
+
+
+def message_from_traceback(text: str) -> str | None:
+    """The message of the last error of this package in a printed traceback, None without one."""
+    found = re.split(r"^dsrcnn\.errors\.\w+Error: ", text, flags=re.MULTILINE)
+    return found[-1].strip() if len(found) > 1 else None

@@ -93,8 +93,10 @@ class DetectionMapper:
         annotations = record.pop("annotations", [])
         if self.is_train:
             usable = [
-                detection_utils.transform_instance_annotations(a, transforms, image.shape[:2])
-                for a in map(_box_only, annotations)
+                detection_utils.transform_instance_annotations(
+                    _box_only(a), transforms, image.shape[:2]
+                )
+                for a in annotations
                 if a.get("iscrowd", 0) == 0 and box_fault(a) is None
             ]
             instances = detection_utils.annotations_to_instances(usable, image.shape[:2])
@@ -103,8 +105,12 @@ class DetectionMapper:
 
 
 def _box_only(annotation: dict) -> dict:
-    """The annotation without masks and keypoints, which would only cost time."""
-    return {k: v for k, v in annotation.items() if k not in ("segmentation", "keypoints")}
+    """The annotation without masks and keypoints, which would only cost time.
+
+    The box becomes floats: Detectron2 would cut a resized box of integers down to whole pixels.
+    """
+    kept = {k: v for k, v in annotation.items() if k not in ("segmentation", "keypoints")}
+    return {**kept, "bbox": [float(v) for v in annotation["bbox"]]}
 
 
 def read_image(record: dict[str, Any], image_format: str) -> np.ndarray:

@@ -1,0 +1,54 @@
+"""Shared fixtures: one thread layout, one seed, a tiny model and batches for it."""
+
+import dsrcnn  # noqa: F401  (bridges Detectron2 before anything else imports it)
+
+# isort: split
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances
+
+from dsrcnn.config import read_cfg
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+TINY = [
+    *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.FPN.OUT_CHANNELS", 32),
+    *("MODEL.SparseRCNN.HIDDEN_DIM", 32, "MODEL.SparseRCNN.NHEADS", 4),
+    *("MODEL.SparseRCNN.DIM_FEEDFORWARD", 64, "MODEL.SparseRCNN.DIM_DYNAMIC", 8),
+    *("MODEL.SparseRCNN.NUM_PROPOSALS", 8, "MODEL.SparseRCNN.NUM_HEADS", 2),
+    *("MODEL.SparseRCNN.NUM_CLASSES", 5, "DATALOADER.NUM_WORKERS", 0),
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def tiny_cfg(*opts: object, config: str = "coco/sparse_rcnn_R50_100pro_3x") -> CfgNode:
+    """A Sparse R-CNN of 8 proposals, 2 stages and 32 channels."""
+    return read_cfg(config, [*TINY, *opts])
+
+
+def batch(
+    sizes: Sequence[tuple[int, int]], counts: Sequence[int], classes: int = 5, seed: int = 0
+) -> list[dict]:
+    """Random model inputs with the given (height, width) and number of ground truths."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = []
+    for (height, width), count in zip(sizes, counts, strict=True):
+        size = torch.tensor([width, height])
+        corner = torch.rand(count, 2, generator=generator) * size * 0.6
+        extent = torch.rand(count, 2, generator=generator) * size * 0.3 + 4
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.cat([corner, corner + extent], dim=1))
+        instances.gt_classes = torch.randint(0, classes, (count,), generator=generator)
+        shape = (3, height, width)
+        image = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        inputs.append({"image": image, "instances": instances, "height": height, "width": width})
+    return inputs

@@ -1,0 +1,330 @@
+"""From record to sample: Sparse R-CNN's augmentation, unusable boxes, images that cannot be read."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_cfg
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from dsrcnn.data import DetectionMapper
+from dsrcnn.errors import DataError
+
+CROP = "coco/sparse_rcnn_R50_300pro_3x"
+
+
+@pytest.fixture(autouse=True)
+def _numpy_seed():
+    np.random.seed(0)
+
+
+@pytest.fixture
+def write_image(tmp_path):
+    def write(pixels, name="image.png", **options):
+        path = tmp_path / name
+        picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+        picture.save(path, **options)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def blank(write_image):
+    """An image of 100 x 50 pixels."""
+    return write_image(np.zeros((50, 100, 3), np.uint8))
+
+
+def annotation(*box, mode=BoxMode.XYXY_ABS, label=0, **extra):
+    return {"bbox": list(box), "bbox_mode": mode, "category_id": label, "iscrowd": 0, **extra}
+
+
+def record_of(file_name, *annotations, height=50, width=100):
+    return {
+        "file_name": file_name,
+        "image_id": 7,
+        "height": height,
+        "width": width,
+        "annotations": list(annotations),
+    }
+
+
+def as_is(**options):
+    return DetectionMapper(augmentations=[], **options)
+
+
+# Augmentation
+
+
+def test_the_plain_way_flips_then_resizes():
+    mapper = DetectionMapper(tiny_cfg(), is_train=True)
+    assert [type(a) for a in mapper.augmentations] == [T.RandomFlip, T.ResizeShortestEdge]
+    assert mapper.crop_augmentations is None
+
+
+def test_the_crop_way_flips_then_resizes_crops_and_resizes():
+    mapper = DetectionMapper(tiny_cfg(config=CROP), is_train=True)
+    assert [type(a) for a in mapper.crop_augmentations] == [
+        T.RandomFlip,
+        T.ResizeShortestEdge,
+        T.RandomCrop,
+        T.ResizeShortestEdge,
+    ]
+    assert [type(a) for a in mapper.augmentations] == [T.RandomFlip, T.ResizeShortestEdge]
+
+
+@pytest.mark.parametrize(
+    ("flip", "expected"),
+    [("none", []), ("horizontal", [(True, False)]), ("vertical", [(False, True)])],
+)
+def test_the_config_chooses_the_flip(flip, expected):
+    mapper = DetectionMapper(tiny_cfg("INPUT.RANDOM_FLIP", flip), is_train=True)
+    flips = [a for a in mapper.augmentations if isinstance(a, T.RandomFlip)]
+    assert [(f.horizontal, f.vertical) for f in flips] == expected
+
+
+def test_the_crop_way_is_taken_about_half_of_the_time(blank):
+    mapper = DetectionMapper(
+        augmentations=[T.Resize((8, 8))], crop_augmentations=[T.Resize((16, 16))]
+    )
+    sides = [mapper(record_of(blank))["image"].shape[-1] for _ in range(400)]
+    assert set(sides) == {8, 16}
+    assert abs(sides.count(16) - 200) < 50  # five standard deviations
+
+
+def test_an_image_is_flipped_about_half_of_the_time(write_image):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:, :4] = 255
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", (8,))
+    mapper = DetectionMapper(cfg, is_train=True)
+    record = record_of(write_image(pixels), height=8, width=8)
+    flipped = [bool(mapper(record)["image"][0, 0, 0] == 0) for _ in range(400)]
+    assert abs(sum(flipped) - 200) < 50
+
+
+def test_crops_have_the_official_sizes():
+    mapper = DetectionMapper(
+        tiny_cfg("INPUT.MIN_SIZE_TRAIN", (48, 64), "INPUT.MAX_SIZE_TRAIN", 100, config=CROP)
+    )
+    image = np.zeros((300, 400, 3), np.uint8)
+    before, cropped, after = set(), [], set()
+    for _ in range(60):
+        augmented = T.AugInput(image)
+        transforms = T.AugmentationList(mapper.crop_augmentations)(augmented).transforms
+        _, enlarged, crop, _ = transforms
+        assert 0 <= crop.x0 <= crop.x0 + crop.w <= enlarged.new_w
+        assert 0 <= crop.y0 <= crop.y0 + crop.h <= enlarged.new_h
+        before.add(enlarged.new_h)
+        cropped += [crop.h, crop.w]
+        after.add(min(augmented.image.shape[:2]))
+    assert before == {400, 500, 600}  # the height is the short side
+    assert 384 <= min(cropped) < 420
+    assert 560 < max(cropped) <= 600
+    assert after == {48, 64}
+
+
+@pytest.mark.parametrize("config", ["coco/sparse_rcnn_R50_100pro_3x", CROP])
+def test_boxes_follow_the_pixels_through_every_augmentation(write_image, config):
+    pixels = np.zeros((200, 260, 3), np.uint8)
+    pixels[60:140, 70:180] = 255
+    record = record_of(write_image(pixels), annotation(70, 60, 180, 140), height=200, width=260)
+    mapper = DetectionMapper(tiny_cfg("INPUT.MIN_SIZE_TRAIN", (150, 200), config=config))
+    seen = 0
+    for _ in range(16):
+        sample = mapper(record)
+        rows, columns = np.nonzero(sample["image"][0].numpy() > 127)
+        if not len(rows):  # the crop missed the object
+            continue
+        seen += 1
+        expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        found = sample["instances"].gt_boxes.tensor[0].tolist()
+        assert found == pytest.approx(expected, abs=1.5)
+    assert seen > 8
+
+
+# The object: a box 30 wide at x 10..40 of a 100 wide image; mirrored it lies at 60..90.
+@pytest.mark.parametrize("number", [int, float])
+@pytest.mark.parametrize(
+    ("box", "mode"), [((11, 20, 40, 45), BoxMode.XYXY_ABS), ((11, 20, 29, 25), BoxMode.XYWH_ABS)]
+)
+def test_a_flipped_and_resized_box_is_the_one_worked_out_by_hand(blank, box, mode, number):
+    mapper = DetectionMapper(augmentations=[T.RandomFlip(prob=1.0), T.Resize((75, 150))])
+    record = record_of(blank, annotation(*map(number, box), mode=mode, label=3))
+    instances = mapper(record)["instances"]
+    # x: 100 - 40 = 60 and 100 - 11 = 89, times 1.5; y: 20 and 45, times 1.5
+    assert instances.gt_boxes.tensor.tolist() == [[90.0, 30.0, 133.5, 67.5]]
+    assert instances.gt_classes.tolist() == [3]
+    assert instances.image_size == (75, 150)
+
+
+def test_evaluation_only_resizes_and_keeps_no_annotations(write_image):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, :30] = 255
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TEST", 80, "INPUT.MAX_SIZE_TEST", 90, config=CROP)
+    mapper = DetectionMapper(cfg, is_train=False)
+    assert mapper.crop_augmentations is None
+    record = record_of(write_image(pixels), annotation(1, 1, 20, 20), height=40, width=60)
+    for _ in range(6):
+        sample = mapper(record)
+        assert sample["image"].shape == (3, 60, 90)  # 80 x 120, reduced by 90 / 120
+        assert sample["image"][0, 0, 0] == 255  # not mirrored
+        assert {"annotations", "instances"}.isdisjoint(sample)
+        assert (sample["height"], sample["width"], sample["image_id"]) == (40, 60, 7)
+
+
+# Annotations
+
+
+def test_images_without_annotations_are_kept(blank):
+    empty = record_of(blank)
+    without = {k: v for k, v in empty.items() if k != "annotations"}
+    for record in (empty, without):
+        instances = as_is()(record)["instances"]
+        assert len(instances) == 0
+        assert instances.gt_boxes.tensor.shape == (0, 4)
+        assert instances.gt_classes.shape == (0,)
+
+
+def test_crowds_are_left_out_and_the_image_stays(blank):
+    crowd = annotation(1, 1, 20, 20, label=1)
+    crowd["iscrowd"] = 1
+    assert len(as_is()(record_of(blank, crowd))["instances"]) == 0
+    both = as_is()(record_of(blank, crowd, annotation(1, 1, 20, 20, label=2)))["instances"]
+    assert both.gt_classes.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("box", "mode"),
+    [
+        ((math.nan, 1, 20, 20), BoxMode.XYXY_ABS),
+        ((1, 1, math.inf, 20), BoxMode.XYXY_ABS),
+        ((5, 5, 0, 10), BoxMode.XYWH_ABS),
+        ((5, 5, 10, 0), BoxMode.XYWH_ABS),
+        ((20, 5, -10, 10), BoxMode.XYWH_ABS),
+        ((30, 5, 10, 20), BoxMode.XYXY_ABS),
+        ((120, 10, 130, 20), BoxMode.XYXY_ABS),
+        ((10, -30, 20, -5), BoxMode.XYXY_ABS),
+        ((1, 2, 3), BoxMode.XYXY_ABS),
+        ((None, 1, 20, 20), BoxMode.XYXY_ABS),
+        ((), BoxMode.XYWH_ABS),
+    ],
+)
+def test_boxes_that_cannot_be_used_are_left_out(blank, box, mode):
+    bad, good = annotation(*box, mode=mode), annotation(10, 10, 20, 20, label=4)
+    instances = as_is()(record_of(blank, bad, good))["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[10, 10, 20, 20]]
+    assert instances.gt_classes.tolist() == [4]
+
+
+def test_boxes_over_the_border_are_clipped(blank):
+    record = record_of(blank, annotation(-10, -5, 30, 20), annotation(80.5, 30.5, 120, 90))
+    boxes = as_is()(record)["instances"].gt_boxes.tensor
+    assert boxes.tolist() == [[0, 0, 30, 20], [80.5, 30.5, 100, 50]]
+
+
+def test_masks_and_keypoints_are_left_out(blank):
+    extra = {"segmentation": [[1, 1, 9, 1, 9, 9]], "keypoints": [5, 5, 2]}
+    instances = as_is()(record_of(blank, annotation(1, 1, 9, 9, **extra)))["instances"]
+    assert set(instances.get_fields()) == {"gt_boxes", "gt_classes"}
+
+
+def test_the_record_is_not_modified(blank):
+    record = record_of(blank, annotation(11, 20, 29, 25, mode=BoxMode.XYWH_ABS))
+    del record["height"], record["width"]
+    before = copy.deepcopy(record)
+    sample = DetectionMapper(tiny_cfg("INPUT.MIN_SIZE_TRAIN", (75,)), is_train=True)(record)
+    assert record == before
+    assert (sample["height"], sample["width"]) == (50, 100)  # read from the file
+
+
+def test_a_pickled_mapper_does_the_same(blank):
+    mapper = DetectionMapper(tiny_cfg("INPUT.MIN_SIZE_TRAIN", (40, 60), config=CROP))
+    record = record_of(blank, annotation(10, 10, 60, 40))
+    samples = []
+    for each in (mapper, pickle.loads(pickle.dumps(mapper))):
+        np.random.seed(3)
+        samples.append([each(record) for _ in range(3)])
+    for ours, theirs in zip(*samples, strict=True):
+        assert torch.equal(ours["image"], theirs["image"])
+        assert torch.equal(
+            ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor
+        )
+
+
+# Images
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 77, [77, 77, 77]),
+        ("LA", (77, 10), [77, 77, 77]),
+        ("RGB", (10, 20, 30), [10, 20, 30]),
+        ("RGBA", (10, 20, 30, 128), [10, 20, 30]),
+        ("1", 1, [255, 255, 255]),
+    ],
+)
+def test_every_kind_of_image_gives_three_channels(write_image, mode, colour, expected):
+    name = write_image(Image.new(mode, (100, 50), colour))
+    image = as_is()(record_of(name))["image"]
+    assert image.shape == (3, 50, 100)
+    assert image.dtype == torch.uint8
+    assert image[:, 0, 0].tolist() == expected
+
+
+def test_channels_come_in_the_order_of_the_config(write_image):
+    name = write_image(Image.new("RGB", (100, 50), (10, 20, 30)))
+    for order, expected in (("RGB", [10, 20, 30]), ("BGR", [30, 20, 10])):
+        mapper = DetectionMapper(tiny_cfg("INPUT.FORMAT", order), is_train=False)
+        assert mapper(record_of(name))["image"][:, 0, 0].tolist() == expected
+
+
+def test_a_truncated_image_is_named(write_image, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (50, 100, 3), dtype=np.uint8)
+    whole = write_image(noise, "whole.jpg")
+    broken = tmp_path / "broken.jpg"
+    content = (tmp_path / "whole.jpg").read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    as_is()(record_of(whole))
+    with pytest.raises(DataError, match=r"broken\.jpg cannot be read"):
+        as_is()(record_of(str(broken)))
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image"])
+def test_a_file_that_is_no_image_is_named(tmp_path, content):
+    path = tmp_path / "notes.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"notes\.jpg cannot be read"):
+        as_is()(record_of(str(path)))
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.png does not exist"):
+        as_is()(record_of(str(tmp_path / "absent.png")))
+
+
+def test_a_folder_in_place_of_an_image_is_named(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        as_is()(record_of(str(tmp_path)))
+
+
+def test_a_wrong_recorded_size_is_named_with_both_sizes(blank):
+    with pytest.raises(DataError) as caught:
+        as_is()(record_of(blank, height=60, width=90))
+    for part in ("image.png", "100x50", "90x60"):
+        assert part in str(caught.value)
+
+
+def test_an_image_turned_by_its_camera_tag_has_the_turned_size(write_image):
+    picture = Image.new("RGB", (100, 50))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by 90 degrees
+    name = write_image(picture, "turned.jpg", exif=turned)
+    assert as_is()(record_of(name, height=100, width=50))["image"].shape == (3, 100, 50)
+    with pytest.raises(DataError, match="50x100 pixels, but its record says 100x50"):
+        as_is()(record_of(name))

@@ -1,0 +1,13 @@
+#!/usr/bin/env python
+"""Train or evaluate a detector.
+
+python train_net.py --num-gpus 8 --config-file configs/coco/sparse_rcnn_R50_300pro_3x.yaml
+python train_net.py --eval-only --config-file ... MODEL.WEIGHTS checkpoint.pth
+"""
+
+import sys
+
+from dsrcnn.engine.launch import run
+
+if __name__ == "__main__":
+    sys.exit(run())
