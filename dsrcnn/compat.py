@@ -74,7 +74,7 @@ def _provide_compiled_extension() -> None:
         module = _MissingExtension()
         sys.modules["detectron2._C"] = module
         # `from detectron2 import _C` reads the attribute, `import detectron2._C` the module table.
-        detectron2._C = module  # type: ignore[attr-defined]
+        detectron2._C = module
 
 
 def _source_of(root: Path, relative: str) -> str:

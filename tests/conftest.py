@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 
 from dsrcnn.config import read_cfg
+from dsrcnn.engine.config import load_cfg
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -52,3 +53,13 @@ def batch(
         image = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         inputs.append({"image": image, "instances": instances, "height": height, "width": width})
     return inputs
+
+
+def quick_cfg(folder: Path, *opts: object) -> CfgNode:
+    """The tiny model on shapes, four training and twelve test images at a time."""
+    options = [
+        *TINY, "MODEL.SparseRCNN.NUM_CLASSES", 0, "MODEL.BACKBONE.FREEZE_AT", 0,
+        "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0,
+        "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "OUTPUT_DIR", str(folder),
+    ]  # fmt: skip
+    return load_cfg("quick/sparse_rcnn_shapes", [*options, *opts])

@@ -17,6 +17,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _CONFIGS = next(
     (p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), _PACKAGE
 )
+_UNKNOWN = "key: "  # in yacs' message about a key that does not exist
 
 
 def shipped_configs() -> list[str]:
@@ -69,18 +70,27 @@ def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
     except FileNotFoundError as error:
         raise ConfigError(f"{path} names a _BASE_ that does not exist: {error.filename}") from error
     except (KeyError, AssertionError) as error:
-        raise ConfigError(_explain_key(cfg, str(error.args[0]), path)) from error
+        raise ConfigError(_explain(cfg, str(error.args[0]), path)) from error
+    except (TypeError, AttributeError) as error:  # yacs looks for a key inside what is no mapping
+        known = set(_all_keys(cfg))
+        unknown = [str(key) for key in opts[0::2] if key not in known]
+        text = f"{_UNKNOWN}{unknown[0]}" if unknown else "a config file holds lines KEY: VALUE."
+        raise ConfigError(_explain(cfg, text, path)) from error
     except ValueError as error:
         raise ConfigError(f"{path} or an override holds a wrong value. {error}") from error
     return cfg
 
 
-def _explain_key(cfg: CfgNode, text: str, path: Path) -> str:
-    """The key behind a yacs error, with the known keys closest to it."""
-    key = text.rsplit(":", 1)[-1].strip()
-    message = f"Unknown config key {key!r} (in {path}, its _BASE_ or the overrides)."
+def _explain(cfg: CfgNode, text: str, path: Path) -> str:
+    """What a yacs error says; for an unknown key, with the known keys closest to it."""
+    where = f"{path}, its _BASE_ or the overrides"
+    if _UNKNOWN not in text:
+        return f"{where} cannot be used: {text}"
+    key = text.rsplit(_UNKNOWN, 1)[-1].strip()
     close = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3, cutoff=0.6)
-    return message + (f" Did you mean {', '.join(close)}?" if close else "")
+    return f"Unknown config key {key!r} (in {where})." + (
+        f" Did you mean {', '.join(close)}?" if close else ""
+    )
 
 
 def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:

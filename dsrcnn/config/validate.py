@@ -33,7 +33,8 @@ def _check_sparse_rcnn(cfg: CfgNode) -> None:
             f"{key}.NUM_CLASSES is {node.NUM_CLASSES}. 0 takes the number from the training data, "
             "which are not known here; write the number of classes."
         )
-    for name in ("NUM_PROPOSALS", "NUM_HEADS", "HIDDEN_DIM", "DIM_DYNAMIC", "DIM_FEEDFORWARD"):
+    sizes = ("NUM_PROPOSALS", "NUM_HEADS", "NHEADS", "HIDDEN_DIM", "DIM_DYNAMIC", "DIM_FEEDFORWARD")
+    for name in sizes:
         if node[name] < 1:
             raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least 1.")
     if node.NUM_DYNAMIC != 2:

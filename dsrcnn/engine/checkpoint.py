@@ -39,9 +39,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
         except WeightsError:
             raise
         except (AssertionError, FileNotFoundError) as error:
-            raise WeightsError(
-                f"Weights {path!r} do not exist; correct MODEL.WEIGHTS."
-            ) from error
+            raise WeightsError(f"Weights {path!r} do not exist; correct MODEL.WEIGHTS.") from error
         except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
             raise WeightsError(
                 f"Weights {path!r} cannot be read ({error}); the file is damaged or is no "

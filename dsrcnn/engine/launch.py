@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
+    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``, with ``TEST.AUG.ENABLED`` once more with it.
 
     Args:
         cfg: from `load_cfg`.
@@ -67,6 +67,8 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     checkpointer.strict = True
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_tta(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

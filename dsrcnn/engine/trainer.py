@@ -1,5 +1,6 @@
 """Detectron2's `DefaultTrainer` with this package's builders, loop and errors."""
 
+import os
 import weakref
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from ..data import build_test_loader, build_train_loader
 from ..errors import DataError, NonFiniteLossError
 from ..evaluation import build_evaluator
+from ..modeling.test_time_augmentation import TestTimeAugmentation
 from ..solver import build_optimizer
 from .checkpoint import ReportingCheckpointer
 from .hooks import ProgressBar
@@ -32,7 +34,7 @@ class Trainer(DefaultTrainer):
         plain.SOLVER.AMP.ENABLED = False
         super().__init__(plain)
         self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        self._trainer = TrainLoop.take_over(self._trainer, self.cfg)
+        self._trainer: TrainLoop = TrainLoop.take_over(self._trainer, self.cfg)
         self.checkpointer = ReportingCheckpointer(
             self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
@@ -97,3 +99,17 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """See `dsrcnn.evaluation.build_evaluator`."""
         return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate once more with test-time augmentation (``TEST.AUG``).
+
+        Returns:
+            The metrics with ``_TTA`` behind the task's name.
+        """
+        folder = cfg.clone()
+        folder.defrost()
+        folder.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "tta")
+        augmented = TestTimeAugmentation(cfg, model)
+        results = cls.test(folder, augmented)
+        return {f"{task}_TTA": values for task, values in results.items()}

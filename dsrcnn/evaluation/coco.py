@@ -39,20 +39,24 @@ def ground_truth_of(name: str) -> dict[str, list]:
     if not json_file:
         return _from_records(DatasetCatalog.get(name), MetadataCatalog.get(name).thing_classes)
     content = copy.copy(read_coco_json(json_file))
+    sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
     content["annotations"] = [
         {"iscrowd": 0, "area": float(a["bbox"][2]) * float(a["bbox"][3]), **a}
         for a in content["annotations"]
-        if box_fault({**a, "bbox_mode": BoxMode.XYWH_ABS}) is None
+        if not box_fault({**a, "bbox_mode": BoxMode.XYWH_ABS}, *sizes.get(a["image_id"], ()))
     ]
     return content
 
 
 def _from_records(records: list[dict], classes: list[str]) -> dict[str, list]:
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for record in records:
         images.append({k: record[k] for k in ("file_name", "height", "width")})
         images[-1]["id"] = record["image_id"]
         for annotation in record["annotations"]:
+            if box_fault(annotation, record["height"], record["width"]):
+                continue
             x, y, w, h = BoxMode.convert(
                 list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS
             )
@@ -190,7 +194,5 @@ def _tables(result: dict[str, float], classes: list[str]) -> str:
     columns = min(3, len(classes))
     cells = list(itertools.chain(*((c, result[f"AP-{c}"]) for c in classes)))
     rows = [cells[i : i + 2 * columns] for i in range(0, len(cells), 2 * columns)]
-    by_class = tabulate(
-        rows, headers=["class", "AP"] * columns, floatfmt=".2f", tablefmt="pipe"
-    )
+    by_class = tabulate(rows, headers=["class", "AP"] * columns, floatfmt=".2f", tablefmt="pipe")
     return f"{total}\n\n{by_class}"

@@ -109,7 +109,8 @@ def sampling_weights(
     boxes = boxes.nan_to_num(0.0, 0.0, 0.0).flatten(0, 1)
     device = boxes.device
     shape_rows = [
-        (height, width, stride) for (height, width), stride in zip(table.shapes, strides, strict=True)
+        (height, width, stride)
+        for (height, width), stride in zip(table.shapes, strides, strict=True)
     ]
     levels = torch.tensor(shape_rows, device=device)
     sizes = levels[:, 0] * levels[:, 1]
@@ -130,7 +131,12 @@ def sampling_weights(
 
 
 def pool_rois(
-    table: FeatureTable, boxes: Tensor, strides: tuple[int, ...], *, cells: int = 7, samples: int = 2
+    table: FeatureTable,
+    boxes: Tensor,
+    strides: tuple[int, ...],
+    *,
+    cells: int = 7,
+    samples: int = 2,
 ) -> Tensor:
     """RoIAlign (``aligned=True``) of boxes on the pyramid level that fits their size.
 

@@ -25,9 +25,7 @@ def batch_images(
         size_divisibility: both padded sides become multiples of it.
     """
     device = pixel_mean.device
-    images = [
-        (x["image"].to(device, non_blocking=True) - pixel_mean) / pixel_std for x in inputs
-    ]
+    images = [(x["image"].to(device, non_blocking=True) - pixel_mean) / pixel_std for x in inputs]
     return ImageList.from_tensors(images, size_divisibility)
 
 

@@ -1,4 +1,4 @@
-"""The optimizer of Sparse R-CNN: AdamW, a factor for the backbone, one clipping for all gradients."""
+"""AdamW with a factor for the backbone, and one clipping for all gradients (Sparse R-CNN)."""
 
 from collections import defaultdict
 

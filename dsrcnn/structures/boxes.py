@@ -39,7 +39,9 @@ def apply_deltas(
     boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
     x1, y1, x2, y2 = boxes.unbind(-1)
     # Divided one by one: a tensor of weights would cost a transfer to the device in every stage.
-    dx, dy, dw, dh = (d / w for d, w in zip(deltas.to(boxes.dtype).unbind(-1), weights, strict=True))
+    dx, dy, dw, dh = (
+        d / w for d, w in zip(deltas.to(boxes.dtype).unbind(-1), weights, strict=True)
+    )
     width, height = x2 - x1, y2 - y1
     centre_x = dx * width + (x1 + 0.5 * width)
     centre_y = dy * height + (y1 + 0.5 * height)

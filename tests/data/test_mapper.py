@@ -1,4 +1,4 @@
-"""From record to sample: Sparse R-CNN's augmentation, unusable boxes, images that cannot be read."""
+"""From record to sample: the official augmentation, unusable boxes, unreadable images."""
 
 import copy
 import math
@@ -251,9 +251,7 @@ def test_a_pickled_mapper_does_the_same(blank):
         samples.append([each(record) for _ in range(3)])
     for ours, theirs in zip(*samples, strict=True):
         assert torch.equal(ours["image"], theirs["image"])
-        assert torch.equal(
-            ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor
-        )
+        assert torch.equal(ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor)
 
 
 # Images

@@ -40,9 +40,7 @@ def weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 def fill(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict with every floating entry replaced."""
-    return {
-        k: weight(k, tuple(v.shape)) if v.is_floating_point() else v for k, v in state.items()
-    }
+    return {k: weight(k, tuple(v.shape)) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def inputs(name: str, sizes: list, counts: list[int], classes: int) -> list[dict]:

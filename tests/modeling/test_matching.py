@@ -94,8 +94,12 @@ def test_all_sets_and_images_at_once_equal_one_by_one():
                 predictions.boxes[q : q + 1, b : b + 1],
                 torch.tensor([0]),
             ),
-            Targets(*(t[b : b + 1, :count] if t.dim() != 2 or t is not targets.sizes else t[:1]
-                      for t in targets)),
+            Targets(
+                *(
+                    t[b : b + 1, :count] if t.dim() != 2 or t is not targets.sizes else t[:1]
+                    for t in targets
+                )
+            ),
             CostWeights(),
             focal=True,
         )[0, 0]
@@ -111,9 +115,7 @@ def test_permuting_proposals_permutes_the_assignment():
     permuted = Predictions(
         predictions.logits[:, :, order], predictions.boxes[:, :, order], predictions.stage
     )
-    assert torch.equal(
-        matcher()(permuted, targets), matcher()(predictions, targets)[:, :, order]
-    )
+    assert torch.equal(matcher()(permuted, targets), matcher()(predictions, targets)[:, :, order])
 
 
 def test_a_batch_without_any_object_is_all_background():

@@ -54,7 +54,7 @@ def resolve_num_classes(cfg: CfgNode) -> None:
             continue
         if node.NUM_CLASSES == 0:
             node.NUM_CLASSES = len(names)
-        if node.NUM_CLASSES != len(names):
+        if len(names) != node.NUM_CLASSES:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise ConfigError(
                 f"MODEL.SparseRCNN.NUM_CLASSES is {node.NUM_CLASSES}, but data set {name!r} has "

@@ -15,6 +15,11 @@ __all__ = ["load_checked_coco_json", "read_categories", "read_coco_json", "regis
 
 _LOGGER = logging.getLogger(__name__)
 _SHOWN = 5  # examples named in a message
+_ENTRIES = {  # what every entry of the three lists of a COCO detection file has
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
 
 
 def register_coco_json(name: str, json_file: str, image_root: str, classes: list[str]) -> None:
@@ -30,7 +35,7 @@ def register_coco_json(name: str, json_file: str, image_root: str, classes: list
     """
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        MetadataCatalog.pop(name, None)  # whoever registered the name may have given none
     DatasetCatalog.register(name, partial(load_checked_coco_json, json_file, image_root, name))
     MetadataCatalog.get(name).set(
         json_file=json_file, image_root=image_root, evaluator_type="coco", thing_classes=classes
@@ -38,7 +43,7 @@ def register_coco_json(name: str, json_file: str, image_root: str, classes: list
 
 
 def read_coco_json(json_file: str) -> dict:
-    """Parse a COCO json and check that its three lists are there.
+    """Parse a COCO json and check that its three lists and their entries are complete.
 
     Raises:
         DataError: if the file is missing, not JSON or not COCO.
@@ -50,22 +55,29 @@ def read_coco_json(json_file: str) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{json_file} is not valid JSON ({error}); export it again.") from error
-    expected = ("images", "annotations", "categories")
-    missing = [k for k in expected if not isinstance(content, dict) or k not in content]
+    lists = content if isinstance(content, dict) else {}
+    missing = [k for k in _ENTRIES if not isinstance(lists.get(k), list)]
     if missing:
         raise DataError(
             f"{json_file} lacks {', '.join(missing)}; a COCO detection file has the lists "
-            f"{', '.join(expected)}."
+            f"{', '.join(_ENTRIES)}."
         )
+    for part, keys in _ENTRIES.items():
+        for index, entry in enumerate(content[part]):
+            lacking = [k for k in keys if entry.get(k) in (None, "", [])]
+            if lacking:
+                raise DataError(
+                    f"{json_file}: {part}[{index}] lacks {', '.join(lacking)}; every entry of "
+                    f"{part} needs {', '.join(keys)}."
+                )
+    if not content["categories"]:
+        raise DataError(f"{json_file} has an empty list of categories; name at least one class.")
     return content
 
 
 @lru_cache(maxsize=8)
 def _categories(json_file: str, modified: float) -> tuple[tuple[int, str], ...]:
-    found = sorted((c["id"], c["name"]) for c in read_coco_json(json_file)["categories"])
-    if not found:
-        raise DataError(f"{json_file} has an empty list of categories; name at least one class.")
-    return tuple(found)
+    return tuple(sorted((c["id"], c["name"]) for c in read_coco_json(json_file)["categories"]))
 
 
 def read_categories(json_file: str) -> list[dict]:
@@ -120,7 +132,7 @@ def _check_images(records: list[dict], json_file: str, image_root: str) -> None:
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise DataError(
             f"{len(missing)} of {len(records)} images of {json_file} do not exist: {shown}. "
-            f"File names are taken relative to {image_root!r}; correct the image folder or the file."
+            f"File names are relative to {image_root!r}; correct the image folder or the file."
         )
 
 

@@ -46,9 +46,11 @@ def _class_names(files: list[str], saved: list[str]) -> list[str]:
         raise ConfigError(
             "DATASETS.CUSTOM has a name but no json; write DATASETS.CUSTOM.TRAIN_JSON or TEST_JSON."
         )
-    if saved and not any(Path(f).is_file() for f in files):
-        return saved  # a trained model used where its data are not
-    names = {f: [c["name"] for c in read_categories(f)] for f in files}
+    # Where a trained model is used, some or all of its files may be missing: the saved names count.
+    present = [f for f in files if not saved or Path(f).is_file()]
+    names = {f: [c["name"] for c in read_categories(f)] for f in present}
+    if len(present) < len(files):
+        names = {"DATASETS.CUSTOM.CLASSES": saved, **names}
     first, *others = names
     for other in others:
         if names[other] != names[first]:

@@ -1,13 +1,14 @@
 """``shapes_train`` and ``shapes_val``: a synthetic data set drawn on the fly.
 
-Five classes of filled shapes of any colour, small to large, rotated and overlapping, over a noisy
+Five classes of filled shapes, small to large, rotated and overlapping, over a noisy
 background, in images of several sizes. Nothing is stored: an image is a function of its name, the
 same in every process and worker. Its name works wherever Detectron2 opens a file.
 """
 
+import colorsys
 import io
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,8 +24,9 @@ SPLITS = {"train": 2000, "val": 200}
 _SCHEME = "shapes://"
 _SEED = 20220502
 _SIDES = (96, 112, 128)  # height and width of an image, drawn independently
-_OBJECTS = (1, 7)
-_EXTENT = (0.08, 0.55)  # diameter of a shape as a fraction of the shorter side
+_OBJECTS = (1, 5)
+_EXTENT = (0.18, 0.65)  # diameter of a shape as a fraction of the shorter side
+_HUE_SPREAD = 0.05  # of a full circle; neighbouring classes are 0.2 apart
 _MAX_OVERLAP = 0.35  # of the smaller of two boxes
 
 
@@ -54,7 +56,8 @@ def _unit_outline(label: int) -> np.ndarray:
     """Outline of a class with diameter 1 around the origin, (N, 2)."""
     name = CLASSES[label]
     if name == "cross":
-        arm, half = 0.17, 0.5
+        arm = 0.17
+        half = (0.25 - arm**2) ** 0.5  # the corners lie on the circle of diameter 1
         corner = [(arm, half), (arm, arm), (half, arm)]
         turns = [((c, -s), (s, c)) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
         points = [np.array(turn) @ p for turn in turns for p in corner[::-1]]
@@ -74,6 +77,13 @@ def _overlap(box: np.ndarray, other: np.ndarray) -> float:
     return float(np.prod(np.clip(high - low, 0, None))) / min(areas)
 
 
+def _pick_colour(label: int, generator: np.random.Generator) -> tuple[int, int, int]:
+    """A BGR colour. Hues of the classes differ but overlap: colour helps and does not decide."""
+    hue = (label / len(CLASSES) + generator.normal(0, _HUE_SPREAD)) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, *generator.uniform(0.5, 1.0, 2))
+    return int(255 * blue), int(255 * green), int(255 * red)
+
+
 def _make_scene(split: str, index: int) -> Scene:
     seed = [_SEED, sorted(SPLITS).index(split), index]
     generator = np.random.default_rng(seed)
@@ -87,8 +97,7 @@ def _make_scene(split: str, index: int) -> Scene:
         rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         centre = generator.uniform(extent / 2 + 1, np.array([width, height]) - extent / 2 - 2)
         outline = np.rint(_unit_outline(label) @ rotation.T * extent + centre).astype(np.int32)
-        colour = tuple(int(c) for c in generator.integers(0, 256, 3))
-        shape = Shape(label, outline, colour)
+        shape = Shape(label, outline, _pick_colour(label, generator))
         if all(_overlap(shape.box, other.box) <= _MAX_OVERLAP for other in shapes):
             shapes.append(shape)
     return Scene(height, width, shapes, generator)
@@ -139,7 +148,7 @@ class _ShapesHandler(PathHandler):
     def _get_supported_prefixes(self) -> list[str]:
         return [_SCHEME]
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: object) -> io.BytesIO:
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> io.BytesIO:
         split, name = path.removeprefix(_SCHEME).split("/")
         _, encoded = cv2.imencode(".bmp", draw_scene(split, int(name.removesuffix(".bmp"))))
         return io.BytesIO(encoded.tobytes())

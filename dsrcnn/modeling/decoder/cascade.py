@@ -5,6 +5,7 @@ Letters: ``B`` images, ``G`` groups, ``P`` proposals, ``D`` channels, ``C`` clas
 """
 
 import copy
+from typing import cast
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -44,7 +45,7 @@ class DynamicHead(nn.Module):
         self.deep_supervision = deep_supervision
         self.head_series = nn.ModuleList(copy.deepcopy(stage) for _ in range(num_stages))
         for member in self.head_series:
-            member.initialize(prior_probability)
+            cast(RCNNHead, member).initialize(prior_probability)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -86,7 +87,9 @@ class DynamicHead(nn.Module):
 
 def _as_predictions(collected: list[tuple[Tensor, Tensor]], first_stage: int) -> Predictions:
     """Stack (B, G, P, .) outputs; every group of a stage becomes a prediction set of its own."""
-    logits, boxes = (torch.cat([x.transpose(0, 1) for x in xs]) for xs in zip(*collected))
+    logits, boxes = (
+        torch.cat([x.transpose(0, 1) for x in xs]) for xs in zip(*collected, strict=True)
+    )
     stages = torch.arange(first_stage, first_stage + len(collected), device=boxes.device)
     groups = boxes.shape[0] // len(collected)
     return Predictions(logits, boxes, stages.repeat_interleave(groups))

@@ -23,7 +23,8 @@ def focal_losses(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float)
         (Q,).
     """
     one_hot = F.one_hot(classes, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
-    return sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=gamma).sum(dim=(1, 2, 3))
+    loss: Tensor = sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=gamma)
+    return loss.sum(dim=(1, 2, 3))
 
 
 def cross_entropy_losses(logits: Tensor, classes: Tensor, class_weights: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals, ``M`` ground trut
 ``S`` stages.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -79,7 +79,7 @@ class SetCriterion(nn.Module):
             self.register_buffer("empty_weight", class_weights)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.SparseRCNN`."""
         node = cfg.MODEL.SparseRCNN
         return {

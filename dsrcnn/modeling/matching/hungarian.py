@@ -1,6 +1,7 @@
 """One-to-one assignment (DETR's and Sparse R-CNN's bipartite matching, solved on the host)."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class HungarianMatcher(nn.Module):
         self.gamma = gamma
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.SparseRCNN`; the loss weights are the cost weights, as officially."""
         node = cfg.MODEL.SparseRCNN
         return {

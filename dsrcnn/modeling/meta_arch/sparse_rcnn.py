@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
 from ...layers.frozen_conv import fold_frozen_norms
@@ -33,7 +33,7 @@ class SparseRCNN(nn.Module):
     def __init__(
         self,
         *,
-        backbone: nn.Module,
+        backbone: Backbone,
         in_features: list[str],
         proposals: nn.Module,
         head: nn.Module,
@@ -71,7 +71,9 @@ class SparseRCNN(nn.Module):
         self.focal = focal
         self.detections_per_image = detections_per_image
         # Not persistent: official checkpoints do not have them.
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
+        )
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         # The public names of these two exist only since torch 2.5.
         self._register_state_dict_hook(_save_official_keys)

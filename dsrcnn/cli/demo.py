@@ -1,0 +1,41 @@
+"""Train on synthetic shapes, evaluate, draw: a first look in a few minutes, on a CPU too."""
+
+import argparse
+from pathlib import Path
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--config-file", default="quick/sparse_rcnn_shapes", help="YAML file or shipped name"
+    )
+    parser.add_argument("--images", type=int, default=8, help="pictures to draw (default: 8)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and evaluate through the command line's own body, then draw."""
+    from ..engine.config import load_cfg
+    from ..engine.launch import run as train
+    from ..engine.pictures import draw_predictions
+    from ..visualization import draw_curves
+
+    status = train(["--config-file", args.config_file, *args.opts])
+    if status:
+        return status
+    cfg = load_cfg(args.config_file, args.opts)
+    output = Path(cfg.OUTPUT_DIR)
+    cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
+    written = draw_predictions(cfg, output / "predictions", images=args.images)
+    draw_curves(output / "metrics.json", output / "curves.png")
+    for what, where in {
+        "predictions": f"{output / 'predictions'} ({len(written)} pictures)",
+        "curves": output / "curves.png",
+        "metrics": output / "metrics.json",
+        "log": output / "log.txt",
+        "weights": output / "model_final.pth",
+    }.items():
+        print(f"{what:>12}: {where}")
+    return 0

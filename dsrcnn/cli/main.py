@@ -1,0 +1,41 @@
+"""``dsrcnn <command>``: one program for what is not training.
+
+Commands import what they need when they run, so ``dsrcnn --help`` answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..errors import DsrcnnError
+from . import benchmark, demo, draw
+
+__all__ = ["main"]
+
+_COMMANDS = (demo, draw, benchmark)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        Exit status: 0, or 2 after bad input, which is explained on stderr.
+    """
+    parser = argparse.ArgumentParser(prog="dsrcnn", description="Sparse detectors for Detectron2.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for module in _COMMANDS:
+        name = module.__name__.rsplit(".", 1)[-1]
+        summary = (module.__doc__ or "").strip().splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except DsrcnnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

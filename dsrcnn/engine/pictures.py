@@ -1,0 +1,70 @@
+"""Predictions beside ground truth, drawn for a trained model."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import BoxMode
+
+from ..data.mapper import read_image
+from ..visualization import draw_boxes, side_by_side
+
+__all__ = ["draw_predictions"]
+
+
+def draw_predictions(
+    cfg: CfgNode,
+    output: str | Path,
+    *,
+    images: int = 8,
+    threshold: float = 0.3,
+    predictor: DefaultPredictor | None = None,
+) -> list[Path]:
+    """Write pictures of the first test set: ground truth at the left, predictions at the right.
+
+    Args:
+        cfg: with ``MODEL.WEIGHTS`` and ``DATASETS.TEST``.
+        output: folder to write to.
+        images: how many, spread evenly over the data set.
+        threshold: smallest score that is drawn. Evaluation knows no threshold.
+        predictor: to use instead of a new one.
+
+    Returns:
+        The files written.
+    """
+    predictor = predictor or DefaultPredictor(cfg)
+    name = cfg.DATASETS.TEST[0]
+    records, classes = DatasetCatalog.get(name), MetadataCatalog.get(name).thing_classes
+    chosen = np.unique(np.linspace(0, len(records) - 1, images).round().astype(int))
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for index in chosen.tolist():
+        record = dict(records[index])
+        image = np.ascontiguousarray(read_image(record, "BGR"))
+        truth = _draw_annotations(image, record["annotations"], classes)
+        found = predictor(image)["instances"].to("cpu")
+        found = found[found.scores >= threshold]
+        prediction = draw_boxes(
+            image,
+            found.pred_boxes.tensor.numpy(),
+            found.pred_classes.tolist(),
+            classes,
+            found.scores.tolist(),
+        )
+        titles = ["ground truth", f"prediction (score >= {threshold:g})"]
+        path = folder / f"{Path(record['file_name']).stem}.png"
+        cv2.imwrite(str(path), side_by_side([truth, prediction], titles))
+        written.append(path)
+    return written
+
+
+def _draw_annotations(image: np.ndarray, annotations: list[dict], names: list[str]) -> np.ndarray:
+    boxes = [
+        BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
+    ]
+    labels = [a["category_id"] for a in annotations]
+    return draw_boxes(image, np.array(boxes, dtype=float).reshape(-1, 4), labels, names)

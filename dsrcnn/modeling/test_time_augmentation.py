@@ -1,0 +1,171 @@
+"""Test-time augmentation: detect on several sizes and flips of an image, merge the detections.
+
+The official Sparse R-CNN keeps from each size the boxes that suit it and merges by soft box voting
+(`vote_boxes`); plain suppression is the alternative.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import DatasetMapperTTA
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, box_iou
+
+from ..errors import ConfigError
+
+__all__ = ["TestTimeAugmentation", "vote_boxes"]
+
+_SAME_OBJECT_IOU = 0.65
+_MIN_MEMBER_SCORE = 0.05
+
+
+def vote_boxes(
+    boxes: Tensor, scores: Tensor, *, iou: float = _SAME_OBJECT_IOU
+) -> tuple[Tensor, Tensor]:
+    """Merge the boxes of one class by soft voting.
+
+    The best box gathers all that overlap it. Alone it is kept; otherwise the group becomes one box,
+    the mean weighted by score with the best score, and its members stay with their score lowered
+    by their overlap, where that is not too small. Then the next best of the rest, and so on.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        scores: (N,).
+        iou: overlap from which boxes are of one object.
+
+    Returns:
+        Boxes and scores of the merged detections, not sorted.
+    """
+    order = scores.argsort(descending=True)
+    boxes, scores = boxes[order], scores[order]
+    merged_boxes, merged_scores = [], []
+    while len(boxes):
+        overlap = box_iou(boxes[:1], boxes)[0]
+        overlap[0] = 1.0  # also for an empty box, which must leave the list
+        same = overlap >= iou
+        group, weight = boxes[same], scores[same]
+        if len(group) == 1:
+            merged_boxes.append(group)
+            merged_scores.append(weight)
+        else:
+            mean = (group * weight[:, None]).sum(0) / weight.sum().clamp(min=1e-12)
+            lowered = weight * (1 - overlap[same])
+            kept = lowered >= _MIN_MEMBER_SCORE
+            merged_boxes += [mean[None], group[kept]]
+            merged_scores += [weight[:1], lowered[kept]]
+        boxes, scores = boxes[~same], scores[~same]
+    if not merged_boxes:
+        return boxes, scores
+    return torch.cat(merged_boxes), torch.cat(merged_scores)
+
+
+class TestTimeAugmentation(nn.Module):
+    """A detector that looks at every image in several sizes, plain and flipped."""
+
+    __test__ = False  # the name begins like a test's
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        views: DatasetMapperTTA,
+        views_per_size: int,
+        scale_ranges: list[tuple[float, float]] | None,
+        limit: int,
+        voting: bool = True,
+        nms_threshold: float = 0.5,
+    ) -> None:
+        """Wrap `model`.
+
+        Args:
+            model: detections in pixels of the ``height`` and ``width`` it is given.
+            views: a record to its augmented copies, all views of one size after the other.
+            views_per_size: 2 with flips, else 1.
+            scale_ranges: for each size, smallest and largest square root of the area of boxes to
+                keep, in pixels of the augmented image; None keeps all.
+            limit: detections per image.
+            voting: merge by `vote_boxes`; False: by class-wise suppression.
+            nms_threshold: of the suppression.
+        """
+        super().__init__()
+        self.model = model
+        self.views = views
+        self.views_per_size = views_per_size
+        self.scale_ranges = scale_ranges
+        self.limit = limit
+        self.voting = voting
+        self.nms_threshold = nms_threshold
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """Read `TEST.AUG`."""
+        node = cfg.TEST.AUG
+        if node.SCALE_FILTER and len(node.SCALE_RANGES) != len(node.MIN_SIZES):
+            raise ConfigError(
+                f"TEST.AUG.SCALE_RANGES has {len(node.SCALE_RANGES)} entries, TEST.AUG.MIN_SIZES "
+                f"{len(node.MIN_SIZES)}; write one range per size, or TEST.AUG.SCALE_FILTER False."
+            )
+        return {
+            "model": model,
+            "views": DatasetMapperTTA(cfg),
+            "views_per_size": 2 if node.FLIP else 1,
+            "scale_ranges": list(node.SCALE_RANGES) if node.SCALE_FILTER else None,
+            "limit": min(cfg.MODEL.SparseRCNN.NUM_PROPOSALS, cfg.TEST.DETECTIONS_PER_IMAGE),
+            "voting": node.CVPODS_TTA,
+            "nms_threshold": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+        }
+
+    @torch.no_grad()
+    def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """Detections of every input, as the model itself gives them."""
+        return [{"instances": self._detect(record)} for record in inputs]
+
+    def _detect(self, record: dict[str, Any]) -> Instances:
+        size = (record["height"], record["width"])
+        found = [self._look(index, view) for index, view in enumerate(self.views(record))]
+        boxes, scores, classes = (torch.cat(x) for x in zip(*found, strict=True))
+        merged = self._vote if self.voting else self._suppress
+        boxes, scores, classes = merged(boxes, scores, classes)
+        best = scores.argsort(descending=True)[: self.limit]
+        result = Instances(size)
+        result.pred_boxes = Boxes(boxes[best])
+        result.pred_boxes.clip(size)
+        result.scores, result.pred_classes = scores[best], classes[best]
+        return result
+
+    def _look(self, index: int, view: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Detections on one view, in pixels of the original image."""
+        transforms = view.pop("transforms")
+        view["height"], view["width"] = view["image"].shape[1:]
+        found = self.model([view])[0]["instances"].to("cpu")
+        if self.scale_ranges is not None:
+            low, high = self.scale_ranges[index // self.views_per_size]
+            area = found.pred_boxes.area()
+            found = found[(area > low**2) & (area < high**2)]
+        boxes = transforms.inverse().apply_box(found.pred_boxes.tensor.numpy())
+        return (
+            torch.from_numpy(np.asarray(boxes, np.float32).reshape(-1, 4)),
+            found.scores,
+            found.pred_classes,
+        )
+
+    def _vote(
+        self, boxes: Tensor, scores: Tensor, classes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        labels = classes.unique()
+        if not len(labels):
+            return boxes, scores, classes
+        parts = [vote_boxes(boxes[classes == c], scores[classes == c]) for c in labels]
+        counts = torch.tensor([len(s) for _, s in parts])
+        merged_boxes, merged_scores = (torch.cat(x) for x in zip(*parts, strict=True))
+        return merged_boxes, merged_scores, labels.repeat_interleave(counts)
+
+    def _suppress(
+        self, boxes: Tensor, scores: Tensor, classes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kept = batched_nms(boxes, scores, classes, self.nms_threshold)
+        return boxes[kept], scores[kept], classes[kept]

@@ -1,0 +1,56 @@
+"""Loss and AP over a training run, from Detectron2's ``metrics.json``."""
+
+import json
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+__all__ = ["draw_curves", "read_metrics"]
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """Entries of ``metrics.json``, ascending by iteration; a resumed run replaces what it redoes.
+
+    A last line that was cut off, as by a full disk, is left out.
+    """
+    by_iteration: dict[int, dict[str, float]] = {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        by_iteration.setdefault(entry["iteration"], {}).update(entry)
+    return [by_iteration[i] for i in sorted(by_iteration)]
+
+
+def draw_curves(metrics: str | Path, output: str | Path) -> None:
+    """Draw the total loss, the losses of the last stage, the learning rate and AP as a PNG.
+
+    Args:
+        metrics: ``metrics.json`` of a run.
+        output: file to write.
+    """
+    entries = read_metrics(metrics)
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    _plot(left, entries, ["total_loss"], "total loss")
+    rate = left.twinx()
+    _plot(rate, entries, ["lr"], "", color="tab:gray", linestyle=":")
+    rate.set_ylabel("learning rate")
+    rate.legend([])
+    _plot(middle, entries, ["loss_ce", "loss_bbox", "loss_giou"], "losses of the last stage")
+    _plot(right, entries, ["bbox/AP", "bbox/AP50", "bbox/AP75"], "validation AP", marker="o")
+    right.set_ylim(0, 100)
+    figure.savefig(output, dpi=110)
+
+
+def _plot(axes, entries: list[dict[str, float]], keys: list[str], title: str, **style) -> None:
+    for key in keys:
+        points = [(e["iteration"], e[key]) for e in entries if key in e]
+        axes.plot(*zip(*points, strict=True) if points else ([], []), label=key, **style)
+    axes.set_title(title)
+    axes.set_xlabel("iteration")
+    axes.legend()
+    axes.grid(alpha=0.3)

@@ -1,0 +1,93 @@
+import json
+import math
+
+import pytest
+import torch
+from conftest import quick_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.engine import DefaultPredictor
+
+from dsrcnn.data.datasets.shapes import draw_scene
+from dsrcnn.engine.config import load_cfg
+from dsrcnn.engine.launch import evaluate
+from dsrcnn.engine.trainer import Trainer
+from dsrcnn.errors import DataError, NonFiniteLossError
+
+
+def train(cfg, *, resume=False):
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def test_a_short_training_lowers_the_loss_evaluates_and_predicts(tmp_path):
+    cfg = quick_cfg(tmp_path, "SOLVER.MAX_ITER", 40, "SOLVER.BASE_LR", 1e-3)
+    trainer = train(cfg)
+    entries = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
+    losses = [e["total_loss"] for e in entries if "total_loss" in e]
+    assert losses[-1] < 0.8 * losses[0]
+    assert set(trainer._last_eval_results["bbox"]) >= {"AP", "AP50", "AP-circle"}
+
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    again = evaluate(cfg)["bbox"]
+    for name, value in trainer._last_eval_results["bbox"].items():
+        assert again[name] == pytest.approx(value, nan_ok=True), name
+
+    saved = load_cfg(tmp_path / "config.yaml", ["MODEL.WEIGHTS", cfg.MODEL.WEIGHTS])
+    predictor = DefaultPredictor(saved)
+    found = predictor(draw_scene("val", 0))["instances"]
+    assert found.image_size == draw_scene("val", 0).shape[:2]
+    assert predictor.metadata.thing_classes[0] == "circle"
+
+
+def test_a_resumed_run_goes_on_where_it_was(tmp_path):
+    train(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 3))
+    trainer = train(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 5), resume=True)
+    assert trainer.start_iter == 3
+    assert trainer.iter == 5
+    steps = {s["step"].item() for s in trainer.optimizer.state_dict()["state"].values()}
+    assert steps == {5.0}
+
+
+def test_an_unreadable_image_stops_training_but_keeps_the_model(tmp_path, monkeypatch):
+    records = DatasetCatalog.get("shapes_train")[:8]
+    records[5]["file_name"] = str(tmp_path / "gone.jpg")
+    monkeypatch.setitem(
+        DatasetCatalog._map if hasattr(DatasetCatalog, "_map") else DatasetCatalog.data,
+        "shapes_train",
+        lambda: records,
+    )
+    cfg = quick_cfg(tmp_path, "SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 30)
+    with pytest.raises(DataError) as error:
+        train(cfg)
+    assert "gone.jpg" in str(error.value)
+    reached = torch.load(sorted(tmp_path.glob("model_*.pth"))[-1])["iteration"]
+    assert f"after {reached + 1} iterations" in str(error.value)
+    records[5]["file_name"] = records[4]["file_name"]
+    records[5]["height"], records[5]["width"] = records[4]["height"], records[4]["width"]
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == reached + 1
+
+
+def test_a_diverging_loss_stops_training_and_names_the_last_checkpoint(tmp_path):
+    options = ["SOLVER.BASE_LR", 1e12, "SOLVER.WARMUP_ITERS", 0, "SOLVER.CHECKPOINT_PERIOD", 1]
+    cfg = quick_cfg(tmp_path, *options, "SOLVER.MAX_ITER", 50)
+    with pytest.raises(NonFiniteLossError) as error:
+        train(cfg)
+    last = (tmp_path / "last_checkpoint").read_text()
+    assert last in str(error.value)
+    assert "shapes://train" in str(error.value)
+    state = torch.load(tmp_path / last)["model"]
+    assert not any(math.isnan(v.float().sum()) for v in state.values() if v.numel())
+
+
+def test_the_progress_bar_comes_before_the_writers(tmp_path):
+    names = [type(h).__name__ for h in Trainer(quick_cfg(tmp_path))._hooks]
+    assert names[-2:] == ["ProgressBar", "PeriodicWriter"]
+
+
+def test_mixed_precision_trains_on_a_cpu(tmp_path):
+    trainer = train(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 2, "SOLVER.AMP.ENABLED", True))
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())

@@ -1,0 +1,108 @@
+import copy
+
+import pytest
+import torch
+from conftest import tiny_cfg
+from torch import nn
+
+from dsrcnn.solver import build_optimizer, clip_full_model
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(3, 3)
+        self.head = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+        self.head[0].bias.requires_grad_(False)
+
+    def forward(self, x):
+        return self.head(self.backbone(x))
+
+
+def rates(optimizer, model):
+    by_id = {id(p): n for n, p in model.named_parameters()}
+    return {
+        by_id[id(p)]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+
+
+@pytest.mark.parametrize("name", ["ADAMW", "SGD"])
+def test_backbone_has_its_own_rate_and_everything_decays(name):
+    model = Model()
+    cfg = tiny_cfg("SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", 0.1)
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.5
+    found = rates(build_optimizer(cfg, model), model)
+    assert found == {
+        "backbone.weight": (0.05, 1e-4),
+        "backbone.bias": (0.05, 1e-4),
+        "head.0.weight": (0.1, 1e-4),
+        "head.1.weight": (0.1, 1e-4),
+        "head.1.bias": (0.1, 1e-4),
+    }
+
+
+def test_official_model_has_300_parameters_to_train():
+    from detectron2.modeling import build_model
+
+    from dsrcnn.config import read_cfg
+
+    cfg = read_cfg("coco/sparse_rcnn_R50_300pro_3x", ["MODEL.DEVICE", "meta"])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == 300
+
+
+def test_grouped_and_fused_steps_equal_one_group_per_parameter():
+    model = Model()
+    other = copy.deepcopy(model)
+    cfg = tiny_cfg("SOLVER.BASE_LR", 0.01)
+    ours = build_optimizer(cfg, model)
+    theirs = torch.optim.AdamW(
+        [{"params": [p]} for p in other.parameters() if p.requires_grad],
+        lr=0.01,
+        weight_decay=1e-4,
+        fused=False,
+    )
+    for _ in range(5):
+        x = torch.randn(4, 3)
+        for m, optimizer in ((model, ours), (other, theirs)):
+            optimizer.zero_grad()
+            m(x).square().mean().backward()
+            optimizer.step()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_full_model_clipping_scales_all_gradients_by_one_factor():
+    model = Model()
+    optimizer = build_optimizer(tiny_cfg(), model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.grad = torch.full_like(p, 2.0)
+    count = sum(p.numel() for p in trained)
+    norm = clip_full_model(optimizer, max_norm=1.0)
+    assert norm.item() == pytest.approx(2 * count**0.5)
+    for p in trained:
+        torch.testing.assert_close(p.grad, torch.full_like(p, count**-0.5))
+
+
+def test_small_gradients_are_not_clipped():
+    model = Model()
+    optimizer = build_optimizer(tiny_cfg(), model)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 1e-3)
+    clip_full_model(optimizer, max_norm=1.0)
+    assert model.backbone.weight.grad.max().item() == pytest.approx(1e-3)
+
+
+def test_detectron2_clipping_types_still_work():
+    cfg = tiny_cfg("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value")
+    model = Model()
+    optimizer = build_optimizer(cfg, model)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 7.0)
+    optimizer.step()
+    assert model.backbone.weight.grad.max().item() == 1.0

@@ -1,0 +1,132 @@
+#!/usr/bin/env python
+r"""Run named experiments once each and collect their results in one CSV file.
+
+An experiment is a data set, a config and a seed. One that is in the results file is not repeated;
+one that was interrupted goes on from its last checkpoint. A data set is a folder with
+``images/{train,val}`` and ``annotations/instances_{train,val}.json``.
+
+    python tools/experiments.py --data DATA --sets bccd aquarium \
+        --configs small/sparse_rcnn_R18_50pro --seeds 1 2 3
+    python tools/experiments.py --table            # mean and spread over seeds
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+FIELDS = ["set", "config", "seed", *METRICS, "iterations", "minutes", "machine", "torch", "opts"]
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    """All rows so far."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def data_options(folder: Path) -> list[str]:
+    """The config keys that make a folder the data set of a run."""
+    custom = {
+        "NAME": folder.name,
+        "TRAIN_JSON": folder / "annotations/instances_train.json",
+        "TRAIN_IMAGES": folder / "images/train",
+        "TEST_JSON": folder / "annotations/instances_val.json",
+        "TEST_IMAGES": folder / "images/val",
+    }
+    return [str(x) for k, v in custom.items() for x in (f"DATASETS.CUSTOM.{k}", v)]
+
+
+def machine() -> str:
+    """What the numbers were measured on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def run(data: Path, name: str, config: str, seed: int, opts: list[str]) -> dict[str, object]:
+    """Train and evaluate one experiment through the command line."""
+    output = ROOT / "output/experiments" / name / config / f"seed{seed}"
+    command = [sys.executable, "train_net.py", "--config-file", config, "--resume"]
+    options = [*data_options(data / name), "SEED", str(seed), "OUTPUT_DIR", str(output), *opts]
+    start = time.perf_counter()
+    subprocess.run([*command, *options], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    minutes = (time.perf_counter() - start) / 60
+    entries = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    last = next(e for e in reversed(entries) if "bbox/AP" in e)
+    result = {m: f"{last[f'bbox/{m}']:.2f}" for m in METRICS}
+    return {
+        **{"set": name, "config": config, "seed": seed, "opts": " ".join(opts)},
+        **result,
+        "iterations": last["iteration"] + 1,
+        "minutes": f"{minutes:.1f}",
+        "machine": machine(),
+        "torch": torch.__version__,
+    }
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Markdown: one line per data set and config, mean and spread over seeds."""
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        groups[row["set"], row["config"], row["opts"]].append(row)
+    lines = [
+        "| data | config | seeds | " + " | ".join(METRICS) + " | minutes |",
+        "|---|---|---|" + "---|" * (len(METRICS) + 1),
+    ]
+    for (name, config, opts), members in groups.items():
+        cells = []
+        for metric in [*METRICS, "minutes"]:
+            values = [float(m[metric]) for m in members]
+            spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):.1f}{spread}")
+        seeds = ", ".join(sorted(m["seed"] for m in members))
+        lines.append(f"| {name} | {config} {opts} | {seeds} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse, run what is not there yet, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument("--sets", nargs="+", default=[])
+    parser.add_argument("--configs", nargs="+", default=[])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE ... for every run")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs/results.csv")
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    args = parser.parse_args()
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    chosen = [] if args.table else list(itertools.product(args.seeds, args.sets, args.configs))
+    for seed, name, config in chosen:
+        rows = read_results(args.results)
+        key = (name, config, str(seed), " ".join(args.opts))
+        if any((r["set"], r["config"], r["seed"], r["opts"]) == key for r in rows):
+            continue
+        print(f"{name} {config} seed {seed} ...", flush=True)
+        row = run(args.data.resolve(), name, config, seed, args.opts)
+        is_new = not args.results.is_file()
+        with args.results.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+    print(table(read_results(args.results)))
+
+
+if __name__ == "__main__":
+    main()
