@@ -65,10 +65,11 @@ class _MissingExtension(types.ModuleType):
 
 
 def _provide_compiled_extension() -> None:
-    """0.6 imports ``detectron2._C`` without a guard in four modules, even where it is unused."""
-    try:
-        importlib.import_module("detectron2._C")
-    except ImportError:
+    """0.6 imports ``detectron2._C`` without a guard in four modules, even where it is unused.
+
+    An extension that is there but does not load is left alone: its own error says why.
+    """
+    if "detectron2._C" not in sys.modules and importlib.util.find_spec("detectron2._C") is None:
         import detectron2
 
         module = _MissingExtension()

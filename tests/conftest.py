@@ -1,5 +1,11 @@
 """Shared fixtures: one thread layout, one seed, a tiny model and batches for it."""
 
+import os
+
+# Threads that wait for each other yield the core: other processes on it slow the tests far less.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# isort: split
 import dsrcnn  # noqa: F401  (bridges Detectron2 before anything else imports it)
 
 # isort: split

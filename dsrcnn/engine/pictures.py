@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 
 from ..data.mapper import read_image
 from ..visualization import draw_boxes, side_by_side
+from .checkpoint import ReportingCheckpointer
 
 __all__ = ["draw_predictions"]
 
@@ -21,7 +22,6 @@ def draw_predictions(
     *,
     images: int = 8,
     threshold: float = 0.3,
-    predictor: DefaultPredictor | None = None,
 ) -> list[Path]:
     """Write pictures of the first test set: ground truth at the left, predictions at the right.
 
@@ -30,12 +30,14 @@ def draw_predictions(
         output: folder to write to.
         images: how many, spread evenly over the data set.
         threshold: smallest score that is drawn. Evaluation knows no threshold.
-        predictor: to use instead of a new one.
 
     Returns:
         The files written.
+
+    Raises:
+        WeightsError: if the weights are missing or do not fill the whole model.
     """
-    predictor = predictor or DefaultPredictor(cfg)
+    predictor = _load_predictor(cfg)
     name = cfg.DATASETS.TEST[0]
     records, classes = DatasetCatalog.get(name), MetadataCatalog.get(name).thing_classes
     chosen = np.unique(np.linspace(0, len(records) - 1, images).round().astype(int))
@@ -60,6 +62,18 @@ def draw_predictions(
         cv2.imwrite(str(path), side_by_side([truth, prediction], titles))
         written.append(path)
     return written
+
+
+def _load_predictor(cfg: CfgNode) -> DefaultPredictor:
+    """Detectron2's predictor, but never with weights that are partly random."""
+    bare = cfg.clone()
+    bare.defrost()
+    bare.MODEL.WEIGHTS = ""
+    predictor = DefaultPredictor(bare)
+    checkpointer = ReportingCheckpointer(predictor.model)
+    checkpointer.strict = True
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    return predictor
 
 
 def _draw_annotations(image: np.ndarray, annotations: list[dict], names: list[str]) -> np.ndarray:

@@ -80,6 +80,15 @@ class Trainer(DefaultTrainer):
             return f"The last checkpoint is {self.checkpointer.get_checkpoint_file()}."
         return f"There is no checkpoint in {self.cfg.OUTPUT_DIR} yet."
 
+    def state_dict(self) -> dict[str, Any]:
+        """State for the checkpoint, with the optimizer's, which Detectron2 0.6 forgets."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """See `dsrcnn.solver.build_optimizer`."""

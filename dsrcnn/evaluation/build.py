@@ -1,5 +1,7 @@
 """The evaluator that fits a data set."""
 
+from pathlib import Path
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
@@ -18,7 +20,10 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
     """
     kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
     if kind == "coco":
-        return CocoEvaluator(name, output_folder=cfg.OUTPUT_DIR)
+        folder = Path(cfg.OUTPUT_DIR) / "inference"
+        # Detectron2's place; several test sets must not overwrite each other's results there.
+        folder = folder / name if len(cfg.DATASETS.TEST) > 1 else folder
+        return CocoEvaluator(name, output_folder=folder)
     if kind == "pascal_voc":
         return PascalVOCDetectionEvaluator(name)
     raise DataError(

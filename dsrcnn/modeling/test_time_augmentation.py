@@ -44,15 +44,15 @@ def vote_boxes(
     merged_boxes, merged_scores = [], []
     while len(boxes):
         overlap = box_iou(boxes[:1], boxes)[0]
-        overlap[0] = 1.0  # also for an empty box, which must leave the list
         same = overlap >= iou
+        same[0] = True  # also an empty box, which overlaps nothing, must leave the list
         group, weight = boxes[same], scores[same]
         if len(group) == 1:
             merged_boxes.append(group)
             merged_scores.append(weight)
         else:
             mean = (group * weight[:, None]).sum(0) / weight.sum().clamp(min=1e-12)
-            lowered = weight * (1 - overlap[same])
+            lowered = weight * (1 - overlap[same])  # nothing is left of the best box itself
             kept = lowered >= _MIN_MEMBER_SCORE
             merged_boxes += [mean[None], group[kept]]
             merged_scores += [weight[:1], lowered[kept]]

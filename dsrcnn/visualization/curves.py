@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -39,17 +40,19 @@ def draw_curves(metrics: str | Path, output: str | Path) -> None:
     rate = left.twinx()
     _plot(rate, entries, ["lr"], "", color="tab:gray", linestyle=":")
     rate.set_ylabel("learning rate")
-    rate.legend([])
+    rate.get_legend().remove()
     _plot(middle, entries, ["loss_ce", "loss_bbox", "loss_giou"], "losses of the last stage")
     _plot(right, entries, ["bbox/AP", "bbox/AP50", "bbox/AP75"], "validation AP", marker="o")
     right.set_ylim(0, 100)
     figure.savefig(output, dpi=110)
 
 
-def _plot(axes, entries: list[dict[str, float]], keys: list[str], title: str, **style) -> None:
+def _plot(
+    axes: Axes, entries: list[dict[str, float]], keys: list[str], title: str, **style: str
+) -> None:
     for key in keys:
         points = [(e["iteration"], e[key]) for e in entries if key in e]
-        axes.plot(*zip(*points, strict=True) if points else ([], []), label=key, **style)
+        axes.plot([x for x, _ in points], [y for _, y in points], label=key, **style)
     axes.set_title(title)
     axes.set_xlabel("iteration")
     axes.legend()

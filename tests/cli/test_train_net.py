@@ -1,6 +1,7 @@
 """The command line: what works, and one clear message for what cannot."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import cv2
 import pytest
 import torch
 from conftest import REPOSITORY, TINY
+from detectron2.utils.logger import setup_logger
 
 from dsrcnn.data.datasets.shapes import CLASSES, draw_scene, shapes_records
 from dsrcnn.engine.launch import run
@@ -18,6 +20,15 @@ SMALL = [
     "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0",
     "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _fresh_loggers():
+    """Detectron2 keeps log handlers as long as the process, a test has streams of its own."""
+    yield
+    for name in ("detectron2", "fvcore", "dsrcnn"):
+        logging.getLogger(name).handlers.clear()
+    setup_logger.cache_clear()
 
 
 def fails_with(capsys, *arguments):
@@ -77,7 +88,7 @@ def test_ones_own_coco_json_trains_resumes_and_evaluates(coco_folder, tmp_path, 
     printed = capsys.readouterr().out
     assert "AP50" in printed
     assert "triangle" in printed
-    results = json.loads((output / "coco_instances_results.json").read_text())
+    results = json.loads((output / "inference/coco_instances_results.json").read_text())
     assert {r["category_id"] % 10 for r in results} == {3}
     assert (output / "config.yaml").is_file()
 

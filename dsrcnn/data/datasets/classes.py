@@ -46,8 +46,12 @@ def resolve_num_classes(cfg: CfgNode) -> None:
 
     Raises:
         ConfigError: if the numbers differ.
+        DataError: if the number is to come from data sets that are not registered.
     """
     node = cfg.MODEL.SparseRCNN
+    if node.NUM_CLASSES == 0:
+        for name in cfg.DATASETS.TRAIN:
+            check_registered(name)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         names = class_names(name)
         if names is None:
