@@ -45,17 +45,20 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.detectron2: requirements-detectron2.txt | $(VENV)/.torch
-	@if $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("detectron2") is None)'; \
+	@if [ ! -e $@.partial ] && \
+	  $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("detectron2") is None)'; \
 	then echo "Detectron2 is there already."; \
-	else echo "Installing Detectron2 0.6 as pure Python ..."; \
-	  $(PIP) --no-deps --require-hashes --use-pep517 --no-build-isolation \
+	else echo "Installing Detectron2 0.6 as pure Python ..."; touch $@.partial; \
+	  $(PIP) --force-reinstall --no-deps --require-hashes --use-pep517 --no-build-isolation \
 	    --config-settings=--global-option=build_py \
-	    --config-settings=--build-option=--skip-build -r requirements-detectron2.txt; fi
+	    --config-settings=--build-option=--skip-build -r requirements-detectron2.txt && \
+	  rm $@.partial; fi
 	@touch $@
 
 $(VENV)/.installed: setup.py pyproject.toml | $(VENV)/.torch $(VENV)/.detectron2
 	@echo "Installing dsrcnn and what it needs ..."
 	$(PIP) -e '.[dev]'
+	@echo "(pip may say that Detectron2 lacks black, future, hydra-core and pydot: nothing here uses them.)"
 	@$(BIN)/python -W ignore -c 'import dsrcnn, cv2, faster_coco_eval' || \
 	  { echo "The installation is damaged; run 'make clean' and try again."; exit 1; }
 	@touch $@

@@ -14,7 +14,7 @@ DETECTRON2_NEEDS = [
     "Pillow>=9.1",
     "cloudpickle",
     "fvcore>=0.1.5,<0.1.6",
-    "iopath>=0.1.7,<0.1.11",
+    "iopath>=0.1.7,<0.1.10",
     "matplotlib",
     "omegaconf>=2.1",
     "pycocotools>=2.0.7",

@@ -21,7 +21,7 @@ _INSTALL_HINT = (
     "Detectron2 is not installed. In a clone of this repository run `make setup`; elsewhere run "
     "`pip install 'git+https://github.com/facebookresearch/detectron2.git'` (README, Installation)."
 )
-_REMOVED_NUMPY_ALIASES = {"bool": bool, "int": int, "float": float, "object": object}
+_REMOVED_NUMPY_ALIASES = {"bool": bool, "int": int, "float": float, "object": object, "str": str}
 
 
 class _MissingExtension(types.ModuleType):
@@ -99,6 +99,7 @@ def _restore_numpy_aliases(root: Path) -> None:
     files = (
         "data/build.py",
         "data/datasets/lvis.py",
+        "data/datasets/pascal_voc.py",
         "evaluation/pascal_voc_evaluation.py",
         "evaluation/sem_seg_evaluation.py",
         "structures/keypoints.py",

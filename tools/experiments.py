@@ -13,7 +13,6 @@ one that was interrupted goes on from its last checkpoint. A data set is a folde
 import argparse
 import csv
 import itertools
-import json
 import platform
 import subprocess
 import sys
@@ -24,9 +23,12 @@ from statistics import mean, stdev
 
 import torch
 
+from dsrcnn.visualization.curves import read_metrics
+
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
-FIELDS = ["set", "config", "seed", *METRICS, "iterations", "minutes", "machine", "torch", "opts"]
+FIELDS = ["set", "config", "opts", "seed", *METRICS, "iterations", "minutes", "machine"]
+FIELDS += ["torch", "revision"]
 
 
 def read_results(path: Path) -> list[dict[str, str]]:
@@ -56,24 +58,32 @@ def machine() -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
+def revision() -> str:
+    """The commit that is measured."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
 def run(data: Path, name: str, config: str, seed: int, opts: list[str]) -> dict[str, object]:
     """Train and evaluate one experiment through the command line."""
-    output = ROOT / "output/experiments" / name / config / f"seed{seed}"
+    variant = "_".join(opts).replace("/", "-") if opts else "plain"
+    output = ROOT / "output/experiments" / name / config / variant / f"seed{seed}"
     command = [sys.executable, "train_net.py", "--config-file", config, "--resume"]
     options = [*data_options(data / name), "SEED", str(seed), "OUTPUT_DIR", str(output), *opts]
     start = time.perf_counter()
     subprocess.run([*command, *options], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     minutes = (time.perf_counter() - start) / 60
-    entries = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-    last = next(e for e in reversed(entries) if "bbox/AP" in e)
+    last = next(e for e in reversed(read_metrics(output / "metrics.json")) if "bbox/AP" in e)
     result = {m: f"{last[f'bbox/{m}']:.2f}" for m in METRICS}
     return {
         **{"set": name, "config": config, "seed": seed, "opts": " ".join(opts)},
         **result,
-        "iterations": last["iteration"] + 1,
+        "iterations": last["iteration"],
         "minutes": f"{minutes:.1f}",
         "machine": machine(),
         "torch": torch.__version__,
+        "revision": revision(),
     }
 
 
@@ -110,6 +120,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "docs/results.csv")
     parser.add_argument("--table", action="store_true", help="only print the table")
     args = parser.parse_args()
+    if not args.table and not args.data:
+        parser.error("write --data, the folder of the data sets")
     args.results.parent.mkdir(parents=True, exist_ok=True)
     chosen = [] if args.table else list(itertools.product(args.seeds, args.sets, args.configs))
     for seed, name, config in chosen:

@@ -22,6 +22,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 _PARTS = ("backbone", "head", "matcher", "criterion")
+_METHODS = ("postprocess",)
 
 
 class PartTimer:
@@ -35,12 +36,24 @@ class PartTimer:
             if part is not None:
                 part.register_forward_pre_hook(lambda *_, name=name: self._start(name))
                 part.register_forward_hook(lambda *_, name=name: self._stop(name))
+        for name in _METHODS:
+            if hasattr(model, name):
+                setattr(model, name, self._timed(name, getattr(model, name)))
 
     def _start(self, name: str) -> None:
         self._started[name] = now()
 
     def _stop(self, name: str) -> None:
         self.seconds[name] += now() - self._started.pop(name)
+
+    def _timed(self, name: str, method: Any) -> Any:
+        def run(*args: Any) -> Any:
+            self._start(name)
+            result = method(*args)
+            self._stop(name)
+            return result
+
+        return run
 
     def collect(self) -> dict[str, float]:
         """What was added up since the last call."""
@@ -96,14 +109,14 @@ def train_step(
 
 
 def infer(model: nn.Module, batch: list[dict], timer: PartTimer) -> dict[str, float]:
-    """One inference; what no part accounts for is pre- and post-processing."""
+    """One inference; what no part accounts for is preprocessing and the proposals."""
     model.eval()
     with torch.inference_mode():
         start = now()
         model(batch)
         total = now() - start
     parts = timer.collect()
-    return {**parts, "pre- and post-processing": total - sum(parts.values()), "inference": total}
+    return {**parts, "rest": total - sum(parts.values()), "inference": total}
 
 
 def peak_memory() -> float:

@@ -1,6 +1,7 @@
 """Time training steps and inference by part; compare two configs or checkouts in one run."""
 
 import argparse
+import shlex
 
 __all__ = ["add_arguments", "run"]
 
@@ -14,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against-opts", default="", help="'KEY VALUE ...' for B only")
     parser.add_argument(
         "--against-without",
-        nargs="+",
-        default=[],
-        choices=["norms", "layout", "pooling", "optimizer"],
-        help="optimisations undone in B; all four are the common way of computing",
+        default="",
+        metavar="NAMES",
+        help="optimisations undone in B, comma separated: norms,layout,pooling,optimizer; all four "
+        "are the common way of computing",
     )
     parser.add_argument("--mode", choices=["train", "inference", "both"], default="both")
     parser.add_argument("--images", type=int, default=2, help="batch size (default: 2)")
@@ -33,11 +34,10 @@ def run(args: argparse.Namespace) -> int:
     from ..benchmark import Variant, compare
     from ..benchmark.speed import format_table
 
-    variants = [Variant("A", args.config_file, args.opts, args.checkout)]
-    opts = [*args.opts, *args.against_opts.split()]
-    against = Variant(
-        "B", args.against or args.config_file, opts, args.against_checkout, args.against_without
-    )
+    variants = [Variant("A", args.config_file, args.opts, args.checkout, [])]
+    opts = [*args.opts, *shlex.split(args.against_opts)]
+    config, without = args.against or args.config_file, args.against_without.split(",")
+    against = Variant("B", config, opts, args.against_checkout, [name for name in without if name])
     if against != variants[0]._replace(name="B"):
         variants.append(against)
     for mode in ("train", "inference") if args.mode == "both" else (args.mode,):

@@ -22,11 +22,12 @@ def run(args: argparse.Namespace) -> int:
     from ..engine.pictures import draw_predictions
     from ..visualization import draw_curves
 
+    cfg = load_cfg(args.config_file, args.opts)
+    output = Path(cfg.OUTPUT_DIR)
+    (output / "metrics.json").unlink(missing_ok=True)  # else the curves would show two runs
     status = train(["--config-file", args.config_file, *args.opts])
     if status:
         return status
-    cfg = load_cfg(args.config_file, args.opts)
-    output = Path(cfg.OUTPUT_DIR)
     cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
     written = draw_predictions(cfg, output / "predictions", images=args.images)
     draw_curves(output / "metrics.json", output / "curves.png")

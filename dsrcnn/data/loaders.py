@@ -11,7 +11,7 @@ from ..errors import DataError
 from .datasets.classes import check_registered
 from .mapper import DetectionMapper
 
-__all__ = ["build_test_loader", "build_train_loader"]
+__all__ = ["build_test_loader", "build_train_loader", "explain_data_errors"]
 
 
 def build_train_loader(cfg: CfgNode) -> Any:
@@ -25,7 +25,7 @@ def build_train_loader(cfg: CfgNode) -> Any:
             "DATASETS.TRAIN is empty. Write a registered name, such as shapes_train, or set "
             "DATASETS.CUSTOM.TRAIN_JSON."
         )
-    with _explained(*cfg.DATASETS.TRAIN):
+    with explain_data_errors(*cfg.DATASETS.TRAIN):
         return build_detection_train_loader(cfg, mapper=DetectionMapper(cfg, is_train=True))
 
 
@@ -35,12 +35,12 @@ def build_test_loader(cfg: CfgNode, name: str) -> Any:
     Raises:
         DataError: if the data set is unknown, missing on disk or empty.
     """
-    with _explained(name):
+    with explain_data_errors(name):
         return build_detection_test_loader(cfg, name, mapper=DetectionMapper(cfg, is_train=False))
 
 
 @contextmanager
-def _explained(*names: str) -> Iterator[None]:
+def explain_data_errors(*names: str) -> Iterator[None]:
     """Turn what Detectron2 raises about a data set into a message that says what to do."""
     for name in names:
         check_registered(name)

@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
+from PIL import Image
 
 from ..errors import DataError
 from .annotations import box_fault
@@ -137,7 +138,7 @@ def read_image(record: dict[str, Any], image_format: str) -> np.ndarray:
             f"Image {name} is {image.shape[1]}x{image.shape[0]} pixels, but its record says "
             f"{record['width']}x{record['height']}; correct the annotations."
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"Image {name} cannot be read ({error}); replace the file or remove it."
         ) from error

@@ -1,5 +1,6 @@
 """Loading weights, with a report of what was loaded, what starts anew and what was not used."""
 
+import os
 import pickle
 from collections import Counter
 from collections.abc import Iterable
@@ -34,16 +35,18 @@ class ReportingCheckpointer(DetectionCheckpointer):
                 "MODEL.WEIGHTS is empty, so the model would be evaluated with random weights. "
                 "Write MODEL.WEIGHTS <checkpoint>, or --resume for the last one in OUTPUT_DIR."
             )
+        if path and "://" not in path and not os.path.isfile(path):
+            raise WeightsError(f"Weights {path!r} do not exist; correct MODEL.WEIGHTS.")
         try:
             return super().load(path, *args, **kwargs)
         except WeightsError:
             raise
-        except (AssertionError, FileNotFoundError) as error:
+        except FileNotFoundError as error:
             raise WeightsError(f"Weights {path!r} do not exist; correct MODEL.WEIGHTS.") from error
         except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
             raise WeightsError(
-                f"Weights {path!r} cannot be read ({error}); the file is damaged or is no "
-                "checkpoint. Write another MODEL.WEIGHTS."
+                f"Weights {path!r} cannot be read ({error}); the file is damaged, is no "
+                "checkpoint, or does not fit this run. Write another MODEL.WEIGHTS."
             ) from error
         except OSError as error:
             raise WeightsError(

@@ -68,7 +68,7 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_tta(cfg, model))
+        results.update(Trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
@@ -77,6 +77,11 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
 def _check_machine(args: argparse.Namespace) -> None:
     """One process per GPU is asked for by ``--num-gpus``; 0 or 1 also run without one."""
     found = torch.cuda.device_count()
+    if args.num_machines > 1 and found == 0:
+        raise ConfigError(
+            f"--num-machines is {args.num_machines}, but torch finds no CUDA device on this "
+            "machine; several machines train on GPUs only. Write --num-machines 1."
+        )
     if args.num_gpus > max(found, 1):
         raise ConfigError(
             f"--num-gpus is {args.num_gpus}, but torch finds {found} CUDA devices on this machine. "

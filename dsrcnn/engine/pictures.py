@@ -9,7 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 
+from ..data.loaders import explain_data_errors
 from ..data.mapper import read_image
+from ..errors import DataError
 from ..visualization import draw_boxes, side_by_side
 from .checkpoint import ReportingCheckpointer
 
@@ -35,11 +37,19 @@ def draw_predictions(
         The files written.
 
     Raises:
+        DataError: if the test set cannot be read.
         WeightsError: if the weights are missing or do not fill the whole model.
     """
+    if not cfg.DATASETS.TEST:
+        raise DataError(
+            "DATASETS.TEST is empty, so there are no images to draw. Write a registered name, or "
+            "DATASETS.CUSTOM.TEST_JSON and TEST_IMAGES."
+        )
     predictor = _load_predictor(cfg)
     name = cfg.DATASETS.TEST[0]
-    records, classes = DatasetCatalog.get(name), MetadataCatalog.get(name).thing_classes
+    with explain_data_errors(name):
+        records = DatasetCatalog.get(name)
+    classes = MetadataCatalog.get(name).thing_classes
     chosen = np.unique(np.linspace(0, len(records) - 1, images).round().astype(int))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +68,7 @@ def draw_predictions(
             found.scores.tolist(),
         )
         titles = ["ground truth", f"prediction (score >= {threshold:g})"]
-        path = folder / f"{Path(record['file_name']).stem}.png"
+        path = folder / f"{index:05d}_{Path(record['file_name']).stem}.png"
         cv2.imwrite(str(path), side_by_side([truth, prediction], titles))
         written.append(path)
     return written

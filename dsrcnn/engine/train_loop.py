@@ -58,11 +58,13 @@ class TrainLoop(SimpleTrainer):
         with torch.autocast(device, dtype, enabled=self.amp):
             losses = self.model(batch)
         total = sum(losses.values())
-        if not torch.isfinite(total):
-            raise NonFiniteLossError(self._describe(losses, batch))
+        stacked = torch.stack(list(losses.values())).detach().cpu()  # the one read of the step
+        values = dict(zip(losses, stacked, strict=True))
+        if not torch.isfinite(stacked).all():
+            raise NonFiniteLossError(self._describe(values, batch))
         self.optimizer.zero_grad()
         self.scaler.scale(total).backward()
-        self._write_metrics(losses, data_time)
+        self._write_metrics(values, data_time)
         self.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
             clip_full_model(self.optimizer, self.clip_norm, self.norm_type)

@@ -1,5 +1,6 @@
 """Detectron2's `DefaultTrainer` with this package's builders, loop and errors."""
 
+import logging
 import os
 import weakref
 from typing import Any
@@ -12,7 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data import build_test_loader, build_train_loader
-from ..errors import DataError, NonFiniteLossError
+from ..errors import DataError, DsrcnnError, NonFiniteLossError, WeightsError
 from ..evaluation import build_evaluator
 from ..modeling.test_time_augmentation import TestTimeAugmentation
 from ..solver import build_optimizer
@@ -22,12 +23,15 @@ from .train_loop import TrainLoop
 
 __all__ = ["Trainer"]
 
+_LOGGER = logging.getLogger(__name__)
+
 
 class Trainer(DefaultTrainer):
     """Trains and evaluates any model of this package; each builder is one call."""
 
     def __init__(self, cfg: CfgNode) -> None:
         """Build model, optimizer, loader, checkpointer and hooks from `cfg`."""
+        self._finished: int | None = None  # the last complete step of this run
         # Detectron2's own mixed-precision loop insists on CUDA; ours replaces either of its loops.
         plain = cfg.clone()
         plain.defrost()
@@ -49,6 +53,11 @@ class Trainer(DefaultTrainer):
             hooks.insert(-1, ProgressBar())  # the writers end the list, on this process only
         return hooks
 
+    def run_step(self) -> None:
+        """One step; remembers that it was finished."""
+        super().run_step()
+        self._finished = self.iter
+
     def train(self) -> dict[str, Any] | None:
         """Train from ``start_iter`` to the end.
 
@@ -60,14 +69,19 @@ class Trainer(DefaultTrainer):
         try:
             return super().train()
         except DataError as error:
-            raise DataError(f"{error} {self._save_reached()}") from error
+            stopped: DsrcnnError = DataError(f"{error} {self._save_reached()}")
+            cause: DsrcnnError = error
         except NonFiniteLossError as error:
-            raise NonFiniteLossError(f"{error} {self._last_checkpoint()}") from error
+            stopped, cause = NonFiniteLossError(f"{error} {self._last_checkpoint()}"), error
+        _LOGGER.error("%s", stopped)  # the command line prints it too, but not into the log
+        raise stopped from cause
 
     def _save_reached(self) -> str:
-        if self.iter <= self.start_iter:
+        if self._finished is None:
             return self._last_checkpoint()
-        self.iter -= 1  # the last step that was finished
+        self.iter = self._finished
+        # Whichever process meets the error saves: model and optimizer are equal on all of them.
+        self.checkpointer.save_to_disk = True
         name = f"model_{self.iter:07d}"
         self.checkpointer.save(name, iteration=self.iter)
         return (
@@ -81,12 +95,17 @@ class Trainer(DefaultTrainer):
         return f"There is no checkpoint in {self.cfg.OUTPUT_DIR} yet."
 
     def state_dict(self) -> dict[str, Any]:
-        """State for the checkpoint, with the optimizer's, which Detectron2 0.6 forgets."""
+        """State for the checkpoint, with the optimizer's, which 0.6 forgets."""
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         super().load_state_dict(state_dict)
+        if "_trainer" not in state_dict:
+            raise WeightsError(
+                "The checkpoint has no optimizer state, so training cannot go on from it. Leave "
+                "out --resume and write MODEL.WEIGHTS to start from its weights."
+            )
         self._trainer.load_state_dict(state_dict["_trainer"])
 
     @classmethod
@@ -110,7 +129,9 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name)
 
     @classmethod
-    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    def test_with_TTA(  # noqa: N802  (the name Detectron2 projects use)
+        cls, cfg: CfgNode, model: nn.Module
+    ) -> dict[str, Any]:
         """Evaluate once more with test-time augmentation (``TEST.AUG``).
 
         Returns:

@@ -57,7 +57,8 @@ def fold_frozen_norms(module: nn.Module) -> int:
     """
     count = 0
     for name, child in module.named_children():
-        if type(child) is Conv2d and isinstance(child.norm, FrozenBatchNorm2d) and not child.bias:
+        is_frozen = type(child) is Conv2d and isinstance(child.norm, FrozenBatchNorm2d)
+        if is_frozen and child.bias is None:
             setattr(module, name, FrozenNormConv2d(child))
             count += 1
         else:

@@ -24,20 +24,29 @@ class FeatureTable(NamedTuple):
 
     Attributes:
         rows: (T, D); image by image, level by level, row by row.
-        shapes: height and width of each level.
+        levels: (L, 4) int64: height, width, stride and first row of each level, finest first.
         images: number of images.
+        finest: name of the first level; its stride is ``2 ** finest``.
     """
 
     rows: Tensor
-    shapes: tuple[tuple[int, int], ...]
+    levels: Tensor
     images: int
+    finest: int
 
     @classmethod
-    def from_levels(cls, features: list[Tensor]) -> "FeatureTable":
-        """Lay out pyramid levels (B, D, H_l, W_l) as one table."""
+    def from_levels(cls, features: list[Tensor], strides: tuple[int, ...]) -> "FeatureTable":
+        """Lay out pyramid levels (B, D, H_l, W_l) with their strides as one table."""
         rows = torch.cat([f.permute(0, 2, 3, 1).flatten(1, 2) for f in features], dim=1)
-        shapes = tuple((f.shape[2], f.shape[3]) for f in features)
-        return cls(rows.flatten(0, 1), shapes, features[0].shape[0])
+        sizes = [f.shape[2] * f.shape[3] for f in features]
+        firsts = [sum(sizes[:i]) for i in range(len(sizes))]
+        description = [
+            (f.shape[2], f.shape[3], stride, first)
+            for f, stride, first in zip(features, strides, firsts, strict=True)
+        ]
+        # Once for all stages: small as it is, it is a transfer to the device.
+        levels = torch.tensor(description).to(rows.device, non_blocking=True)
+        return cls(rows.flatten(0, 1), levels, features[0].shape[0], strides[0].bit_length() - 1)
 
 
 def assign_levels(
@@ -92,14 +101,13 @@ def _axis_weights(
 
 
 def sampling_weights(
-    table: FeatureTable, boxes: Tensor, strides: tuple[int, ...], cells: int, samples: int
+    table: FeatureTable, boxes: Tensor, cells: int, samples: int
 ) -> tuple[Tensor, Tensor]:
     """Rows of the table that each RoI cell averages, with their weights.
 
     Args:
         table: the feature pyramid.
         boxes: (B, R, 4) xyxy in pixels; not finite coordinates count as zero.
-        strides: of the levels, finest first.
         cells: ``K``.
         samples: ``S``.
 
@@ -107,20 +115,10 @@ def sampling_weights(
         Row indices (int32) and weights, both (B * R * K * K, 4 S * S).
     """
     boxes = boxes.nan_to_num(0.0, 0.0, 0.0).flatten(0, 1)
-    device = boxes.device
-    shape_rows = [
-        (height, width, stride)
-        for (height, width), stride in zip(table.shapes, strides, strict=True)
-    ]
-    levels = torch.tensor(shape_rows, device=device)
-    sizes = levels[:, 0] * levels[:, 1]
-    first_rows = sizes.cumsum(0) - sizes
-    level = assign_levels(boxes, len(strides), finest=strides[0].bit_length() - 1)
-    height, width, stride = levels[level].unbind(1)
-    image = torch.arange(table.images, device=device).repeat_interleave(
-        boxes.shape[0] // table.images
-    )
-    base = (first_rows[level] + image * (table.rows.shape[0] // table.images)).int()
+    level = assign_levels(boxes, len(table.levels), finest=table.finest)
+    height, width, stride, first_row = table.levels[level].unbind(1)
+    image = torch.arange(boxes.shape[0], device=boxes.device) // (boxes.shape[0] // table.images)
+    base = (first_row + image * (table.rows.shape[0] // table.images)).int()
     x1, y1, x2, y2 = (boxes / stride.unsqueeze(1).to(boxes.dtype)).unbind(1)
     rows, row_weights = _axis_weights(y1 - 0.5, y2 - y1, height, cells, samples)
     columns, column_weights = _axis_weights(x1 - 0.5, x2 - x1, width, cells, samples)
@@ -133,7 +131,6 @@ def sampling_weights(
 def pool_rois(
     table: FeatureTable,
     boxes: Tensor,
-    strides: tuple[int, ...],
     *,
     cells: int = 7,
     samples: int = 2,
@@ -145,7 +142,6 @@ def pool_rois(
     Args:
         table: the feature pyramid.
         boxes: (B, R, 4) xyxy in pixels.
-        strides: of the levels, finest first.
         cells: ``K``.
         samples: ``S``.
 
@@ -153,7 +149,7 @@ def pool_rois(
         (B * R, K * K, D).
     """
     with torch.no_grad():
-        index, weight = sampling_weights(table, boxes, strides, cells, samples)
+        index, weight = sampling_weights(table, boxes, cells, samples)
     pooled = F.embedding_bag(
         index, table.rows, mode="sum", per_sample_weights=weight.to(table.rows.dtype)
     )

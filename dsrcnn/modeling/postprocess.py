@@ -22,14 +22,14 @@ def select_detections(
     Args:
         logits: (B, P, C), with softmax (B, P, C + 1).
         boxes: (B, P, 4).
-        limit: detections per image, at most P are returned.
+        limit: detections per image, at most P are returned; negative for no other limit.
         focal: which of the two.
 
     Returns:
         Scores (B, K), classes (B, K) and boxes (B, K, 4), sorted by score; K = min(limit, P).
     """
     logits, boxes = logits.float(), boxes.float()
-    count = min(limit, boxes.shape[1])
+    count = min(limit, boxes.shape[1]) if limit >= 0 else boxes.shape[1]
     if focal:
         scores, flat = logits.sigmoid().flatten(1).topk(count, dim=1)
         proposal, classes = flat // logits.shape[-1], flat % logits.shape[-1]

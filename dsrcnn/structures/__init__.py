@@ -1,13 +1,16 @@
 """The nouns that travel between the parts of a detector, and box arithmetic."""
 
 from .boxes import apply_deltas, box_cxcywh_to_xyxy, pairwise_iou_giou
-from .types import Predictions, Proposals, Targets
+from .precision import at_least_float32
+from .types import Predictions, Proposals, Targets, TermWeights
 
 __all__ = [
     "Predictions",
     "Proposals",
     "Targets",
+    "TermWeights",
     "apply_deltas",
+    "at_least_float32",
     "box_cxcywh_to_xyxy",
     "pairwise_iou_giou",
 ]

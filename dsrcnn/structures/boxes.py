@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from .precision import at_least_float32
+
 __all__ = ["MAX_LOG_SCALE", "apply_deltas", "box_cxcywh_to_xyxy", "pairwise_iou_giou"]
 
 # Largest change of log-size in one stage, of Sparse R-CNN: a 16-pixel box may grow to 100,000.
@@ -36,7 +38,7 @@ def apply_deltas(
     Returns:
         (..., 4) xyxy, float32 (float64 for float64 input).
     """
-    boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
+    boxes = at_least_float32(boxes)
     x1, y1, x2, y2 = boxes.unbind(-1)
     # Divided one by one: a tensor of weights would cost a transfer to the device in every stage.
     dx, dy, dw, dh = (

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Predictions", "Proposals", "Targets"]
+__all__ = ["Predictions", "Proposals", "Targets", "TermWeights"]
 
 
 class Proposals(NamedTuple):
@@ -51,3 +51,11 @@ class Targets(NamedTuple):
     labels: Tensor
     mask: Tensor
     sizes: Tensor
+
+
+class TermWeights(NamedTuple):
+    """How much class, L1 and generalised IoU count, in the losses or in the matching cost."""
+
+    class_: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,7 +49,7 @@ def draw_curves(metrics: str | Path, output: str | Path) -> None:
 
 
 def _plot(
-    axes: Axes, entries: list[dict[str, float]], keys: list[str], title: str, **style: str
+    axes: Axes, entries: list[dict[str, float]], keys: list[str], title: str, **style: Any
 ) -> None:
     for key in keys:
         points = [(e["iteration"], e[key]) for e in entries if key in e]

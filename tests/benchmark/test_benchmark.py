@@ -8,7 +8,7 @@ from dsrcnn.benchmark.plain import OPTIMISATIONS, undo
 from dsrcnn.benchmark.speed import Measurement, format_table
 from dsrcnn.errors import ConfigError
 
-OPTS = [*map(str, TINY)]
+OPTS = [*map(str, TINY), "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
 SHAPE = {"images": 1, "height": 64, "width": 64, "objects": 2, "repeats": 2}
 
 

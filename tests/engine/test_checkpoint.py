@@ -60,7 +60,7 @@ def test_what_is_missing_and_what_is_not_used_is_reported(saved, caplog):
     torch.save(content, saved)
     with caplog.at_level(logging.INFO):
         load(saved)
-    assert "Not in the file, start anew: proposals.init_proposal_boxes (1)" in caplog.text
+    assert "Not in the file, start anew: init_proposal_boxes.weight (1)" in caplog.text
     assert "In the file, not used: ema.decay (1)" in caplog.text
     with pytest.raises(WeightsError, match="init_proposal_boxes"):
         load(saved, strict=True)

@@ -359,7 +359,7 @@ def test_coco_metrics_are_chosen_for_coco_and_for_data_sets_of_no_type(tmp_path,
         MetadataCatalog.get(NAME).evaluator_type = kind
     evaluator = build_evaluator(tiny_cfg("OUTPUT_DIR", str(tmp_path)), NAME)
     assert isinstance(evaluator, CocoEvaluator)
-    assert evaluator.output_folder == tmp_path
+    assert evaluator.output_folder == tmp_path / "inference"
 
 
 def test_voc_metrics_are_chosen_for_voc():

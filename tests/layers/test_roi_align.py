@@ -36,7 +36,7 @@ def test_levels_follow_the_size_of_the_box(side):
 @pytest.mark.parametrize("extent", [30.0, 150.0, 900.0])
 def test_values_equal_the_common_implementation_also_outside_the_image(extent):
     features, boxes = pyramid(), random_boxes(2, 40, extent)
-    ours = pool_rois(FeatureTable.from_levels(features), boxes, STRIDES)
+    ours = pool_rois(FeatureTable.from_levels(features, STRIDES), boxes)
     torch.testing.assert_close(ours, by_detectron2(features, boxes), atol=2e-5, rtol=1e-5)
 
 
@@ -47,7 +47,7 @@ def test_gradients_equal_the_common_implementation(cells, samples):
     grads = []
     for pool in (
         lambda f: pool_rois(
-            FeatureTable.from_levels(f), boxes, STRIDES, cells=cells, samples=samples
+            FeatureTable.from_levels(f, STRIDES), boxes, cells=cells, samples=samples
         ),
         lambda f: by_detectron2(f, boxes, cells, samples),
     ):
@@ -59,28 +59,28 @@ def test_gradients_equal_the_common_implementation(cells, samples):
 
 def test_each_image_pools_from_its_own_features():
     features, boxes = pyramid(images=3), random_boxes(3, 4, 200.0)
-    together = pool_rois(FeatureTable.from_levels(features), boxes, STRIDES)
+    together = pool_rois(FeatureTable.from_levels(features, STRIDES), boxes)
     for i in range(3):
-        table = FeatureTable.from_levels([f[i : i + 1] for f in features])
-        alone = pool_rois(table, boxes[i : i + 1], STRIDES)
+        table = FeatureTable.from_levels([f[i : i + 1] for f in features], STRIDES)
+        alone = pool_rois(table, boxes[i : i + 1])
         torch.testing.assert_close(together[4 * i : 4 * i + 4], alone)
 
 
 def test_a_constant_feature_is_pooled_unchanged():
     features = [torch.full((1, 2, 96 // s, 160 // s), 3.0) for s in STRIDES]
     boxes = torch.tensor([[[10.0, 10, 60, 70], [0, 0, 160, 96], [50, 20, 50, 20]]])
-    pooled = pool_rois(FeatureTable.from_levels(features), boxes, STRIDES)
+    pooled = pool_rois(FeatureTable.from_levels(features, STRIDES), boxes)
     torch.testing.assert_close(pooled, torch.full((3, 49, 2), 3.0))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
 def test_boxes_that_are_not_finite_or_huge_neither_crash_nor_spread(value):
     boxes = torch.tensor([[[value, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, value], [1.0, 1, 9, 9]]])
-    pooled = pool_rois(FeatureTable.from_levels(pyramid(images=1)), boxes, STRIDES)
+    pooled = pool_rois(FeatureTable.from_levels(pyramid(images=1), STRIDES), boxes)
     assert torch.isfinite(pooled).all()
 
 
 def test_no_gradient_reaches_the_boxes():
     boxes = random_boxes(2, 4, 100.0).requires_grad_()
-    pooled = pool_rois(FeatureTable.from_levels(pyramid()), boxes, STRIDES)
+    pooled = pool_rois(FeatureTable.from_levels(pyramid(), STRIDES), boxes)
     assert torch.autograd.grad(pooled.sum(), boxes, allow_unused=True) == (None,)

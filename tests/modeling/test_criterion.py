@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from dsrcnn.modeling.losses import SetCriterion
-from dsrcnn.modeling.losses.criterion import LossWeights
-from dsrcnn.structures import Predictions, Targets
+from dsrcnn.structures import Predictions, Targets, TermWeights
 
 PRIOR_LOGIT = -4.59511985013459
 
 
 def criterion(**kwargs):
-    defaults = {"num_classes": 3, "num_stages": 2, "weights": LossWeights(2.0, 5.0, 2.0)}
+    defaults = {"num_classes": 3, "num_stages": 2, "weights": TermWeights(2.0, 5.0, 2.0)}
     return SetCriterion(**{**defaults, **kwargs})
 
 

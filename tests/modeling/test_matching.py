@@ -6,8 +6,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from dsrcnn.modeling.matching import HungarianMatcher, assign_one_to_one, pairwise_costs
-from dsrcnn.modeling.matching.costs import CostWeights, class_cost
-from dsrcnn.structures import Predictions, Targets
+from dsrcnn.modeling.matching.costs import class_cost
+from dsrcnn.structures import Predictions, Targets, TermWeights
 
 
 def scene(counts, *, proposals=9, sets=2, classes=4, seed=0):
@@ -29,7 +29,7 @@ def scene(counts, *, proposals=9, sets=2, classes=4, seed=0):
 
 
 def matcher(**kwargs):
-    return HungarianMatcher(weights=CostWeights(), focal=True, **kwargs)
+    return HungarianMatcher(weights=TermWeights(), focal=True, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_total_cost_is_the_weighted_sum_of_its_terms():
     targets = Targets(
         wanted.view(1, 1, 4), torch.tensor([[2]]), torch.ones(1, 1, dtype=torch.bool), sizes
     )
-    cost = pairwise_costs(predictions, targets, CostWeights(2.0, 5.0, 2.0), focal=True)
+    cost = pairwise_costs(predictions, targets, TermWeights(2.0, 5.0, 2.0), focal=True)
     assert cost.item() == pytest.approx(2 * -0.0866434 + 5 * 0.5 - 2 / 3, abs=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_all_sets_and_images_at_once_equal_one_by_one():
                     for t in targets
                 )
             ),
-            CostWeights(),
+            TermWeights(),
             focal=True,
         )[0, 0]
         rows, columns = linear_sum_assignment(alone.numpy())
@@ -138,7 +138,7 @@ def test_no_gradient_flows_through_matching():
         predictions.logits.requires_grad_(), predictions.boxes.requires_grad_(), predictions.stage
     )
     assert not matcher()(tracked, targets).requires_grad
-    assert not pairwise_costs(tracked, targets, CostWeights(), focal=True).requires_grad
+    assert not pairwise_costs(tracked, targets, TermWeights(), focal=True).requires_grad
 
 
 def test_one_step_transfers_costs_to_the_host_once(monkeypatch):

@@ -14,6 +14,8 @@ from ..annotations import box_fault
 __all__ = ["load_checked_coco_json", "read_categories", "read_coco_json", "register_coco_json"]
 
 _LOGGER = logging.getLogger(__name__)
+_REGISTERED: set[str] = set()  # by this module
+_WARNED: set[str] = set()
 _SHOWN = 5  # examples named in a message
 _ENTRIES = {  # what every entry of the three lists of a COCO detection file has
     "images": ("id", "file_name", "height", "width"),
@@ -32,10 +34,19 @@ def register_coco_json(name: str, json_file: str, image_root: str, classes: list
         json_file: annotations.
         image_root: folder that ``file_name`` entries are relative to.
         classes: class names in the order of ascending category id.
+
+    Raises:
+        DataError: if something else is registered under `name`.
     """
+    if name in DatasetCatalog.list() and name not in _REGISTERED:
+        raise DataError(
+            f"Data set {name!r} is registered already, by Detectron2 or by another program; choose "
+            "another DATASETS.CUSTOM.NAME."
+        )
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)  # whoever registered the name may have given none
+    _REGISTERED.add(name)
     DatasetCatalog.register(name, partial(load_checked_coco_json, json_file, image_root, name))
     MetadataCatalog.get(name).set(
         json_file=json_file, image_root=image_root, evaluator_type="coco", thing_classes=classes
@@ -64,6 +75,7 @@ def read_coco_json(json_file: str) -> dict:
         )
     for part, keys in _ENTRIES.items():
         for index, entry in enumerate(content[part]):
+            entry = entry if isinstance(entry, dict) else {}
             lacking = [k for k in keys if entry.get(k) in (None, "", [])]
             if lacking:
                 raise DataError(
@@ -113,7 +125,7 @@ def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[d
     try:
         records = load_coco_json(json_file, image_root, name)
     except (AssertionError, KeyError, IndexError) as error:
-        raise DataError(f"{json_file} cannot be used: {error.args[0]}") from error
+        raise DataError(f"{json_file} cannot be used: {error}") from error
     if not records:
         raise DataError(f"Data set {name!r} is empty: {json_file} lists no images.")
     _check_images(records, json_file, image_root)
@@ -149,10 +161,10 @@ def _drop_unusable_boxes(records: list[dict], json_file: str) -> None:
         record["annotations"] = usable
     if faults:
         shown = "; ".join(faults[:_SHOWN]) + ("; ..." if len(faults) > _SHOWN else "")
-        _LOGGER.warning(
-            "%s: %d boxes cannot be used and are left out, the images stay: %s. Correct or remove "
-            "them in the file to silence this warning.",
-            json_file,
-            len(faults),
-            shown,
+        message = (
+            f"{json_file}: {len(faults)} boxes cannot be used and are left out, the images stay: "
+            f"{shown}. Correct or remove them in the file to silence this warning."
         )
+        if message not in _WARNED:  # loaders are built for every evaluation; once is enough
+            _WARNED.add(message)
+            _LOGGER.warning(message)

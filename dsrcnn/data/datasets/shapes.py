@@ -10,12 +10,13 @@ import io
 from functools import partial
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
+
+from ...errors import DataError
 
 __all__ = ["CLASSES", "draw_scene", "register_shapes", "shapes_records"]
 
@@ -103,8 +104,25 @@ def _make_scene(split: str, index: int) -> Scene:
     return Scene(height, width, shapes, generator)
 
 
+def _opencv() -> Any:
+    """OpenCV, which only the pictures and this data set need."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise DataError(
+            "The shapes data sets are drawn with OpenCV, which is not installed. "
+            'Write: pip install "dsrcnn[viz]"'
+        ) from error
+    return cv2
+
+
 def draw_scene(split: str, index: int) -> np.ndarray:
-    """The image (H, W, 3) uint8 BGR of one record."""
+    """The image (H, W, 3) uint8 BGR of one record.
+
+    Raises:
+        DataError: if OpenCV is not installed.
+    """
+    cv2 = _opencv()
     height, width, shapes, generator = _make_scene(split, index)
     coarse = generator.integers(60, 200, (4, 4, 3)).astype(np.float32)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -150,7 +168,7 @@ class _ShapesHandler(PathHandler):
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> io.BytesIO:
         split, name = path.removeprefix(_SCHEME).split("/")
-        _, encoded = cv2.imencode(".bmp", draw_scene(split, int(name.removesuffix(".bmp"))))
+        _, encoded = _opencv().imencode(".bmp", draw_scene(split, int(name.removesuffix(".bmp"))))
         return io.BytesIO(encoded.tobytes())
 
 

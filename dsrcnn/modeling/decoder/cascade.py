@@ -90,6 +90,8 @@ def _as_predictions(collected: list[tuple[Tensor, Tensor]], first_stage: int) ->
     logits, boxes = (
         torch.cat([x.transpose(0, 1) for x in xs]) for xs in zip(*collected, strict=True)
     )
-    stages = torch.arange(first_stage, first_stage + len(collected), device=boxes.device)
-    groups = boxes.shape[0] // len(collected)
-    return Predictions(logits, boxes, stages.repeat_interleave(groups))
+    stages = [
+        torch.full((b.shape[1],), first_stage + i, device=b.device)
+        for i, (_, b) in enumerate(collected)
+    ]
+    return Predictions(logits, boxes, torch.cat(stages))

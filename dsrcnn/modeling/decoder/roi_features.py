@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...layers.roi_align import FeatureTable, pool_rois
+from ...structures import at_least_float32
 
 __all__ = ["RoIFeatures"]
 
@@ -45,7 +46,7 @@ class RoIFeatures(nn.Module):
                 "'ROIAlignV2' (aligned RoIAlign). Write MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignV2."
             )
         return {
-            "strides": tuple(2 ** int(name[1:]) for name in cfg.MODEL.ROI_HEADS.IN_FEATURES),
+            "strides": tuple(_stride(name) for name in cfg.MODEL.ROI_HEADS.IN_FEATURES),
             "resolution": node.POOLER_RESOLUTION,
             "samples": node.POOLER_SAMPLING_RATIO,
         }
@@ -57,12 +58,18 @@ class RoIFeatures(nn.Module):
     def prepare(self, features: list[Tensor]) -> FeatureTable:
         """Lay out the pyramid levels (B, D, H_l, W_l) once for all stages, in float32."""
         with torch.autocast(features[0].device.type, enabled=False):
-            return FeatureTable.from_levels([_at_least_float32(f) for f in features])
+            return FeatureTable.from_levels([at_least_float32(f) for f in features], self.strides)
 
     def forward(self, table: FeatureTable, boxes: Tensor) -> Tensor:
         """Pool boxes (B, R, 4) into (B * R, K * K, D); no gradient reaches the boxes."""
-        return pool_rois(table, boxes, self.strides, cells=self.resolution, samples=self.samples)
+        return pool_rois(table, boxes, cells=self.resolution, samples=self.samples)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def _stride(name: str) -> int:
+    """Stride of a pyramid level by its name: ``p3`` has 8."""
+    if not (name.startswith("p") and name[1:].isdigit()):
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.IN_FEATURES names {name!r}; the cascade pools from pyramid levels. "
+            "Write [p2, p3, p4, p5]."
+        )
+    return 2 ** int(name[1:])

@@ -28,7 +28,8 @@ def box_losses(
     Returns:
         Two tensors (Q,): sums over all positives of a set.
     """
-    placeholder = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=boxes.dtype, device=boxes.device)
+    placeholder = boxes.new_zeros(4)
+    placeholder[2:] = 1.0  # filled on the device: a tensor from a list would be a transfer
     keep = positive.unsqueeze(-1)
     boxes = torch.where(keep, boxes, placeholder)
     wanted = torch.where(keep, wanted.to(boxes.dtype), placeholder)

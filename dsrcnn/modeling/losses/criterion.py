@@ -4,26 +4,18 @@ Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals, ``M`` ground trut
 ``S`` stages.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...structures import Predictions, Targets
+from ...structures import Predictions, Targets, TermWeights, at_least_float32
 from .box_losses import box_losses
 from .class_losses import cross_entropy_losses, focal_losses
 
-__all__ = ["LossWeights", "SetCriterion", "mean_over_processes"]
-
-
-class LossWeights(NamedTuple):
-    """Factor of each loss."""
-
-    class_: float = 2.0
-    l1: float = 5.0
-    giou: float = 2.0
+__all__ = ["SetCriterion", "mean_over_processes"]
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
@@ -46,7 +38,7 @@ class SetCriterion(nn.Module):
         *,
         num_classes: int,
         num_stages: int,
-        weights: LossWeights,
+        weights: TermWeights,
         deep_supervision: bool = True,
         focal: bool = True,
         alpha: float = 0.25,
@@ -85,7 +77,7 @@ class SetCriterion(nn.Module):
         return {
             "num_classes": node.NUM_CLASSES,
             "num_stages": node.NUM_HEADS,
-            "weights": LossWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT),
+            "weights": TermWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT),
             "deep_supervision": node.DEEP_SUPERVISION,
             "focal": node.USE_FOCAL,
             "alpha": node.ALPHA,
@@ -111,7 +103,7 @@ class SetCriterion(nn.Module):
         positive = assignment >= 0
         classes, wanted = self._gather(targets, assignment, positive)
         # Never in half precision: the sums run over all proposals and classes.
-        logits, boxes = (_at_least_float32(x) for x in predictions[:2])
+        logits, boxes = (at_least_float32(x) for x in predictions[:2])
         l1, giou = box_losses(boxes, wanted, positive, targets.sizes.to(boxes.dtype))
         normalizer = self._normalizer(targets)
         if self.focal:
@@ -151,7 +143,3 @@ class SetCriterion(nn.Module):
                 index = self.first_stage + offset
                 losses[name if index == self.num_stages - 1 else f"{name}_{index}"] = value
         return losses
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

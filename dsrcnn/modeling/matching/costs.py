@@ -3,22 +3,12 @@
 Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals, ``M`` ground truths, ``C`` classes.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ...structures import Predictions, Targets, pairwise_iou_giou
+from ...structures import Predictions, Targets, TermWeights, pairwise_iou_giou
 
-__all__ = ["CostWeights", "class_cost", "pairwise_costs"]
-
-
-class CostWeights(NamedTuple):
-    """How much each term counts in the matching cost."""
-
-    class_: float = 2.0
-    l1: float = 5.0
-    giou: float = 2.0
+__all__ = ["class_cost", "pairwise_costs"]
 
 
 def class_cost(
@@ -52,7 +42,7 @@ def class_cost(
 def pairwise_costs(
     predictions: Predictions,
     targets: Targets,
-    weights: CostWeights,
+    weights: TermWeights,
     *,
     focal: bool,
     alpha: float = 0.25,

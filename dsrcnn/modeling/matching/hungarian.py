@@ -9,8 +9,8 @@ from detectron2.config import CfgNode, configurable
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ...structures import Predictions, Targets
-from .costs import CostWeights, pairwise_costs
+from ...structures import Predictions, Targets, TermWeights
+from .costs import pairwise_costs
 
 __all__ = ["HungarianMatcher", "assign_one_to_one"]
 
@@ -46,7 +46,7 @@ class HungarianMatcher(nn.Module):
 
     @configurable
     def __init__(
-        self, *, weights: CostWeights, focal: bool, alpha: float = 0.25, gamma: float = 2.0
+        self, *, weights: TermWeights, focal: bool, alpha: float = 0.25, gamma: float = 2.0
     ) -> None:
         """Set the cost.
 
@@ -67,7 +67,7 @@ class HungarianMatcher(nn.Module):
         """Read `MODEL.SparseRCNN`; the loss weights are the cost weights, as officially."""
         node = cfg.MODEL.SparseRCNN
         return {
-            "weights": CostWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT),
+            "weights": TermWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT),
             "focal": node.USE_FOCAL,
             "alpha": node.ALPHA,
             "gamma": node.GAMMA,

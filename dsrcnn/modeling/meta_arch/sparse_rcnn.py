@@ -78,6 +78,7 @@ class SparseRCNN(nn.Module):
         # The public names of these two exist only since torch 2.5.
         self._register_state_dict_hook(_save_official_keys)
         self._register_load_state_dict_pre_hook(_load_official_keys)
+        self.register_load_state_dict_post_hook(_report_official_keys)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -117,7 +118,7 @@ class SparseRCNN(nn.Module):
         if self.training:
             targets = pad_targets(inputs, sizes)
             return self.criterion(predictions, targets, self.matcher(predictions, targets))
-        return self._detections(predictions, network_sizes, inputs)
+        return self.postprocess(predictions, network_sizes, inputs)
 
     def predict(
         self, inputs: list[dict[str, Any]]
@@ -136,12 +137,19 @@ class SparseRCNN(nn.Module):
         features = [levels[name] for name in self.in_features]
         return self.head(features, self.proposals(features, sizes)), sizes, images.image_sizes
 
-    def _detections(
+    def postprocess(
         self,
         predictions: Predictions,
         network_sizes: list[tuple[int, int]],
         inputs: list[dict[str, Any]],
     ) -> list[dict[str, Any]]:
+        """Detections of the last stage, in pixels of the original images.
+
+        Args:
+            predictions: of the network; the last set is used.
+            network_sizes: (height, width) of each network input before padding.
+            inputs: the model inputs, for ``height`` and ``width`` of the originals.
+        """
         scores, classes, boxes = select_detections(
             predictions.logits[-1],
             predictions.boxes[-1],
@@ -171,3 +179,8 @@ def _save_official_keys(module: nn.Module, state: dict[str, Any], prefix: str, _
 
 def _load_official_keys(state: dict[str, Any], prefix: str, *_: Any) -> None:
     _rename(state, prefix + _OFFICIAL_PREFIX, prefix + _OWN_PREFIX)
+
+
+def _report_official_keys(module: nn.Module, incompatible: Any) -> None:
+    for names in (incompatible.missing_keys, incompatible.unexpected_keys):
+        names[:] = [name.replace(_OWN_PREFIX, _OFFICIAL_PREFIX) for name in names]

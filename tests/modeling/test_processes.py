@@ -1,0 +1,47 @@
+"""Several processes, by gloo on the CPU."""
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from dsrcnn.modeling.losses import SetCriterion
+from dsrcnn.modeling.losses.criterion import mean_over_processes
+from dsrcnn.structures import Predictions, Targets, TermWeights
+
+
+def _losses(objects):
+    """Class loss of one set with `objects` ground truths, all predictions at zero."""
+    predictions = Predictions(
+        torch.zeros(1, 1, 4, 3), torch.rand(1, 1, 4, 4), torch.zeros(1).long()
+    )
+    targets = Targets(
+        torch.zeros(1, objects, 4),
+        torch.zeros(1, objects, dtype=torch.int64),
+        torch.ones(1, objects, dtype=torch.bool),
+        torch.ones(1, 4),
+    )
+    criterion = SetCriterion(num_classes=3, num_stages=1, weights=TermWeights())
+    return criterion(predictions, targets, torch.full((1, 1, 4), -1))["loss_ce"]
+
+
+def _work(rank, folder):
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    mean = mean_over_processes(torch.tensor([1.0, 2.0 + 4 * rank]))
+    loss = _losses(objects=(6, 0)[rank])  # the second process has an image without objects
+    torch.save((mean, loss), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_losses_are_normalised_by_the_mean_over_processes(tmp_path):
+    mp.spawn(_work, args=(str(tmp_path),), nprocs=2)
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert all(mean.tolist() == [1.0, 4.0] for mean, _ in results)
+    alone = _losses(objects=3)  # 6 and 0 objects: 3 on average, on both
+    assert all(torch.allclose(loss, alone) for _, loss in results)
+
+
+def test_one_process_is_its_own_mean():
+    value = torch.tensor([3.0])
+    assert mean_over_processes(value) is value
