@@ -46,8 +46,8 @@ def test_voc_loads_maps_and_evaluates(voc):
     assert sample["instances"].gt_classes.tolist() == [0]
     evaluator = build_evaluator(tiny_cfg(), voc)
     evaluator.reset()
-    # The cat is found exactly, the dog half as wide as it is: IoU 0.5.
-    for record, box in zip(records, ([10.0, 5, 50, 30], [20.0, 10, 40, 40]), strict=True):
+    # The cat is found exactly, the dog with 24 of its 40 pixels of width: IoU 0.6.
+    for record, box in zip(records, ([10.0, 5, 50, 30], [20.0, 10, 44, 40]), strict=True):
         found = Instances((50, 80))
         found.pred_boxes = Boxes(torch.tensor([box]))
         found.scores = torch.tensor([0.9])
