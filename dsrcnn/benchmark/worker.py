@@ -156,8 +156,9 @@ def main() -> None:
         optimizer = build_optimizer(cfg, model)
         arguments.insert(1, plain_optimizer(optimizer) if "optimizer" in without else optimizer)
     measure = train_step if args.mode == "train" else infer
-    measure(*arguments)  # warm-up
     for _ in sys.stdin:
+        # Once unmeasured: while the other variant ran, the system may have reclaimed memory.
+        measure(*arguments)
         print(json.dumps({**measure(*arguments), "peak memory (MiB)": peak_memory()}), flush=True)
 
 

@@ -43,9 +43,13 @@ class DynamicConv(nn.Module):
         Returns:
             (N, D) object features.
         """
-        # One kernel pair per row; `unbind` makes the backward pass one copy instead of two
-        # zero-filled ones.
-        first, second = self.dynamic_layer(proposal_features).unflatten(-1, (2, -1)).unbind(1)
+        # The layer is split, not its output: in the backward pass the halves of the weight are put
+        # together again, which are small beside the kernels of hundreds of proposals.
+        layer = self.dynamic_layer
+        weights, biases = (p.unflatten(0, (2, -1)).unbind() for p in (layer.weight, layer.bias))
+        first, second = (
+            F.linear(proposal_features, w, b) for w, b in zip(weights, biases, strict=True)
+        )
         kernel1 = first.unflatten(-1, (self.channels, self.dynamic_channels))
         kernel2 = second.unflatten(-1, (self.dynamic_channels, self.channels))
         x = F.relu(self.norm1(torch.bmm(roi_features, kernel1)))
