@@ -1,6 +1,6 @@
 """``dsrcnn <command>``: one program for what is not training.
 
-Commands import what they need when they run, so ``dsrcnn --help`` answers at once.
+Commands import what only they need when they run.
 """
 
 import argparse

@@ -137,9 +137,9 @@ class Trainer(DefaultTrainer):
         Returns:
             The metrics with ``_TTA`` behind the task's name.
         """
-        folder = cfg.clone()
-        folder.defrost()
-        folder.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "tta")
+        tta_cfg = cfg.clone()
+        tta_cfg.defrost()
+        tta_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "tta")
         augmented = TestTimeAugmentation(cfg, model)
-        results = cls.test(folder, augmented)
+        results = cls.test(tta_cfg, augmented)
         return {f"{task}_TTA": values for task, values in results.items()}

@@ -43,8 +43,8 @@ class DynamicConv(nn.Module):
         Returns:
             (N, D) object features.
         """
-        # The layer is split, not its output: in the backward pass the halves of the weight are put
-        # together again, which are small beside the kernels of hundreds of proposals.
+        # The layer is split, not its output: the backward pass then joins two halves of the weight,
+        # whose size is fixed, and not the kernels, which grow with the number of RoIs.
         layer = self.dynamic_layer
         weights, biases = (p.unflatten(0, (2, -1)).unbind() for p in (layer.weight, layer.bias))
         first, second = (

@@ -89,3 +89,13 @@ def test_the_progress_bar_comes_before_the_writers(tmp_path):
 def test_mixed_precision_trains_on_a_cpu(tmp_path):
     trainer = train(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 2, "SOLVER.AMP.ENABLED", True))
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_evaluation_with_test_time_augmentation_adds_its_metrics(tmp_path):
+    train(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 1))
+    options = ["TEST.AUG.ENABLED", True, "TEST.AUG.SCALE_FILTER", False]
+    options += ["TEST.AUG.MIN_SIZES", "(64,)", "MODEL.WEIGHTS", str(tmp_path / "model_final.pth")]
+    results = evaluate(quick_cfg(tmp_path, *options))
+    assert set(results) == {"bbox", "bbox_TTA"}
+    assert set(results["bbox_TTA"]) == set(results["bbox"])
+    assert (tmp_path / "tta/inference/coco_instances_results.json").is_file()
