@@ -50,8 +50,7 @@ $(VENV)/.detectron2: requirements-detectron2.txt | $(VENV)/.torch
 	then echo "Detectron2 is there already."; \
 	else echo "Installing Detectron2 0.6 as pure Python ..."; touch $@.partial; \
 	  $(PIP) --force-reinstall --no-deps --require-hashes --use-pep517 --no-build-isolation \
-	    --config-settings=--global-option=build_py \
-	    --config-settings=--build-option=--skip-build -r requirements-detectron2.txt && \
+	    -r requirements-detectron2.txt && \
 	  rm $@.partial; fi
 	@touch $@
 
