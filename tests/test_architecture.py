@@ -61,10 +61,12 @@ def test_matching_and_losses_know_neither_heads_nor_proposals(part):
 
 
 def test_the_config_is_read_in_from_config_only():
-    """Below `from_config` a model knows keyword arguments, not `cfg`."""
+    """Below `from_config` a model knows keyword arguments, not `cfg`. Builders choose by name."""
     for path in [*(PACKAGE / "modeling").rglob("*.py"), *(PACKAGE / "layers").rglob("*.py")]:
         for function in ast.walk(ast.parse(path.read_text())):
-            if isinstance(function, ast.FunctionDef) and function.name != "from_config":
+            if isinstance(function, ast.FunctionDef) and not function.name.startswith(
+                ("from_config", "build_")
+            ):
                 arguments = [a.arg for a in function.args.args + function.args.kwonlyargs]
                 assert "cfg" not in arguments, f"{path.name}: {function.name}"
 

@@ -16,6 +16,8 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
         cfg: usually ``detectron2.config.get_cfg()``.
     """
     _add_sparse_rcnn(cfg)
+    _add_dynamic_label_assignment(cfg)
+    _add_suppression(cfg)
     _add_solver(cfg)
     _add_test_time_augmentation(cfg)
     _add_custom_data(cfg)
@@ -39,7 +41,7 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
     node.NUM_DYNAMIC = 2  # convolutions each proposal generates; only 2 is defined
     node.DIM_DYNAMIC = 64  # channels between them
 
-    # Losses; the same weights build the matching cost
+    # Losses; without DLA the same weights build the matching cost
     node.CLASS_WEIGHT = 2.0
     node.GIOU_WEIGHT = 2.0
     node.L1_WEIGHT = 5.0
@@ -51,6 +53,44 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
     node.ALPHA = 0.25
     node.GAMMA = 2.0
     node.PRIOR_PROB = 0.01  # class score of an untrained model
+
+
+def _add_dynamic_label_assignment(cfg: CfgNode) -> None:
+    # DLA of Dynamic Sparse R-CNN (arXiv 2205.02101, section 3.1). What the paper leaves open is an
+    # option here; docs/METHODS.md says what is known and what was chosen.
+    node = cfg.MODEL.SparseRCNN.DLA = CfgNode()
+    node.ENABLED = False  # False: one proposal per ground truth, by Hungarian matching
+    node.MATCHER = "OptimalTransportMatcher"  # or SimOTAMatcher, HungarianMatcher
+
+    # Matching cost; the loss weights do not matter with DLA
+    node.CLASS_COST = 2.0
+    node.L1_COST = 5.0
+    node.GIOU_COST = 2.0
+
+    # Units: how many proposals a ground truth supplies
+    node.TOP_Q = 8  # dynamic units: the sum of this many largest IoUs
+    node.STATIC_UNITS = 0  # above 0: this many for every ground truth instead
+    node.UNIT_STEP = 0.5  # units fewer per stage before the last; 0: the same in every stage
+    node.MAX_POSITIVE_FRACTION = 0.8  # of an image's proposals, at most this part is positive
+    node.ROUNDING = "floor"  # floor or round, to whole units
+    node.ORDER = "step_then_cap"  # or cap_then_step: which of the two limits comes first
+
+    # Transport
+    node.EPSILON = 0.1  # entropy, in units of the cost
+    node.ITERATIONS = 50  # Sinkhorn sweeps
+    node.DECISION = "rescale"  # plan to assignment: rescale, topk, or exact (on the host, slow)
+    node.REPAIR = 0  # passes that give a proposal to ground truths that got none
+
+    node.NORMALIZER = "positives"  # losses are divided by it: positives of the set, or gt
+    node.LOG_PERIOD = 20  # iterations between entries on the assignment in the log; 0: none
+
+
+def _add_suppression(cfg: CfgNode) -> None:
+    node = cfg.MODEL.SparseRCNN.NMS = CfgNode()
+    # Class-wise suppression of duplicates at inference. None: with DLA if it assigns several
+    # proposals to an object, as those learn to be duplicates, and not otherwise.
+    node.ENABLED = None
+    node.THRESHOLD = 0.7  # IoU above which the lower score goes
 
 
 def _add_solver(cfg: CfgNode) -> None:

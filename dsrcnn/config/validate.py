@@ -54,6 +54,43 @@ def _check_sparse_rcnn(cfg: CfgNode) -> None:
             "choose NHEADS so that it divides HIDDEN_DIM."
         )
     _expect_one_of(f"{key}.ACTIVATION", node.ACTIVATION, "relu", "gelu")
+    _check_label_assignment(node.DLA, f"{key}.DLA")
+    _check_suppression(node.NMS, f"{key}.NMS")
+
+
+def _check_label_assignment(node: CfgNode, key: str) -> None:
+    _expect_one_of(
+        f"{key}.MATCHER",
+        node.MATCHER,
+        *("OptimalTransportMatcher", "SimOTAMatcher", "HungarianMatcher"),
+    )
+    _expect_one_of(f"{key}.ROUNDING", node.ROUNDING, "floor", "round")
+    _expect_one_of(f"{key}.ORDER", node.ORDER, "step_then_cap", "cap_then_step")
+    _expect_one_of(f"{key}.DECISION", node.DECISION, "rescale", "topk", "exact")
+    _expect_one_of(f"{key}.NORMALIZER", node.NORMALIZER, "positives", "gt")
+    for name, least in {"TOP_Q": 1, "ITERATIONS": 1, "STATIC_UNITS": 0, "UNIT_STEP": 0}.items():
+        if node[name] < least:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least {least}.")
+    for name in ("REPAIR", "LOG_PERIOD"):
+        if node[name] < 0:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write 0 for none, or a number above.")
+    if not node.EPSILON > 0:
+        raise ConfigError(f"{key}.EPSILON is {node.EPSILON}; write a number above 0, such as 0.1.")
+    if not 0 < node.MAX_POSITIVE_FRACTION <= 1:
+        raise ConfigError(
+            f"{key}.MAX_POSITIVE_FRACTION is {node.MAX_POSITIVE_FRACTION}; write a part of the "
+            "proposals, above 0 and at most 1, such as 0.8."
+        )
+
+
+def _check_suppression(node: CfgNode, key: str) -> None:
+    if node.ENABLED not in (None, True, False):
+        raise ConfigError(
+            f"{key}.ENABLED is {node.ENABLED!r}; write True, False, or None for "
+            "'on where the assignment is one-to-many'."
+        )
+    if not 0 <= node.THRESHOLD <= 1:
+        raise ConfigError(f"{key}.THRESHOLD is {node.THRESHOLD}; write an IoU between 0 and 1.")
 
 
 def _expect_one_of(key: str, found: str, *allowed: str) -> None:

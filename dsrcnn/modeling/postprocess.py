@@ -1,35 +1,69 @@
 """From the last stage's predictions to Detectron2's `Instances`.
 
-Letters: ``B`` images, ``P`` proposals, ``C`` classes.
+Letters: ``B`` images, ``P`` proposals, ``C`` classes, ``K`` detections.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torchvision.ops import nms
 
-__all__ = ["select_detections", "to_original_size"]
+__all__ = [
+    "Detections",
+    "detections_of",
+    "select_detections",
+    "suppress_duplicates",
+]
+
+_FAR = 1e5  # pixels; a diverged box farther out must not cost the others their digits
+
+
+class Detections(NamedTuple):
+    """The detections of a batch; shapes do not depend on what is found.
+
+    Attributes:
+        scores: (B, K) in 0..1, best first.
+        classes: (B, K) int64.
+        boxes: (B, K, 4) xyxy in pixels of the network input.
+        kept: (B, K) bool, False for entries that are suppressed or beyond the limit.
+    """
+
+    scores: Tensor
+    classes: Tensor
+    boxes: Tensor
+    kept: Tensor
 
 
 def select_detections(
-    logits: Tensor, boxes: Tensor, *, limit: int, focal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The best detections of every image, by score, without threshold or suppression.
+    logits: Tensor,
+    boxes: Tensor,
+    *,
+    limit: int,
+    focal: bool,
+    nms_threshold: float | None = None,
+) -> Detections:
+    """The best detections of every image, by score, without threshold on the score.
 
-    With focal classification a proposal may appear with several classes: the ``limit`` best of all
-    P x C scores are kept. With softmax every proposal keeps its best class.
+    With focal classification a proposal may appear with several classes: the best of all P x C
+    scores are kept. With softmax every proposal keeps its best class.
 
     Args:
         logits: (B, P, C), with softmax (B, P, C + 1).
         boxes: (B, P, 4).
         limit: detections per image, at most P are returned; negative for no other limit.
         focal: which of the two.
+        nms_threshold: of `suppress_duplicates` among the P best, before the limit; None for none.
 
     Returns:
-        Scores (B, K), classes (B, K) and boxes (B, K, 4), sorted by score; K = min(limit, P).
+        K = P with suppression, otherwise min(limit, P).
     """
     logits, boxes = logits.float(), boxes.float()
-    count = min(limit, boxes.shape[1]) if limit >= 0 else boxes.shape[1]
+    proposals = boxes.shape[1]
+    allowed = min(limit, proposals) if limit >= 0 else proposals
+    count = allowed if nms_threshold is None else proposals
     if focal:
         scores, flat = logits.sigmoid().flatten(1).topk(count, dim=1)
         proposal, classes = flat // logits.shape[-1], flat % logits.shape[-1]
@@ -37,27 +71,60 @@ def select_detections(
         best, best_class = logits.softmax(dim=-1)[..., :-1].max(dim=-1)
         scores, proposal = best.topk(count, dim=1)
         classes = best_class.gather(1, proposal)
-    return scores, classes, boxes.take_along_dim(proposal.unsqueeze(-1), dim=1)
+    chosen = boxes.take_along_dim(proposal.unsqueeze(-1), dim=1)
+    if nms_threshold is None:
+        kept = torch.ones_like(classes, dtype=torch.bool)
+    else:
+        kept = suppress_duplicates(scores, classes, chosen, threshold=nms_threshold)
+        kept = kept & (kept.cumsum(dim=1) <= allowed)
+    return Detections(scores, classes, chosen, kept)
 
 
-def to_original_size(
-    scores: Tensor,
-    classes: Tensor,
-    boxes: Tensor,
-    network_size: tuple[int, int],
-    original_size: tuple[int, int],
-) -> Instances:
-    """Scale one image's detections to the original pixels, clip them, drop empty boxes.
+def suppress_duplicates(
+    scores: Tensor, classes: Tensor, boxes: Tensor, *, threshold: float
+) -> Tensor:
+    """Class-wise suppression of duplicates (NMS), all images in one call.
+
+    One-to-many assignment teaches proposals to be duplicates, so it needs this (Dynamic Sparse
+    R-CNN, arXiv 2205.02101, with a threshold of 0.7).
 
     Args:
-        scores: (K,).
-        classes: (K,).
-        boxes: (K, 4) in pixels of the network input.
-        network_size: height and width of the network input before padding.
-        original_size: height and width to scale to.
+        scores: (B, K).
+        classes: (B, K).
+        boxes: (B, K, 4) xyxy in pixels.
+        threshold: of two boxes of a class with a larger IoU, the one with the lower score goes.
+
+    Returns:
+        (B, K) bool, True for what stays.
     """
+    # Boxes of another image or class are moved out of reach. In float64: the offsets of many
+    # classes would cost float32 boxes their last digits.
+    places = boxes.detach().double().nan_to_num().clamp(-_FAR, _FAR)
+    image = torch.arange(len(scores), device=boxes.device).unsqueeze(1)
+    cell = image * (classes.amax() + 1) + classes
+    moved = places + (cell * (2 * _FAR + 1)).unsqueeze(-1)
+    stays = nms(moved.flatten(0, 1), scores.flatten().double(), threshold)
+    kept = torch.zeros_like(scores, dtype=torch.bool).flatten()
+    return kept.index_fill(0, stays, True).view_as(scores)
+
+
+def detections_of(
+    found: Detections, index: int, network_size: tuple[int, int], record: dict[str, Any]
+) -> Instances:
+    """One image's detections in the pixels of the original, clipped, without empty boxes.
+
+    Args:
+        found: of the batch.
+        index: of the image in it.
+        network_size: height and width of the network input before padding.
+        record: the model input, with ``height`` and ``width`` of the original.
+    """
+    kept = found.kept[index]
     detections = Instances(network_size)
-    detections.pred_boxes = Boxes(torch.nan_to_num(boxes))
-    detections.scores = scores
-    detections.pred_classes = classes
-    return detector_postprocess(detections, *original_size)
+    detections.pred_boxes = Boxes(torch.nan_to_num(found.boxes[index][kept]))
+    detections.scores = found.scores[index][kept]
+    detections.pred_classes = found.classes[index][kept]
+    height, width = (
+        record.get(k, s) for k, s in zip(("height", "width"), network_size, strict=True)
+    )
+    return detector_postprocess(detections, height, width)

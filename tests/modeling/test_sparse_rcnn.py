@@ -164,7 +164,7 @@ def test_softmax_classification_trains_and_detects():
 @pytest.mark.parametrize(("limit", "expected"), [(3, 3), (8, 8), (100, 8)])
 @pytest.mark.parametrize("focal", [True, False])
 def test_detections_are_limited_by_the_config_and_by_the_proposals(limit, expected, focal):
-    scores, classes, boxes = select_detections(
+    scores, classes, boxes, _ = select_detections(
         torch.randn(2, 8, 5), torch.rand(2, 8, 4), limit=limit, focal=focal
     )
     assert scores.shape == classes.shape == boxes.shape[:2] == (2, expected)
@@ -181,7 +181,7 @@ def test_a_proposal_may_be_detected_with_two_classes():
     # p = 0.9 and 0.8 on the first proposal, 0.7 on the second
     odds = torch.tensor([[[9.0, 4.0], [7 / 3, 0.1]]])
     boxes = torch.tensor([[[0.0, 0, 1, 1], [0, 0, 2, 2]]])
-    scores, classes, found = select_detections(odds.log(), boxes, limit=100, focal=True)
+    scores, classes, found, _ = select_detections(odds.log(), boxes, limit=100, focal=True)
     assert scores[0].tolist() == pytest.approx([0.9, 0.8])
     assert classes[0].tolist() == [0, 1]
     assert found[0, :, 2].tolist() == [1.0, 1.0]

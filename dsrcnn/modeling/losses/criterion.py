@@ -44,6 +44,7 @@ class SetCriterion(nn.Module):
         alpha: float = 0.25,
         gamma: float = 2.0,
         no_object_weight: float = 0.1,
+        normalizer: str = "gt",
     ) -> None:
         """Set the losses.
 
@@ -56,6 +57,9 @@ class SetCriterion(nn.Module):
             alpha: focal balance.
             gamma: focal exponent.
             no_object_weight: weight of the background class with softmax.
+            normalizer: "gt" divides by the number of ground truths, as Sparse R-CNN does;
+                "positives" by the number of proposals of the set that learn an object, for
+                one-to-many assignments. For one-to-one assignments both are the same.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -65,6 +69,7 @@ class SetCriterion(nn.Module):
         self.focal = focal
         self.alpha = alpha
         self.gamma = gamma
+        self.normalizer = normalizer
         if not focal:  # only then a part of official checkpoints
             class_weights = torch.ones(num_classes + 1)
             class_weights[-1] = no_object_weight
@@ -83,6 +88,7 @@ class SetCriterion(nn.Module):
             "alpha": node.ALPHA,
             "gamma": node.GAMMA,
             "no_object_weight": node.NO_OBJECT_WEIGHT,
+            "normalizer": node.DLA.NORMALIZER if node.DLA.ENABLED else "gt",
         }
 
     def forward(
@@ -105,7 +111,7 @@ class SetCriterion(nn.Module):
         # Never in half precision: the sums run over all proposals and classes.
         logits, boxes = (at_least_float32(x) for x in predictions[:2])
         l1, giou = box_losses(boxes, wanted, positive, targets.sizes.to(boxes.dtype))
-        normalizer = self._normalizer(targets)
+        normalizer = self._normalizer(targets, positive)
         if self.focal:
             ce = focal_losses(logits, classes, alpha=self.alpha, gamma=self.gamma) / normalizer
         else:
@@ -129,9 +135,13 @@ class SetCriterion(nn.Module):
         labels = targets.labels[image, index]
         return labels.masked_fill(~positive, self.num_classes), targets.boxes[image, index]
 
-    def _normalizer(self, targets: Targets) -> Tensor:
-        """Ground truths per process, at least 1. A tensor: reading it would stall the device."""
-        return mean_over_processes(targets.mask.sum().to(targets.sizes.dtype)).clamp(min=1)
+    def _normalizer(self, targets: Targets, positive: Tensor) -> Tensor:
+        """What losses are divided by: a mean over processes, at least 1; () or, per set, (Q,).
+
+        One collective per step for all sets. It stays a tensor: reading it would stall the device.
+        """
+        counts = positive.sum(dim=(1, 2)) if self.normalizer == "positives" else targets.mask.sum()
+        return mean_over_processes(counts.to(targets.sizes.dtype)).clamp(min=1)
 
     def _by_stage(self, per_set: dict[str, Tensor], stage: Tensor) -> dict[str, Tensor]:
         """Sum the sets of each stage and name the sums as the official code does."""

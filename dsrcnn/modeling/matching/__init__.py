@@ -1,6 +1,33 @@
 """Which proposal learns which ground truth: costs and assignments, without heads or proposals."""
 
-from .costs import pairwise_costs
+from .costs import CostSettings, pairwise_costs
+from .decisions import decide_exact, decide_rescaled, decide_top_units, repair_unmatched
 from .hungarian import HungarianMatcher, assign_one_to_one
+from .matcher import MATCHER_REGISTRY, Matcher, build_matcher
+from .simota import SimOTAMatcher, assign_cheapest
+from .sinkhorn import assign_exact, column_error, sinkhorn
+from .transport import OptimalTransportMatcher
+from .units import UnitRule, assign_units, unit_offsets
 
-__all__ = ["HungarianMatcher", "assign_one_to_one", "pairwise_costs"]
+__all__ = [
+    "MATCHER_REGISTRY",
+    "CostSettings",
+    "HungarianMatcher",
+    "Matcher",
+    "OptimalTransportMatcher",
+    "SimOTAMatcher",
+    "UnitRule",
+    "assign_cheapest",
+    "assign_exact",
+    "assign_one_to_one",
+    "assign_units",
+    "build_matcher",
+    "column_error",
+    "decide_exact",
+    "decide_rescaled",
+    "decide_top_units",
+    "pairwise_costs",
+    "repair_unmatched",
+    "sinkhorn",
+    "unit_offsets",
+]

@@ -1,14 +1,49 @@
-"""Matching costs of every proposal with every ground truth (Sparse R-CNN section 3.4, equation 1).
+"""Matching costs of every ground truth with every proposal (Sparse R-CNN section 3.4, equation 1).
 
 Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals, ``M`` ground truths, ``C`` classes.
+Ground truths are rows, proposals columns: ground truths supply, proposals demand.
 """
 
+from typing import NamedTuple
+
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
-from ...structures import Predictions, Targets, TermWeights, pairwise_iou_giou
+from ...structures import (
+    Predictions,
+    Targets,
+    TermWeights,
+    at_least_float32,
+    pairwise_iou_giou,
+)
 
-__all__ = ["class_cost", "pairwise_costs"]
+__all__ = ["CostSettings", "class_cost", "pairwise_costs"]
+
+
+class CostSettings(NamedTuple):
+    """How costs are computed.
+
+    Attributes:
+        weights: of the class, L1 and generalised IoU term.
+        focal: focal classification; False for softmax.
+        alpha: focal balance.
+        gamma: focal exponent.
+    """
+
+    weights: TermWeights = TermWeights()
+    focal: bool = True
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "CostSettings":
+        """Read `MODEL.SparseRCNN`: DLA has weights of its own, else the loss weights count."""
+        node = cfg.MODEL.SparseRCNN
+        weights = TermWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT)
+        if node.DLA.ENABLED:
+            weights = TermWeights(node.DLA.CLASS_COST, node.DLA.L1_COST, node.DLA.GIOU_COST)
+        return cls(weights, node.USE_FOCAL, node.ALPHA, node.GAMMA)
 
 
 def class_cost(
@@ -27,12 +62,14 @@ def class_cost(
         gamma: focal exponent.
 
     Returns:
-        (Q, B, P, M).
+        (Q, B, M, P).
     """
     index = labels[None, :, None, :].expand(*logits.shape[:3], -1)
+    scores = logits if focal else logits.softmax(dim=-1)
+    chosen = scores.gather(-1, index).mT.contiguous()  # gathered first: M columns instead of C
     if not focal:
-        return -logits.softmax(dim=-1).gather(-1, index)
-    probability = logits.gather(-1, index).sigmoid()  # gathered first: M columns instead of C
+        return -chosen
+    probability = chosen.sigmoid()
     positive = alpha * (1 - probability) ** gamma * -(probability + 1e-8).log()
     negative = (1 - alpha) * probability**gamma * -(1 - probability + 1e-8).log()
     return positive - negative
@@ -40,29 +77,26 @@ def class_cost(
 
 @torch.no_grad()
 def pairwise_costs(
-    predictions: Predictions,
-    targets: Targets,
-    weights: TermWeights,
-    *,
-    focal: bool,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-) -> Tensor:
+    predictions: Predictions, targets: Targets, settings: CostSettings
+) -> tuple[Tensor, Tensor]:
     """Weighted sum of class, L1 and generalised IoU cost, in float32 (float64 stays).
 
-    Boxes are compared by L1 after division by the image size, by GIoU in pixels.
+    Boxes are compared by L1 after division by the image size, by GIoU in pixels. Seen as transport,
+    this is the cost of a ground truth minus the cost of background for the same proposal: the
+    classes that are not the ground truth's cancel (arXiv 2205.02101 section 3.1).
 
     Returns:
-        (Q, B, P, M); entries of padded ground truths have no meaning.
+        Costs and IoUs, both (Q, B, M, P); entries of padded ground truths have no meaning.
     """
     sets, images = predictions.boxes.shape[:2]
-    dtype = torch.promote_types(predictions.boxes.dtype, torch.float32)
-    boxes, ground_truths = predictions.boxes.to(dtype), targets.boxes.to(dtype)
-    sizes = targets.sizes.to(dtype).unsqueeze(1)
-    relative, wanted = boxes / sizes, ground_truths / sizes
-    l1 = torch.cdist(relative, wanted.expand(sets, images, -1, -1), p=1.0)
-    _, giou = pairwise_iou_giou(boxes, ground_truths.expand(sets, images, -1, -1))
+    logits, boxes = (at_least_float32(x) for x in predictions[:2])
+    sizes = targets.sizes.to(boxes.dtype).unsqueeze(1)
+    wanted = targets.boxes.to(boxes.dtype)
+    rows = wanted.expand(sets, images, -1, -1)
+    l1 = torch.cdist((wanted / sizes).expand_as(rows), boxes / sizes, p=1.0)
+    iou, giou = pairwise_iou_giou(rows, boxes)
+    weights = settings.weights
     classes = class_cost(
-        predictions.logits.to(dtype), targets.labels, focal=focal, alpha=alpha, gamma=gamma
+        logits, targets.labels, focal=settings.focal, alpha=settings.alpha, gamma=settings.gamma
     )
-    return weights.class_ * classes + weights.l1 * l1 - weights.giou * giou
+    return weights.class_ * classes + weights.l1 * l1 - weights.giou * giou, iou

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ...layers.frozen_conv import fold_frozen_norms
 from ...structures import Predictions
+from ..assignment_log import AssignmentLog
 from ..decoder import DynamicHead
 from ..inputs import batch_images, image_sizes, pad_targets
 from ..losses import SetCriterion
-from ..matching import HungarianMatcher
-from ..postprocess import select_detections, to_original_size
+from ..matching import Matcher, build_matcher
+from ..postprocess import detections_of, select_detections
 from ..proposals import LearnedProposals
 
 __all__ = ["SparseRCNN"]
@@ -24,7 +25,10 @@ __all__ = ["SparseRCNN"]
 
 @META_ARCH_REGISTRY.register()
 class SparseRCNN(nn.Module):
-    """Backbone, proposals, a cascade of stages, set losses; no anchors and no suppression."""
+    """Backbone, proposals, a cascade of stages, set losses; no anchors.
+
+    Suppression of duplicates is for one-to-many assignment only (DLA).
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -37,12 +41,14 @@ class SparseRCNN(nn.Module):
         in_features: list[str],
         proposals: nn.Module,
         head: nn.Module,
-        matcher: nn.Module,
+        matcher: Matcher,
         criterion: nn.Module,
         pixel_mean: list[float],
         pixel_std: list[float],
         focal: bool = True,
         detections_per_image: int = 100,
+        nms_threshold: float | None = None,
+        assignment_log: AssignmentLog | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -57,6 +63,8 @@ class SparseRCNN(nn.Module):
             pixel_std: likewise.
             focal: focal classification; False for softmax.
             detections_per_image: upper limit of detections; never more than proposals.
+            nms_threshold: of class-wise suppression (`suppress_duplicates`); None for none.
+            assignment_log: writes about the assignment into the training log.
         """
         super().__init__()
         # Same numbers, fewer passes over memory: frozen norms inside the convolutions, and the
@@ -70,6 +78,8 @@ class SparseRCNN(nn.Module):
         self.criterion = criterion
         self.focal = focal
         self.detections_per_image = detections_per_image
+        self.nms_threshold = nms_threshold
+        self.assignment_log = assignment_log
         # Not persistent: official checkpoints do not have them.
         self.register_buffer(
             "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
@@ -83,17 +93,23 @@ class SparseRCNN(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Read the whole model from a config."""
+        node = cfg.MODEL.SparseRCNN
+        suppress = node.NMS.ENABLED
+        if suppress is None:  # "where the assignment is one-to-many"
+            suppress = node.DLA.ENABLED and node.DLA.MATCHER != "HungarianMatcher"
         return {
             "backbone": build_backbone(cfg),
             "in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "proposals": LearnedProposals(cfg),
             "head": DynamicHead(cfg),
-            "matcher": HungarianMatcher(cfg),
+            "matcher": build_matcher(cfg),
             "criterion": SetCriterion(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "focal": cfg.MODEL.SparseRCNN.USE_FOCAL,
+            "focal": node.USE_FOCAL,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "nms_threshold": node.NMS.THRESHOLD if suppress else None,
+            "assignment_log": AssignmentLog.from_config(cfg),
         }
 
     @property
@@ -117,7 +133,10 @@ class SparseRCNN(nn.Module):
         predictions, sizes, network_sizes = self.predict(inputs)
         if self.training:
             targets = pad_targets(inputs, sizes)
-            return self.criterion(predictions, targets, self.matcher(predictions, targets))
+            assignment = self.matcher(predictions, targets)
+            if self.assignment_log is not None:
+                self.assignment_log(self.matcher, predictions, targets, assignment)
+            return self.criterion(predictions, targets, assignment)
         return self.postprocess(predictions, network_sizes, inputs)
 
     def predict(
@@ -150,18 +169,17 @@ class SparseRCNN(nn.Module):
             network_sizes: (height, width) of each network input before padding.
             inputs: the model inputs, for ``height`` and ``width`` of the originals.
         """
-        scores, classes, boxes = select_detections(
+        found = select_detections(
             predictions.logits[-1],
             predictions.boxes[-1],
             limit=self.detections_per_image,
             focal=self.focal,
+            nms_threshold=self.nms_threshold,
         )
-        results = []
-        for i, (size, record) in enumerate(zip(network_sizes, inputs, strict=True)):
-            original = (record.get("height", size[0]), record.get("width", size[1]))
-            detections = to_original_size(scores[i], classes[i], boxes[i], size, original)
-            results.append({"instances": detections})
-        return results
+        return [
+            {"instances": detections_of(found, i, size, record)}
+            for i, (size, record) in enumerate(zip(network_sizes, inputs, strict=True))
+        ]
 
 
 # Official checkpoints keep the learned proposals at the top level; here they belong to a module.

@@ -1,0 +1,135 @@
+"""DLA's matcher: optimal transport between ground truths and proposals (arXiv 2205.02101, 3.1).
+
+Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals, ``M`` ground truths, ``R`` = M + 1
+rows with background last.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from ...structures import Predictions, Targets
+from .costs import CostSettings
+from .decisions import decide_exact, decide_rescaled, decide_top_units, repair_unmatched
+from .matcher import MATCHER_REGISTRY, Matcher
+from .sinkhorn import column_error, sinkhorn
+from .units import UnitRule, unit_statistics
+
+__all__ = ["OptimalTransportMatcher", "Transport"]
+
+
+class Transport(NamedTuple):
+    """The transport problem of every set and image.
+
+    Attributes:
+        cost: (Q, B, R, P), zero in the background row.
+        supply: (Q, B, R), summing to P; zero in the padding.
+    """
+
+    cost: Tensor
+    supply: Tensor
+
+    @classmethod
+    def of(cls, cost: Tensor, units: Tensor, mask: Tensor) -> "Transport":
+        """Add the background to costs (Q, B, M, P) and units (Q, B, M) of ground truths.
+
+        The cost of background is subtracted from every column already (see `pairwise_costs`), which
+        changes no plan, so what is left of it is zero. Padded rows become zero as well.
+        """
+        rows = cost.masked_fill(~mask.unsqueeze(-1), 0.0)
+        rest = cost.shape[-1] - units.sum(dim=-1, keepdim=True)
+        supply = torch.cat([units, rest], dim=-1).to(cost.dtype)
+        return cls(F.pad(rows, (0, 0, 0, 1)), supply)
+
+
+@MATCHER_REGISTRY.register()
+class OptimalTransportMatcher(Matcher):
+    """Several proposals per ground truth, as many as it has units, chosen by optimal transport."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        costs: CostSettings,
+        units: UnitRule,
+        epsilon: float = 0.1,
+        iterations: int = 50,
+        decision: str = "rescale",
+        repair: int = 0,
+    ) -> None:
+        """Set the transport.
+
+        Args:
+            costs: how costs are computed.
+            units: how many proposals a ground truth supplies.
+            epsilon: see `sinkhorn`.
+            iterations: see `sinkhorn`.
+            decision: "rescale" for `decide_rescaled`, "topk" for `decide_top_units`, "exact" for
+                `decide_exact`, which needs neither `epsilon` nor `iterations`.
+            repair: passes of `repair_unmatched`.
+        """
+        super().__init__(costs=costs)
+        self.units = units
+        self.epsilon = epsilon
+        self.iterations = iterations
+        self.decision = decision
+        self.repair = repair
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.SparseRCNN`."""
+        node = cfg.MODEL.SparseRCNN.DLA
+        return {
+            "costs": CostSettings.from_config(cfg),
+            "units": UnitRule.from_config(cfg),
+            "epsilon": node.EPSILON,
+            "iterations": node.ITERATIONS,
+            "decision": node.DECISION,
+            "repair": node.REPAIR,
+        }
+
+    def extra_repr(self) -> str:
+        """Settings for the printed model."""
+        own = f"epsilon={self.epsilon}, iterations={self.iterations}, decision={self.decision}"
+        return f"{super().extra_repr()}, {self.units}, {own}, repair={self.repair}"
+
+    def assign(self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets) -> Tensor:
+        """Units, then a plan, then a decision, then the repair if any."""
+        units = self.units(iou, targets.mask, stage)
+        problem = Transport.of(cost, units, targets.mask)
+        if self.decision == "exact":
+            assignment, preference = decide_exact(*problem), -problem.cost
+        else:
+            preference = self.plan(problem)
+            if self.decision == "topk":
+                assignment = decide_top_units(preference, units)
+            else:
+                assignment = decide_rescaled(preference)
+        if self.repair:
+            assignment = repair_unmatched(
+                assignment, preference[..., :-1, :], units > 0, self.repair
+            )
+        return assignment
+
+    def plan(self, problem: Transport) -> Tensor:
+        """The transport plan (Q, B, R, P)."""
+        return sinkhorn(*problem, epsilon=self.epsilon, iterations=self.iterations)
+
+    @torch.no_grad()
+    def statistics(
+        self, predictions: Predictions, targets: Targets, assignment: Tensor
+    ) -> dict[str, Tensor]:
+        """Adds the units (`unit_statistics`) and ``column_error`` (Q,), the worst of the images."""
+        found = super().statistics(predictions, targets, assignment)
+        if targets.mask.shape[1] == 0:
+            return found
+        cost, iou = self.finite_costs(predictions, targets)
+        units = self.units(iou, targets.mask, predictions.stage)
+        found |= unit_statistics(units, targets.mask)
+        if self.decision != "exact":
+            plan = self.plan(Transport.of(cost, units, targets.mask))
+            found["column_error"] = column_error(plan).amax(dim=-1)
+        return found

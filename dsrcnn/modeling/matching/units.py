@@ -1,0 +1,185 @@
+"""Units: how many proposals each ground truth supplies (arXiv 2205.02101, section 3.1).
+
+A ground truth that many proposals already fit gets many units (dynamic-k estimation), early stages
+get fewer than late ones (units-increasing strategy), and a part of the proposals always stays
+background (the 80 % cap).
+
+Letters: ``M`` ground truths, ``P`` proposals, ``Q`` prediction sets, ``S`` stages; ``...`` any
+leading axes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+
+__all__ = [
+    "UnitRule",
+    "assign_units",
+    "sum_of_largest_ious",
+    "unit_offsets",
+    "unit_statistics",
+]
+
+
+class UnitRule(NamedTuple):
+    """Settings of `assign_units`, each of them a key of ``MODEL.SparseRCNN.DLA``.
+
+    Attributes:
+        num_stages: ``S``.
+        top_q: how many of the largest IoUs of a ground truth are summed up.
+        static_units: if above 0, every ground truth gets this many instead.
+        unit_step: units fewer per stage before the last; 0 for the same in all stages.
+        max_positive_fraction: of the proposals of an image, at most this part learns an object.
+        rounding: "floor" or "round".
+        order: "step_then_cap", or "cap_then_step".
+    """
+
+    num_stages: int
+    top_q: int = 8
+    static_units: int = 0
+    unit_step: float = 0.5
+    max_positive_fraction: float = 0.8
+    rounding: str = "floor"
+    order: str = "step_then_cap"
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "UnitRule":
+        """Read `MODEL.SparseRCNN`."""
+        node = cfg.MODEL.SparseRCNN.DLA
+        return cls(
+            num_stages=cfg.MODEL.SparseRCNN.NUM_HEADS,
+            top_q=node.TOP_Q,
+            static_units=node.STATIC_UNITS,
+            unit_step=node.UNIT_STEP,
+            max_positive_fraction=node.MAX_POSITIVE_FRACTION,
+            rounding=node.ROUNDING,
+            order=node.ORDER,
+        )
+
+    def max_positives(self, proposals: int) -> int:
+        """How many of `proposals` may learn an object: at least one."""
+        return max(1, int(self.max_positive_fraction * proposals + 1e-6))
+
+    def __call__(self, iou: Tensor, mask: Tensor, stage: Tensor) -> Tensor:
+        """Units of all sets and images.
+
+        Args:
+            iou: (Q, B, M, P).
+            mask: (B, M) bool.
+            stage: (Q,) stage of each set.
+
+        Returns:
+            (Q, B, M) int64.
+        """
+        offset = unit_offsets(stage, self.num_stages, self.unit_step).view(-1, 1, 1)
+        return assign_units(
+            iou,
+            mask.expand(len(iou), -1, -1),
+            offset=offset,
+            max_positives=self.max_positives(iou.shape[-1]),
+            top_q=self.top_q,
+            static_units=self.static_units,
+            rounding=self.rounding,
+            order=self.order,
+        )
+
+
+def unit_offsets(stage: Tensor, num_stages: int, unit_step: float = 0.5) -> Tensor:
+    """Units to subtract at each stage: ``unit_step`` times the number of stages that follow.
+
+    With six stages and the paper's step these are 2.5, 2, 1.5, 1, 0.5 and 0.
+
+    Args:
+        stage: (Q,) 0-based.
+        num_stages: ``S``.
+        unit_step: growth from stage to stage.
+
+    Returns:
+        (Q,) float32.
+    """
+    return unit_step * (num_stages - 1 - stage).float()
+
+
+def sum_of_largest_ious(iou: Tensor, top_q: int) -> Tensor:
+    """Dynamic-k estimate: the sum of the ``top_q`` largest IoUs of every ground truth.
+
+    Args:
+        iou: (..., M, P).
+        top_q: with fewer proposals than this, all are summed.
+
+    Returns:
+        (..., M).
+    """
+    return iou.topk(min(top_q, iou.shape[-1]), dim=-1).values.sum(dim=-1)
+
+
+def assign_units(
+    iou: Tensor,
+    mask: Tensor,
+    *,
+    offset: Tensor | float = 0.0,
+    max_positives: int,
+    top_q: int = 8,
+    static_units: int = 0,
+    rounding: str = "floor",
+    order: str = "step_then_cap",
+) -> Tensor:
+    """Units of every ground truth: estimate, subtract the stage's offset, cap, round, at least 1.
+
+    The cap scales all ground truths of an image by one factor. As nobody gets less than 1 after it,
+    a crowd may still exceed it; then the units beyond the first are scaled down. Of more ground
+    truths than ``max_positives``, those which fit proposals best get 1 and the others nothing.
+
+    Args:
+        iou: (..., M, P) with proposals, finite.
+        mask: (..., M) bool, True for real ground truths.
+        offset: (..., 1) or a number, what the stage subtracts.
+        max_positives: largest sum of the units of an image.
+        top_q: of the estimate.
+        static_units: replaces the estimate if above 0.
+        rounding: "floor" or "round".
+        order: "step_then_cap", or "cap_then_step", which subtracts the offset last.
+
+    Returns:
+        (..., M) int64, 0 in the padding.
+    """
+    fit = sum_of_largest_ious(iou, top_q)
+    wanted = torch.full_like(fit, static_units) if static_units > 0 else fit
+    if order == "step_then_cap":
+        wanted = _scale_to(wanted - offset, mask, max_positives)
+    else:
+        wanted = _scale_to(wanted, mask, max_positives) - offset
+    whole = wanted.floor() if rounding == "floor" else wanted.round()
+    units = whole.clamp(min=1)
+    room = (max_positives - mask.sum(dim=-1, keepdim=True)).clamp(min=0)
+    units = 1 + _scale_to(units - 1, mask, room).floor()
+    # Rank by fit, stable, so that the choice does not depend on the order of the ground truths.
+    order_by_fit = fit.masked_fill(~mask, -1).argsort(dim=-1, descending=True, stable=True)
+    chosen = mask & (order_by_fit.argsort(dim=-1) < max_positives)
+    return units.masked_fill(~chosen, 0).long()
+
+
+def unit_statistics(units: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What to log about units.
+
+    Args:
+        units: (Q, B, M).
+        mask: (B, M) bool.
+
+    Returns:
+        ``units_mean`` and ``units_max`` of the real ground truths of each set, (Q,) each.
+    """
+    real = mask.sum().clamp(min=1)
+    return {
+        "units_mean": units.sum(dim=(1, 2)) / real,
+        "units_max": units.amax(dim=(1, 2)).float(),
+    }
+
+
+def _scale_to(values: Tensor, mask: Tensor, limit: Tensor | int) -> Tensor:
+    """Scale by one factor, where the sum over real ground truths exceeds the limit."""
+    total = values.clamp(min=0).masked_fill(~mask, 0).sum(dim=-1, keepdim=True)
+    factor = (limit / total.clamp(min=1e-6)).clamp(max=1)
+    return values * factor
