@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import DsrcnnError
-from . import benchmark, demo, draw
+from . import assignment, benchmark, demo, draw
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, draw, benchmark)
+_COMMANDS = (demo, draw, assignment, benchmark)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..visualization import draw_boxes, side_by_side
 from .checkpoint import ReportingCheckpointer
 
-__all__ = ["draw_predictions"]
+__all__ = ["draw_predictions", "load_predictor", "spread"]
 
 
 def draw_predictions(
@@ -45,16 +45,15 @@ def draw_predictions(
             "DATASETS.TEST is empty, so there are no images to draw. Write a registered name, or "
             "DATASETS.CUSTOM.TEST_JSON and TEST_IMAGES."
         )
-    predictor = _load_predictor(cfg)
+    predictor = load_predictor(cfg)
     name = cfg.DATASETS.TEST[0]
     with explain_data_errors(name):
         records = DatasetCatalog.get(name)
     classes = MetadataCatalog.get(name).thing_classes
-    chosen = np.unique(np.linspace(0, len(records) - 1, images).round().astype(int))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for index in chosen.tolist():
+    for index in spread(len(records), images):
         record = dict(records[index])
         image = np.ascontiguousarray(read_image(record, "BGR"))
         truth = _draw_annotations(image, record["annotations"], classes)
@@ -74,7 +73,13 @@ def draw_predictions(
     return written
 
 
-def _load_predictor(cfg: CfgNode) -> DefaultPredictor:
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` indices, spread evenly over `total`."""
+    chosen: list[int] = np.unique(np.linspace(0, total - 1, count).round().astype(int)).tolist()
+    return chosen
+
+
+def load_predictor(cfg: CfgNode) -> DefaultPredictor:
     """Detectron2's predictor, but never with weights that are partly random."""
     bare = cfg.clone()
     bare.defrost()

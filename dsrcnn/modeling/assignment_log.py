@@ -37,7 +37,7 @@ class AssignmentLog:
     ) -> None:
         """Log this iteration if it is its turn."""
         storage = _current_storage()
-        if storage is None or storage.iter % self.period:
+        if storage is None or (storage.iter + 1) % self.period:  # in step with the writers
             return
         found = matcher.statistics(predictions, targets, assignment)
         stages = predictions.stage.float()

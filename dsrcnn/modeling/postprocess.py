@@ -44,6 +44,7 @@ def select_detections(
     limit: int,
     focal: bool,
     nms_threshold: float | None = None,
+    sizes: Tensor | None = None,
 ) -> Detections:
     """The best detections of every image, by score, without threshold on the score.
 
@@ -56,6 +57,7 @@ def select_detections(
         limit: detections per image, at most P are returned; negative for no other limit.
         focal: which of the two.
         nms_threshold: of `suppress_duplicates` among the P best, before the limit; None for none.
+        sizes: (B, 4) ``w, h, w, h``; overlaps are then those of boxes clipped to their image.
 
     Returns:
         K = P with suppression, otherwise min(limit, P).
@@ -75,7 +77,8 @@ def select_detections(
     if nms_threshold is None:
         kept = torch.ones_like(classes, dtype=torch.bool)
     else:
-        kept = suppress_duplicates(scores, classes, chosen, threshold=nms_threshold)
+        seen = chosen if sizes is None else chosen.clamp(min=0).minimum(sizes.unsqueeze(1))
+        kept = suppress_duplicates(scores, classes, seen, threshold=nms_threshold)
         kept = kept & (kept.cumsum(dim=1) <= allowed)
     return Detections(scores, classes, chosen, kept)
 

@@ -1,6 +1,13 @@
 """Pictures: boxes on images, and curves of a training run."""
 
+from .assignment import draw_assignment
 from .curves import draw_curves
-from .draw import draw_boxes, side_by_side
+from .draw import draw_boxes, one_below_the_other, side_by_side
 
-__all__ = ["draw_boxes", "draw_curves", "side_by_side"]
+__all__ = [
+    "draw_assignment",
+    "draw_boxes",
+    "draw_curves",
+    "one_below_the_other",
+    "side_by_side",
+]

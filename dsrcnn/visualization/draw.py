@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-__all__ = ["class_colour", "draw_boxes", "side_by_side"]
+__all__ = ["class_colour", "draw_boxes", "one_below_the_other", "side_by_side"]
 
 _GOLDEN_RATIO = 0.618034  # successive multiples spread hues evenly for any number of classes
 _MARGIN = 6
@@ -71,3 +71,13 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndar
         sheet[bar : bar + image.shape[0], x : x + image.shape[1]] = image
         x += image.shape[1] + _MARGIN
     return sheet
+
+
+def one_below_the_other(sheets: Sequence[np.ndarray]) -> np.ndarray:
+    """Stack images of any widths, left aligned, on white."""
+    width = max(s.shape[1] for s in sheets)
+    padded = [
+        np.pad(s, ((0, _MARGIN), (0, width - s.shape[1]), (0, 0)), constant_values=255)
+        for s in sheets
+    ]
+    return np.concatenate(padded)

@@ -12,6 +12,7 @@ from weights import fill, inputs
 
 from dsrcnn.config import read_cfg
 from dsrcnn.modeling.inputs import pad_targets
+from dsrcnn.modeling.matching import OptimalTransportMatcher, UnitRule
 
 HERE = Path(__file__).parent
 RELATIVE = 1e-4
@@ -116,3 +117,27 @@ def test_detections_are_the_official_ones(golden):
             found.pred_boxes.tensor, expected["boxes"], rtol=RELATIVE, atol=1e-2
         )
         assert found.pred_classes.tolist() == expected["classes"].tolist()
+
+
+def test_transport_with_one_unit_per_object_has_the_losses_of_sparse_rcnn(golden):
+    """The same predictions in float64: exact transport is Hungarian matching then."""
+    golden.model.train()
+    with torch.no_grad():
+        predictions, sizes, _ = golden.model.predict(golden.batch)
+    targets = pad_targets(golden.batch, sizes)
+    doubled = predictions._replace(
+        logits=predictions.logits.double(), boxes=predictions.boxes.double()
+    )
+    costs = golden.model.matcher.costs
+    stages = golden.model.criterion.num_stages
+    transport = OptimalTransportMatcher(
+        costs=costs, units=UnitRule(stages, static_units=1, unit_step=0.0), decision="exact"
+    )
+    expected = golden.model.criterion(doubled, targets, golden.model.matcher(doubled, targets))
+    assignment = transport(doubled, targets)
+    for normalizer in ("gt", "positives"):
+        golden.model.criterion.normalizer = normalizer
+        found = golden.model.criterion(doubled, targets, assignment)
+        golden.model.criterion.normalizer = "gt"
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)

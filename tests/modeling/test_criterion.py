@@ -132,3 +132,29 @@ def test_the_normalizer_is_the_number_of_ground_truths():
         predictions, targets = one_image(objects)
         losses.append(criterion()(predictions, targets, background(predictions))["loss_ce"].item())
     assert losses[0] == pytest.approx(4 * losses[1])
+
+
+def test_positives_normalise_each_set_by_its_own_count():
+    predictions, targets = one_image(2, sets=2)
+    assignment = background(predictions)
+    assignment[0, 0, :3], assignment[1, 0, 0] = 1, 0  # three positives, then one
+    by_positives = criterion(normalizer="positives")(predictions, targets, assignment)
+    by_objects = criterion()(predictions, targets, assignment)
+    for name in ("loss_ce", "loss_bbox", "loss_giou"):
+        torch.testing.assert_close(by_positives[f"{name}_0"] * 3, by_objects[f"{name}_0"] * 2)
+        torch.testing.assert_close(by_positives[name] * 1, by_objects[name] * 2)
+
+
+def test_both_normalisers_agree_for_one_proposal_per_object():
+    predictions, targets = one_image(2)
+    assignment = background(predictions)
+    assignment[:, 0, 1], assignment[:, 0, 3] = 0, 1
+    found = criterion(normalizer="positives")(predictions, targets, assignment)
+    assert found == criterion()(predictions, targets, assignment)
+
+
+def test_a_set_without_positives_is_divided_by_one():
+    predictions, targets = one_image(2)
+    found = criterion(normalizer="positives")(predictions, targets, background(predictions))
+    expected = criterion()(predictions, targets, background(predictions))
+    torch.testing.assert_close(found["loss_ce"], expected["loss_ce"] * 2)

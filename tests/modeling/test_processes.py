@@ -24,22 +24,50 @@ def _losses(objects):
     return criterion(predictions, targets, torch.full((1, 1, 4), -1))["loss_ce"]
 
 
+def _losses_by_positives(positives, collectives=None):
+    """Class losses of two stages; `positives` proposals learn the one object, or there is none."""
+    predictions = Predictions(torch.zeros(2, 1, 4, 3), torch.rand(2, 1, 4, 4), torch.arange(2))
+    objects = min(positives, 1)
+    targets = Targets(
+        torch.zeros(1, objects, 4),
+        torch.zeros(1, objects, dtype=torch.int64),
+        torch.ones(1, objects, dtype=torch.bool),
+        torch.ones(1, 4),
+    )
+    assignment = torch.full((2, 1, 4), -1)
+    assignment[1, 0, :positives] = 0  # the first stage has none
+    criterion = SetCriterion(
+        num_classes=3, num_stages=2, weights=TermWeights(0.0, 5.0, 2.0), normalizer="positives"
+    )
+    if collectives is not None:
+        original = dist.all_reduce
+        dist.all_reduce = lambda t: (collectives.append(t.shape), original(t))
+    return criterion._normalizer(targets, assignment >= 0), criterion(
+        predictions, targets, assignment
+    )
+
+
 def _work(rank, folder):
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     mean = mean_over_processes(torch.tensor([1.0, 2.0 + 4 * rank]))
     loss = _losses(objects=(6, 0)[rank])  # the second process has an image without objects
-    torch.save((mean, loss), f"{folder}/{rank}.pt")
+    collectives = []
+    normalizer, _ = _losses_by_positives((4, 0)[rank], collectives)
+    torch.save((mean, loss, normalizer, collectives), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_losses_are_normalised_by_the_mean_over_processes(tmp_path):
     mp.spawn(_work, args=(str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    assert all(mean.tolist() == [1.0, 4.0] for mean, _ in results)
     alone = _losses(objects=3)  # 6 and 0 objects: 3 on average, on both
-    assert all(torch.allclose(loss, alone) for _, loss in results)
+    for mean, loss, normalizer, collectives in results:
+        assert mean.tolist() == [1.0, 4.0]
+        assert torch.allclose(loss, alone)
+        assert normalizer.tolist() == [1.0, 2.0]  # 4 and 0 positives in the second stage
+        assert collectives == [(2,), (2,)]  # one for each call, whatever the number of stages
 
 
 def test_one_process_is_its_own_mean():

@@ -175,6 +175,7 @@ class SparseRCNN(nn.Module):
             limit=self.detections_per_image,
             focal=self.focal,
             nms_threshold=self.nms_threshold,
+            sizes=image_sizes(network_sizes, predictions.boxes.device),
         )
         return [
             {"instances": detections_of(found, i, size, record)}
