@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import DsrcnnError
-from . import assignment, benchmark, demo, draw
+from . import assignment, benchmark, benchmark_matching, demo, draw
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, draw, assignment, benchmark)
+_COMMANDS = (demo, draw, assignment, benchmark, benchmark_matching)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dsrcnn", description="Sparse detectors for Detectron2.")
     commands = parser.add_subparsers(dest="command", required=True)
     for module in _COMMANDS:
-        name = module.__name__.rsplit(".", 1)[-1]
+        name = module.__name__.rsplit(".", 1)[-1].replace("_", "-")
         summary = (module.__doc__ or "").strip().splitlines()[0]
         command = commands.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(command)

@@ -54,6 +54,35 @@ def test_one_sweep_has_the_values_worked_out_elsewhere():
     torch.testing.assert_close(found[2], torch.tensor(last).double(), atol=1e-6, rtol=0)
 
 
+def by_logarithms(cost, supply, *, epsilon, iterations):
+    """The definition: every sweep on logarithms, one problem at a time."""
+    u, v = torch.zeros_like(supply), torch.zeros_like(cost[0])
+    for _ in range(iterations):
+        v = -epsilon * torch.logsumexp((u.unsqueeze(1) - cost) / epsilon, dim=0)
+        u = epsilon * (supply.log() - torch.logsumexp((v - cost) / epsilon, dim=1))
+    return ((u.unsqueeze(1) + v - cost) / epsilon).exp()
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5, 6, 7, 50, 123])
+@pytest.mark.parametrize("epsilon", [0.5, 0.1, 0.003])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 30.0])
+def test_plan_is_that_of_sweeps_on_logarithms(iterations, epsilon, spread):
+    cost, supply = random_problem()
+    settings = {"epsilon": epsilon, "iterations": iterations}
+    expected = by_logarithms(cost * spread, supply, **settings)
+    torch.testing.assert_close(
+        sinkhorn(cost * spread, supply, **settings), expected, atol=1e-9, rtol=1e-7
+    )
+
+
+def test_float32_is_as_exact_as_sweeps_on_logarithms_in_float32():
+    cost, supply = random_problem(rows=21, proposals=300)
+    exact = sinkhorn(cost, supply)
+    torch.testing.assert_close(
+        sinkhorn(cost.float(), supply.float()).double(), exact, atol=2e-5, rtol=1e-4
+    )
+
+
 @pytest.mark.parametrize("iterations", [1, 3, 50])
 def test_rows_are_exact_after_any_number_of_sweeps(iterations):
     cost, supply = random_problem()
