@@ -9,13 +9,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import dsrcnn  # noqa: F401  (bridges Detectron2 before anything else imports it)
 
 # isort: split
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 from dsrcnn.config import read_cfg
 from dsrcnn.engine.config import load_cfg
@@ -69,3 +72,21 @@ def quick_cfg(folder: Path, *opts: object) -> CfgNode:
         "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "OUTPUT_DIR", str(folder),
     ]  # fmt: skip
     return load_cfg("quick/sparse_rcnn_shapes", [*options, *opts])
+
+
+def write_coco(annotations: Path, images: Path, count: int = 2) -> None:
+    """A COCO data set of two classes with `count` images of 96 x 64 pixels, two objects each."""
+    for folder in (annotations.parent, images):
+        folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    records, boxes = [], []
+    for index in range(1, count + 1):
+        name = f"{index}.jpg"
+        Image.fromarray(rng.integers(0, 256, (64, 96, 3), np.uint8)).save(images / name)
+        records.append({"id": index, "file_name": name, "height": 64, "width": 96})
+        for label, box in ((1, [5, 5, 30, 30]), (2, [50, 20, 40, 30])):
+            entry = {"id": len(boxes) + 1, "image_id": index, "category_id": label, "bbox": box}
+            boxes.append({**entry, "area": box[2] * box[3], "iscrowd": 0})
+    classes = [{"id": 1, "name": "left"}, {"id": 2, "name": "right"}]
+    content = {"images": records, "annotations": boxes, "categories": classes}
+    annotations.write_text(json.dumps(content))

@@ -2,8 +2,9 @@
 r"""Run named experiments once each and collect their results in one CSV file.
 
 An experiment is a data set, a config and a seed. One that is in the results file is not repeated;
-one that was interrupted goes on from its last checkpoint. A data set is a folder with
-``images/{train,val}`` and ``annotations/instances_{train,val}.json``.
+one that was interrupted goes on from its last checkpoint. Each is evaluated twice, without and with
+suppression of duplicates: variants are to be compared at equal post-processing. A data set is a
+folder with ``images/{train,val}`` and ``annotations/instances_{train,val}.json``.
 
     python tools/experiments.py --data DATA --sets bccd aquarium \
         --configs small/sparse_rcnn_R18_50pro --seeds 1 2 3
@@ -13,21 +14,29 @@ one that was interrupted goes on from its last checkpoint. A data set is a folde
 import argparse
 import csv
 import itertools
+import json
 import platform
 import subprocess
 import sys
 import time
+import zlib
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
+import dsrcnn  # before detectron2
+
+# isort: split
 import torch
 
+from dsrcnn.engine.launch import evaluate
+from dsrcnn.evaluation import duplicates_per_object
 from dsrcnn.visualization.curves import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
-FIELDS = ["set", "config", "opts", "seed", *METRICS, "iterations", "minutes", "machine"]
+MEASURED = [*METRICS, "duplicates", "s_per_it"]
+FIELDS = ["set", "config", "opts", "seed", "nms", *MEASURED, "iterations", "minutes", "machine"]
 FIELDS += ["torch", "revision"]
 
 
@@ -65,46 +74,61 @@ def revision() -> str:
     return done.stdout.strip()
 
 
-def run(data: Path, name: str, config: str, seed: int, opts: list[str]) -> dict[str, object]:
-    """Train and evaluate one experiment through the command line."""
+def run(data: Path, name: str, config: str, seed: int, opts: list[str]) -> list[dict[str, object]]:
+    """Train one experiment through the command line, evaluate it without and with suppression."""
     variant = "_".join(opts).replace("/", "-") if opts else "plain"
+    if len(variant) > 100:  # of what a file system allows as a name
+        variant = f"{variant[:90]}_{zlib.crc32(variant.encode()):08x}"
     output = ROOT / "output/experiments" / name / config / variant / f"seed{seed}"
     command = [sys.executable, "train_net.py", "--config-file", config, "--resume"]
     options = [*data_options(data / name), "SEED", str(seed), "OUTPUT_DIR", str(output), *opts]
     start = time.perf_counter()
     subprocess.run([*command, *options], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     minutes = (time.perf_counter() - start) / 60
-    last = next(e for e in reversed(read_metrics(output / "metrics.json")) if "bbox/AP" in e)
-    result = {m: f"{last[f'bbox/{m}']:.2f}" for m in METRICS}
-    return {
+    entries = read_metrics(output / "metrics.json")
+    common = {
         **{"set": name, "config": config, "seed": seed, "opts": " ".join(opts)},
-        **result,
-        "iterations": last["iteration"],
+        "s_per_it": f"{median(e['time'] for e in entries if 'time' in e):.3f}",
+        "iterations": entries[-1]["iteration"],
         "minutes": f"{minutes:.1f}",
         "machine": machine(),
         "torch": torch.__version__,
         "revision": revision(),
     }
+    return [{**common, **measure(output, data / name, nms)} for nms in ("off", "on")]
+
+
+def measure(output: Path, data: Path, nms: str) -> dict[str, object]:
+    """Evaluate the trained model of a run with suppression "off" or "on"."""
+    folder = output / f"nms_{nms}"
+    opts = ["MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", folder]
+    opts += ["MODEL.SparseRCNN.NMS.ENABLED", nms == "on"]
+    box = evaluate(dsrcnn.load_cfg(output / "config.yaml", list(map(str, opts))))["bbox"]
+    detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
+    annotations = json.loads((data / "annotations/instances_val.json").read_text())["annotations"]
+    duplicates = duplicates_per_object(detections, annotations)
+    metrics = {m: f"{box[m]:.2f}" for m in METRICS}
+    return {"nms": nms, **metrics, "duplicates": f"{duplicates:.2f}"}
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Markdown: one line per data set and config, mean and spread over seeds."""
-    groups: dict[tuple[str, str, str], list[dict[str, str]]] = defaultdict(list)
+    """Markdown: one line per data set, config and post-processing; mean and spread over seeds."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
-        groups[row["set"], row["config"], row["opts"]].append(row)
-    lines = [
-        "| data | config | seeds | " + " | ".join(METRICS) + " | minutes |",
-        "|---|---|---|" + "---|" * (len(METRICS) + 1),
-    ]
-    for (name, config, opts), members in groups.items():
-        cells = []
-        for metric in [*METRICS, "minutes"]:
-            values = [float(m[metric]) for m in members]
-            spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{mean(values):.1f}{spread}")
+        groups[row["set"], f"{row['config']} {row['opts']}".strip(), row["nms"]].append(row)
+    headers = ["data", "config", "NMS", "seeds", *MEASURED, "minutes"]
+    lines = ["| " + " | ".join(headers) + " |", "|---" * len(headers) + "|"]
+    for key, members in groups.items():
         seeds = ", ".join(sorted(m["seed"] for m in members))
-        lines.append(f"| {name} | {config} {opts} | {seeds} | " + " | ".join(cells) + " |")
+        cells = [_mean_and_spread([float(m[k]) for m in members], k) for k in headers[4:]]
+        lines.append("| " + " | ".join([*key, seeds, *cells]) + " |")
     return "\n".join(lines)
+
+
+def _mean_and_spread(values: list[float], name: str) -> str:
+    digits = {"s_per_it": 2, "duplicates": 2}.get(name, 1)
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
 def main() -> None:
@@ -130,13 +154,13 @@ def main() -> None:
         if any((r["set"], r["config"], r["seed"], r["opts"]) == key for r in rows):
             continue
         print(f"{name} {config} seed {seed} ...", flush=True)
-        row = run(args.data.resolve(), name, config, seed, args.opts)
+        new = run(args.data.resolve(), name, config, seed, args.opts)
         is_new = not args.results.is_file()
         with args.results.open("a", newline="") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             if is_new:
                 writer.writeheader()
-            writer.writerow(row)
+            writer.writerows(new)
     print(table(read_results(args.results)))
 
 

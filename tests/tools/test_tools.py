@@ -2,12 +2,13 @@
 
 import csv
 import importlib.util
+import shutil
 import subprocess
 import sys
 
 import torch
 import torchvision
-from conftest import REPOSITORY, tiny_cfg
+from conftest import REPOSITORY, TINY, tiny_cfg, write_coco
 from detectron2.modeling import build_model
 
 from dsrcnn.engine.checkpoint import ReportingCheckpointer
@@ -45,9 +46,10 @@ def test_experiments_run_once_each_and_are_summed_up_over_seeds(tmp_path, monkey
 
     def fake_run(data, name, config, seed, opts):
         ran.append((name, config, seed))
-        values = dict.fromkeys(experiments.METRICS, f"{10.0 * seed:.2f}")
+        values = dict.fromkeys(experiments.MEASURED, f"{10.0 * seed:.2f}")
         row = {"set": name, "config": config, "seed": seed, "opts": " ".join(opts), **values}
-        return {**row, "iterations": 5, "minutes": "1.0", "machine": "m", "torch": "t"}
+        row |= {"iterations": 5, "minutes": "1.0", "machine": "m", "torch": "t"}
+        return [{**row, "nms": nms} for nms in ("off", "on")]
 
     monkeypatch.setattr(experiments, "run", fake_run)
     results = tmp_path / "results.csv"
@@ -58,5 +60,23 @@ def test_experiments_run_once_each_and_are_summed_up_over_seeds(tmp_path, monkey
         experiments.main()
     assert ran == [("a", "c", 1), ("a", "c", 3)]  # seed 1 was there already
     with results.open() as file:
-        assert [row["AP"] for row in csv.DictReader(file)] == ["10.00", "30.00"]
-    assert "| a | c  | 1, 3 | 20.0 ± 14.1 |" in capsys.readouterr().out
+        assert [row["AP"] for row in csv.DictReader(file)] == ["10.00", "10.00", "30.00", "30.00"]
+    assert "| a | c | on | 1, 3 | 20.0 ± 14.1 |" in capsys.readouterr().out
+
+
+def test_an_experiment_trains_and_is_evaluated_without_and_with_suppression(tmp_path, monkeypatch):
+    experiments = load("experiments")
+    data = tmp_path / "data" / "tiny"
+    for split in ("train", "val"):
+        write_coco(data / f"annotations/instances_{split}.json", data / f"images/{split}")
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    shutil.copy(REPOSITORY / "train_net.py", tmp_path)
+    opts = [*map(str, TINY), "MODEL.SparseRCNN.NUM_CLASSES", "0", "MODEL.BACKBONE.FREEZE_AT", "0"]
+    opts += ["SOLVER.MAX_ITER", "6", "SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)"]
+    rows = experiments.run(tmp_path / "data", "tiny", "small/sparse_rcnn_dla_R18_50pro", 3, opts)
+    assert [row["nms"] for row in rows] == ["off", "on"]
+    for row in rows:
+        assert set(row) <= set(experiments.FIELDS)
+        assert 0 <= float(row["AP"]) <= 100
+        assert float(row["duplicates"]) >= 0
+        assert row["iterations"] == 5
