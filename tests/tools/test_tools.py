@@ -79,4 +79,4 @@ def test_an_experiment_trains_and_is_evaluated_without_and_with_suppression(tmp_
         assert set(row) <= set(experiments.FIELDS)
         assert 0 <= float(row["AP"]) <= 100
         assert float(row["duplicates"]) >= 0
-        assert row["iterations"] == 5
+        assert row["iterations"] == 6
