@@ -37,5 +37,5 @@ def draw_assignment(
         for member, thickness in [(box, 3), *((p, 1) for p in learners)]:
             corners = np.clip(np.nan_to_num(member) * scale, -limit, limit).round().astype(int)
             x1, y1, x2, y2 = corners.tolist()
-            cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness, cv2.LINE_AA)
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
     return canvas

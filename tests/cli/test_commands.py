@@ -2,22 +2,19 @@
 
 import cv2
 import pytest
-from conftest import TINY
+from conftest import SMALL
 
 from dsrcnn.cli.main import main
-
-SMALL = [
-    *map(str, TINY), "MODEL.SparseRCNN.NUM_CLASSES", "0", "SOLVER.IMS_PER_BATCH", "2",
-    "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "INPUT.MIN_SIZE_TRAIN", "(64,)",
-    "INPUT.MIN_SIZE_TEST", "64",
-]  # fmt: skip
 
 
 def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("demo", "draw", "benchmark"))
+    assert all(
+        name in printed
+        for name in ("demo", "draw", "assignment", "benchmark", "benchmark-matching")
+    )
 
 
 def test_the_demo_trains_draws_and_says_where_everything_is(tmp_path, capsys):
@@ -36,13 +33,26 @@ def test_the_demo_trains_draws_and_says_where_everything_is(tmp_path, capsys):
     assert main([*arguments, "--output", str(tmp_path / "drawn"), *weights]) == 0
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 3
 
+    arguments = ["assignment", "--config-file", str(output / "config.yaml"), "--images", "2"]
+    assert main([*arguments, "--output", str(tmp_path / "assigned"), *weights]) == 0
+    pictures = [cv2.imread(str(p)) for p in (tmp_path / "assigned").glob("*.png")]
+    assert len(pictures) == 2
+    assert all(p.shape[0] > 2 * 240 and p.shape[1] > 2 * 240 for p in pictures)  # 2 rows, 2 stages
+
+
+def test_matching_is_timed(capsys):
+    sizes = ["--stages", "2", "--images", "1", "--proposals", "20", "--objects", "3"]
+    assert main(["benchmark-matching", *sizes, "--repeats", "2"]) == 0
+    assert "transport, batched" in capsys.readouterr().out
+
 
 def test_bad_input_of_a_command_is_one_message(capsys):
     assert main(["draw", "--config-file", "nothing", "--output", "x"]) == 2
     assert "error: Config file 'nothing' does not exist" in capsys.readouterr().err
 
 
-def test_drawing_without_weights_is_an_error(tmp_path, capsys):
-    arguments = ["draw", "--config-file", "quick/sparse_rcnn_shapes", "--output", str(tmp_path)]
+@pytest.mark.parametrize("command", ["draw", "assignment"])
+def test_drawing_without_weights_is_an_error(command, tmp_path, capsys):
+    arguments = [command, "--config-file", "quick/sparse_rcnn_shapes", "--output", str(tmp_path)]
     assert main([*arguments, *SMALL]) == 2
     assert "random weights" in capsys.readouterr().err

@@ -8,18 +8,13 @@ import sys
 import cv2
 import pytest
 import torch
-from conftest import REPOSITORY, TINY
+from conftest import REPOSITORY, SMALL
 from detectron2.utils.logger import setup_logger
 
 from dsrcnn.data.datasets.shapes import CLASSES, draw_scene, shapes_records
 from dsrcnn.engine.launch import run
 
 QUICK = ["--config-file", "quick/sparse_rcnn_shapes"]
-SMALL = [
-    *map(str, TINY), "MODEL.SparseRCNN.NUM_CLASSES", "0", "MODEL.BACKBONE.FREEZE_AT", "0",
-    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0",
-    "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
-]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
-from dsrcnn.visualization import draw_boxes, draw_curves, side_by_side
+from dsrcnn.visualization import (
+    draw_assignment,
+    draw_boxes,
+    draw_curves,
+    one_below_the_other,
+    side_by_side,
+)
 from dsrcnn.visualization.curves import read_metrics
 from dsrcnn.visualization.draw import class_colour
 
@@ -69,3 +75,22 @@ def test_curves_are_written_as_a_picture(metrics, tmp_path):
     picture = cv2.imread(str(tmp_path / "curves.png"))
     assert picture.shape[1] > 1000
     assert picture.std() > 5
+
+
+def test_an_assignment_shows_learners_in_the_colour_of_their_object_and_the_unmatched_in_grey():
+    image = np.full((300, 300, 3), 255, np.uint8)
+    objects = np.array([[10.0, 10, 100, 100], [150, 150, 250, 250]])
+    proposals = np.array([[20.0, 20, 120, 120], [200, 10, 280, 90], [-1e30, 0, np.nan, 1e30]])
+    drawn = draw_assignment(image, objects, proposals, np.array([0, -1, -1]))
+    assert tuple(drawn[10, 50]) == class_colour(0)
+    assert tuple(drawn[120, 60]) == class_colour(0)
+    assert tuple(drawn[150, 200]) == (128, 128, 128)
+    assert (drawn[10, 200:280] == 255).all()  # the background proposal is left out
+    draw_assignment(image, objects, proposals, np.array([0, 1, 1]))  # wild boxes do no harm
+
+
+def test_sheets_of_different_widths_are_stacked():
+    sheets = [np.zeros((10, 20, 3), np.uint8), np.zeros((5, 8, 3), np.uint8)]
+    stacked = one_below_the_other(sheets)
+    assert stacked.shape == (10 + 6 + 5 + 6, 20, 3)
+    assert (stacked[16:21, 8:] == 255).all()
