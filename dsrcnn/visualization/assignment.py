@@ -29,12 +29,12 @@ def draw_assignment(
     """
     scale = max(1.0, min_side / min(image.shape[:2]))
     canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    canvas = cv2.addWeighted(canvas, 0.55, np.full_like(canvas, 255), 0.45, 0)
+    canvas = cv2.addWeighted(canvas, 0.7, np.full_like(canvas, 255), 0.3, 0)
     limit = 4.0 * max(canvas.shape)  # far corners of wild boxes do not fit OpenCV's integers
     for index, box in enumerate(objects):
         learners = proposals[assignment == index]
         colour = class_colour(index) if len(learners) else (128, 128, 128)
-        for member, thickness in [(box, 3), *((p, 1) for p in learners)]:
+        for member, thickness in [(box, 2), *((p, 1) for p in learners)]:
             corners = np.clip(np.nan_to_num(member) * scale, -limit, limit).round().astype(int)
             x1, y1, x2, y2 = corners.tolist()
             cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)

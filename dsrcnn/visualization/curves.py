@@ -29,14 +29,18 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 def draw_curves(metrics: str | Path, output: str | Path) -> None:
     """Draw the total loss, the losses of the last stage, the learning rate and AP as a PNG.
 
+    With DLA there is a fourth picture: proposals that learn an object, by stage.
+
     Args:
         metrics: ``metrics.json`` of a run.
         output: file to write.
     """
     entries = read_metrics(metrics)
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    positives = sorted({k for e in entries for k in e if k.startswith("dla/positives")})
+    count = 4 if positives else 3
+    figure = Figure(figsize=(4 * count, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3)
+    left, middle, right, *rest = figure.subplots(1, count)
     _plot(left, entries, ["total_loss"], "total loss")
     rate = left.twinx()
     _plot(rate, entries, ["lr"], "", color="tab:gray", linestyle=":")
@@ -45,6 +49,9 @@ def draw_curves(metrics: str | Path, output: str | Path) -> None:
     _plot(middle, entries, ["loss_ce", "loss_bbox", "loss_giou"], "losses of the last stage")
     _plot(right, entries, ["bbox/AP", "bbox/AP50", "bbox/AP75"], "validation AP", marker="o")
     right.set_ylim(0, 100)
+    if rest:
+        # The last stage is logged without a number, as its losses are; it belongs at the end.
+        _plot(rest[0], entries, [*positives[1:], positives[0]], "positives per image")
     figure.savefig(output, dpi=110)
 
 

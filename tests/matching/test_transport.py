@@ -252,6 +252,27 @@ def test_the_whole_matcher_is_one_graph_without_breaks(name):
     assert torch.equal(graphs(predictions, targets), matcher(predictions, targets))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("name", ["rescale", "topk", "repaired", "simota repaired"])
+def test_on_a_gpu_nothing_waits_and_a_graph_can_be_captured(name):
+    predictions, targets = trained_scene([3, 4])
+    predictions = Predictions(*(x.cuda() for x in predictions))
+    targets = Targets(*(x.cuda() for x in targets))
+    expected = ALL[name](predictions, targets)  # warms up
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = ALL[name](predictions, targets)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = ALL[name](predictions, targets)
+    graph.replay()
+    assert torch.equal(found, expected)
+
+
 def test_statistics_say_what_happened():
     predictions, targets = trained_scene([2, 4])
     matcher = ALL["exact"]

@@ -94,3 +94,15 @@ def test_sheets_of_different_widths_are_stacked():
     stacked = one_below_the_other(sheets)
     assert stacked.shape == (10 + 6 + 5 + 6, 20, 3)
     assert (stacked[16:21, 8:] == 255).all()
+
+
+def test_curves_of_dla_show_the_positives_as_well(metrics, tmp_path):
+    draw_curves(metrics, tmp_path / "plain.png")
+    with metrics.open("a") as file:
+        file.write("\n")
+        for iteration in (19, 39):
+            entry = {"iteration": iteration, "dla/positives": 9.0, "dla/positives_0": 4.0}
+            file.write(json.dumps(entry) + "\n")
+    draw_curves(metrics, tmp_path / "dla.png")
+    widths = [cv2.imread(str(tmp_path / n)).shape[1] for n in ("plain.png", "dla.png")]
+    assert widths[1] > widths[0]
