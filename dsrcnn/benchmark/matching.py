@@ -7,6 +7,7 @@ from statistics import median
 import torch
 from tabulate import tabulate
 
+from ..errors import ConfigError
 from ..modeling.matching import CostSettings, HungarianMatcher, OptimalTransportMatcher, UnitRule
 from ..structures import Predictions, Targets
 from .reference_matching import assign_by_loop
@@ -61,8 +62,12 @@ def compare_matchers(
         A table of median milliseconds, with the factor against the loop as the median of rounds.
 
     Raises:
-        RuntimeError: if batched matcher and loop disagree.
+        ConfigError: if a number is below 1.
+        AssertionError: if batched matcher and loop disagree.
     """
+    for name, value in locals().copy().items():
+        if value < 1:
+            raise ConfigError(f"--{name} is {value}; write a number of at least 1.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictions, targets = make_scene(stages, images, proposals, objects, classes, device)
     rule = UnitRule(num_stages=stages)
@@ -76,7 +81,7 @@ def compare_matchers(
     batched, loop, _ = (run() for run in runs.values())  # warms up as well
     differing = int((batched != loop).sum())
     if differing > 0.001 * batched.numel():
-        raise RuntimeError(f"Batched matcher and loop disagree about {differing} proposals.")
+        raise AssertionError(f"Batched matcher and loop disagree about {differing} proposals.")
     rounds = [{name: _milliseconds(run) for name, run in runs.items()} for _ in range(repeats)]
     rows = [
         [

@@ -1,16 +1,18 @@
 """Dynamic label assignment written down plainly: image by image, stage by stage.
 
-The same mathematics as `dsrcnn.modeling.matching`, as the papers state it and as OTA's public code
-computes it: focal losses over all classes, a cost for background, one Sinkhorn loop per problem.
+The mathematics of `OptimalTransportMatcher` with its default settings, as the papers state it:
+focal losses over all classes, a cost for background, one Sinkhorn loop on logarithms per problem.
 A second method for tests, and what the batched matcher is measured against.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou, sigmoid_focal_loss
 
-from ..modeling.matching import UnitRule
+from ..modeling.matching import UnitRule, decide_rescaled, limit_positives
 from ..structures import Predictions, Targets
 
 __all__ = ["assign_by_loop"]
@@ -25,11 +27,28 @@ def assign_by_loop(
     epsilon: float = 0.1,
     iterations: int = 50,
 ) -> Tensor:
-    """What `OptimalTransportMatcher` gives with its default decision and cost weights.
+    """What `OptimalTransportMatcher` gives with its default settings.
+
+    Args:
+        predictions: with focal classification.
+        targets: of the batch.
+        rule: its number of stages, ``top_q``, ``unit_step`` and cap count.
+        epsilon: strength of the entropy.
+        iterations: sweeps.
 
     Returns:
         (Q, B, P) int64.
+
+    Raises:
+        ValueError: if `rule` sets anything else.
     """
+    plain = UnitRule(rule.num_stages)._replace(
+        top_q=rule.top_q,
+        unit_step=rule.unit_step,
+        max_positive_fraction=rule.max_positive_fraction,
+    )
+    if rule != plain:
+        raise ValueError(f"The plain loop does not know all settings of {rule}.")
     found = []
     for logits_of_set, boxes_of_set, stage in zip(*predictions, strict=True):
         for image, (logits, boxes) in enumerate(zip(logits_of_set, boxes_of_set, strict=True)):
@@ -69,21 +88,27 @@ def _assign(
     l1 = torch.cdist(objects / size, boxes / size, p=1)
     cost = 2 * as_object + 5 * l1 - 2 * generalized_box_iou(objects, boxes)
     cost = torch.cat([cost, 2 * as_background.unsqueeze(0)])
-    units = _units(box_iou(objects, boxes), rule, offset)
+    limit = rule.max_positives(proposals)
+    units = _units(box_iou(objects, boxes), rule, offset, limit)
     supply = torch.cat([units, proposals - units.sum(dim=0, keepdim=True)])
     plan = _sinkhorn(cost, supply, epsilon, iterations)
-    winner = (plan / plan.amax(dim=1, keepdim=True)).argmax(dim=0)
-    return winner.masked_fill(winner == count, -1)
+    return limit_positives(decide_rescaled(plan), plan, limit)
 
 
-def _units(iou: Tensor, rule: UnitRule, offset: float) -> Tensor:
-    units = iou.topk(min(rule.top_q, iou.shape[1]), dim=1).values.sum(dim=1)
-    units = units - offset
-    limit = rule.max_positives(iou.shape[1])
-    total = units.clamp(min=0).sum()
+def _units(iou: Tensor, rule: UnitRule, offset: float, limit: int) -> Tensor:
+    fit = iou.topk(min(rule.top_q, iou.shape[1]), dim=1).values.sum(dim=1).tolist()
+    wanted = [f - offset for f in fit]
+    total = sum(max(w, 0.0) for w in wanted)
     if total > limit:
-        units = units * limit / total
-    return units.floor().clamp(min=1)
+        wanted = [w * limit / total for w in wanted]
+    units = [max(1, math.floor(w + 1e-4)) for w in wanted]
+    if len(units) > limit:  # one each for those that fit best
+        best = sorted(range(len(fit)), key=lambda i: -fit[i])[:limit]
+        units = [int(i in best) for i in range(len(fit))]
+    elif sum(units) > limit:  # less beyond the first
+        factor = (limit - len(units)) / (sum(units) - len(units))
+        units = [1 + math.floor((u - 1) * factor + 1e-4) for u in units]
+    return torch.tensor(units, dtype=iou.dtype, device=iou.device)
 
 
 def _sinkhorn(cost: Tensor, supply: Tensor, epsilon: float, iterations: int) -> Tensor:

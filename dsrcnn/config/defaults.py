@@ -62,7 +62,7 @@ def _add_dynamic_label_assignment(cfg: CfgNode) -> None:
     node.ENABLED = False  # False: one proposal per ground truth, by Hungarian matching
     node.MATCHER = "OptimalTransportMatcher"  # or SimOTAMatcher, HungarianMatcher
 
-    # Matching cost; the loss weights do not matter with DLA
+    # Weights of the matching cost; with DLA these, not those of the losses
     node.CLASS_COST = 2.0
     node.L1_COST = 5.0
     node.GIOU_COST = 2.0
@@ -72,6 +72,7 @@ def _add_dynamic_label_assignment(cfg: CfgNode) -> None:
     node.STATIC_UNITS = 0  # above 0: this many for every ground truth instead
     node.UNIT_STEP = 0.5  # units fewer per stage before the last; 0: the same in every stage
     node.MAX_POSITIVE_FRACTION = 0.8  # of an image's proposals, at most this part is positive
+    node.MIN_UNITS = 1  # the least a ground truth gets; 0: nothing where nothing fits it
     node.ROUNDING = "floor"  # floor or round, to whole units
     node.ORDER = "step_then_cap"  # or cap_then_step: which of the two limits comes first
 
@@ -81,16 +82,18 @@ def _add_dynamic_label_assignment(cfg: CfgNode) -> None:
     node.DECISION = "rescale"  # plan to assignment: rescale, topk, or exact (on the host, slow)
     node.REPAIR = 0  # passes that give a proposal to ground truths that got none
 
-    node.NORMALIZER = "positives"  # losses are divided by it: positives of the set, or gt
+    # What losses are divided by: positives of the set, or gt, the ground truths, as Sparse R-CNN
+    node.NORMALIZER = "positives"
     node.LOG_PERIOD = 20  # iterations between entries on the assignment in the log; 0: none
 
 
 def _add_suppression(cfg: CfgNode) -> None:
     node = cfg.MODEL.SparseRCNN.NMS = CfgNode()
-    # Class-wise suppression of duplicates at inference. None: with DLA if it assigns several
+    # Suppression of duplicates at inference. None: with DLA if it assigns several
     # proposals to an object, as those learn to be duplicates, and not otherwise.
     node.ENABLED = None
     node.THRESHOLD = 0.7  # IoU above which the lower score goes
+    node.CLASS_WISE = True  # only boxes of the same class are duplicates
 
 
 def _add_solver(cfg: CfgNode) -> None:

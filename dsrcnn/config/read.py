@@ -1,6 +1,7 @@
 """Reading configs: a path or the name of a shipped file, plus ``KEY VALUE`` overrides."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ _CONFIGS = next(
     (p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), _PACKAGE
 )
 _UNKNOWN = "key: "  # in yacs' message about a key that does not exist
+_WHOLE_FOR_FLOAT = "(<class 'float'> vs. <class 'int'>)"  # likewise about a value of another type
 
 
 def shipped_configs() -> list[str]:
@@ -64,7 +66,7 @@ def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
     cfg = add_dsrcnn_config(get_cfg())
     try:
         cfg.merge_from_file(str(path))
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_list(_whole_to_float(cfg, opts))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except FileNotFoundError as error:
@@ -77,8 +79,21 @@ def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
         text = f"{_UNKNOWN}{unknown[0]}" if unknown else "a config file holds lines KEY: VALUE."
         raise ConfigError(_explain(cfg, text, path)) from error
     except ValueError as error:
-        raise ConfigError(f"{path} or an override holds a wrong value. {error}") from error
+        hint = ". Write the number with a decimal point." if _WHOLE_FOR_FLOAT in str(error) else ""
+        raise ConfigError(f"{path} or an override holds a wrong value. {error}{hint}") from error
     return cfg
+
+
+def _whole_to_float(cfg: CfgNode, opts: Sequence[object]) -> list[object]:
+    """``UNIT_STEP 0`` means 0.0: yacs refuses whole numbers for keys that hold fractions."""
+    words = list(opts)
+    for index in range(0, len(words), 2):
+        default: object = cfg
+        for part in str(words[index]).split("."):
+            default = default.get(part) if isinstance(default, CfgNode) else None
+        if isinstance(default, float) and re.fullmatch(r"[+-]?\d+", str(words[index + 1])):
+            words[index + 1] = float(str(words[index + 1]))
+    return words
 
 
 def _explain(cfg: CfgNode, text: str, path: Path) -> str:

@@ -59,11 +59,6 @@ def _check_sparse_rcnn(cfg: CfgNode) -> None:
 
 
 def _check_label_assignment(node: CfgNode, key: str) -> None:
-    _expect_one_of(
-        f"{key}.MATCHER",
-        node.MATCHER,
-        *("OptimalTransportMatcher", "SimOTAMatcher", "HungarianMatcher"),
-    )
     _expect_one_of(f"{key}.ROUNDING", node.ROUNDING, "floor", "round")
     _expect_one_of(f"{key}.ORDER", node.ORDER, "step_then_cap", "cap_then_step")
     _expect_one_of(f"{key}.DECISION", node.DECISION, "rescale", "topk", "exact")
@@ -74,6 +69,8 @@ def _check_label_assignment(node: CfgNode, key: str) -> None:
     for name in ("REPAIR", "LOG_PERIOD"):
         if node[name] < 0:
             raise ConfigError(f"{key}.{name} is {node[name]}; write 0 for none, or a number above.")
+    if node.MIN_UNITS not in (0, 1):
+        raise ConfigError(f"{key}.MIN_UNITS is {node.MIN_UNITS}; write 0 or 1.")
     if not node.EPSILON > 0:
         raise ConfigError(f"{key}.EPSILON is {node.EPSILON}; write a number above 0, such as 0.1.")
     if not 0 < node.MAX_POSITIVE_FRACTION <= 1:

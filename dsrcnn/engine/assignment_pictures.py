@@ -14,7 +14,7 @@ from ..data.mapper import DetectionMapper
 from ..errors import DataError
 from ..modeling.inputs import pad_targets
 from ..modeling.matching import build_matcher
-from ..structures import Targets
+from ..structures import Predictions, Targets
 from ..visualization import draw_assignment, one_below_the_other, side_by_side
 from .pictures import load_predictor, spread
 
@@ -64,8 +64,8 @@ def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> li
         targets = pad_targets(batch, sizes)
         picture = _as_bgr(batch[0]["image"], cfg.INPUT.FORMAT)
         rows = [
-            _row(picture, predictions.boxes[:, 0], matcher(predictions, targets)[:, 0], targets, n)
-            for n, matcher in matchers.items()
+            _row(picture, predictions, matcher(predictions, targets)[:, 0], targets, title)
+            for title, matcher in matchers.items()
         ]
         path = folder / f"{index:05d}_{Path(records[index]['file_name']).stem}.png"
         cv2.imwrite(str(path), one_below_the_other(rows))
@@ -78,6 +78,7 @@ def _without_augmentation(cfg: CfgNode) -> CfgNode:
     plain.defrost()
     plain.INPUT.RANDOM_FLIP = "none"
     plain.INPUT.CROP.ENABLED = False
+    plain.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
     plain.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
     plain.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
     return plain
@@ -96,12 +97,13 @@ def _as_bgr(image: Tensor, order: str) -> np.ndarray:
 
 
 def _row(
-    picture: np.ndarray, boxes: Tensor, assignment: Tensor, targets: Targets, name: str
+    picture: np.ndarray, predictions: Predictions, assignment: Tensor, targets: Targets, name: str
 ) -> np.ndarray:
-    """One matcher at all stages; boxes (Q, P, 4), assignment (Q, P)."""
+    """One matcher at all stages, for the first image; assignment (Q, P)."""
     objects = targets.boxes[0].cpu().numpy()
     tiles, titles = [], []
-    for stage, (proposals, learned) in enumerate(zip(boxes.cpu(), assignment.cpu(), strict=True)):
+    stages, boxes = predictions.stage.tolist(), predictions.boxes[:, 0].cpu()
+    for stage, proposals, learned in zip(stages, boxes, assignment.cpu(), strict=True):
         tiles.append(draw_assignment(picture, objects, proposals.numpy(), learned.numpy()))
         titles.append(f"{name}, stage {stage + 1}: {int((learned >= 0).sum())} positives")
     return side_by_side(tiles, titles)

@@ -44,6 +44,7 @@ def select_detections(
     limit: int,
     focal: bool,
     nms_threshold: float | None = None,
+    nms_class_wise: bool = True,
     sizes: Tensor | None = None,
 ) -> Detections:
     """The best detections of every image, by score, without threshold on the score.
@@ -57,6 +58,7 @@ def select_detections(
         limit: detections per image, at most P are returned; negative for no other limit.
         focal: which of the two.
         nms_threshold: of `suppress_duplicates` among the P best, before the limit; None for none.
+        nms_class_wise: likewise.
         sizes: (B, 4) ``w, h, w, h``; overlaps are then those of boxes clipped to their image.
 
     Returns:
@@ -78,15 +80,22 @@ def select_detections(
         kept = torch.ones_like(classes, dtype=torch.bool)
     else:
         seen = chosen if sizes is None else chosen.clamp(min=0).minimum(sizes.unsqueeze(1))
-        kept = suppress_duplicates(scores, classes, seen, threshold=nms_threshold)
+        kept = suppress_duplicates(
+            scores, classes, seen, threshold=nms_threshold, class_wise=nms_class_wise
+        )
         kept = kept & (kept.cumsum(dim=1) <= allowed)
     return Detections(scores, classes, chosen, kept)
 
 
 def suppress_duplicates(
-    scores: Tensor, classes: Tensor, boxes: Tensor, *, threshold: float
+    scores: Tensor,
+    classes: Tensor,
+    boxes: Tensor,
+    *,
+    threshold: float,
+    class_wise: bool = True,
 ) -> Tensor:
-    """Class-wise suppression of duplicates (NMS), all images in one call.
+    """Suppression of duplicates (NMS), all images in one call.
 
     One-to-many assignment teaches proposals to be duplicates, so it needs this (Dynamic Sparse
     R-CNN, arXiv 2205.02101, with a threshold of 0.7).
@@ -95,7 +104,8 @@ def suppress_duplicates(
         scores: (B, K).
         classes: (B, K).
         boxes: (B, K, 4) xyxy in pixels.
-        threshold: of two boxes of a class with a larger IoU, the one with the lower score goes.
+        threshold: of two boxes with a larger IoU, the one with the lower score goes.
+        class_wise: only boxes of the same class are duplicates.
 
     Returns:
         (B, K) bool, True for what stays.
@@ -104,11 +114,11 @@ def suppress_duplicates(
     # classes would cost float32 boxes their last digits.
     places = boxes.detach().double().nan_to_num().clamp(-_FAR, _FAR)
     image = torch.arange(len(scores), device=boxes.device).unsqueeze(1)
-    cell = image * (classes.amax() + 1) + classes
-    moved = places + (cell * (2 * _FAR + 1)).unsqueeze(-1)
+    cell = image * (classes.amax() + 1) + classes if class_wise else image
+    moved = places + (cell * (2 * _FAR + 1)).unsqueeze(-1)  # (B, K or 1, 1) places apart
     stays = nms(moved.flatten(0, 1), scores.flatten().double(), threshold)
     kept = torch.zeros_like(scores, dtype=torch.bool).flatten()
-    return kept.index_fill(0, stays, True).view_as(scores)
+    return kept.scatter(0, stays, torch.ones_like(stays, dtype=torch.bool)).view_as(scores)
 
 
 def detections_of(

@@ -433,7 +433,7 @@ NODE = "MODEL.SparseRCNN"
         (f"{NODE}.NUM_HEADS", 0, [f"{NODE}.NUM_HEADS is 0", "at least 1"]),
         (f"{NODE}.DIM_DYNAMIC", -1, [f"{NODE}.DIM_DYNAMIC is -1", "at least 1"]),
         (f"{NODE}.ACTIVATION", "tanh", [f"{NODE}.ACTIVATION is 'tanh'", "relu, gelu"]),
-        (f"{NODE}.DLA.MATCHER", "Sinkhorn", ["'Sinkhorn'", "OptimalTransportMatcher, SimOTA"]),
+        (f"{NODE}.DLA.MIN_UNITS", 2, ["DLA.MIN_UNITS is 2", "0 or 1"]),
         (f"{NODE}.DLA.DECISION", "max", [f"{NODE}.DLA.DECISION is 'max'", "rescale, topk, exact"]),
         (f"{NODE}.DLA.ROUNDING", "ceil", ["'ceil'", "floor, round"]),
         (f"{NODE}.DLA.ORDER", "", ["DLA.ORDER is ''", "step_then_cap, cap_then_step"]),
@@ -526,3 +526,15 @@ def test_every_shipped_config_loads_where_its_data_are_at_hand(name):
 def test_no_two_shipped_configs_write_to_the_same_folder():
     folders = [read_cfg(name).OUTPUT_DIR for name in shipped_configs()]
     assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("value", ["0", 0, "-2", "1"])
+def test_a_whole_number_is_accepted_where_a_fraction_is_expected(value):
+    cfg = tiny_cfg(f"{NODE}.DLA.UNIT_STEP", value)
+    assert float(value) == cfg.MODEL.SparseRCNN.DLA.UNIT_STEP
+    assert isinstance(cfg.MODEL.SparseRCNN.DLA.UNIT_STEP, float)
+
+
+def test_a_whole_number_for_a_fraction_in_a_file_says_what_to_write(write):
+    with pytest.raises(ConfigError, match="Write the number with a decimal point"):
+        read_cfg(write("MODEL:\n  SparseRCNN:\n    DLA: {UNIT_STEP: 0}\n"))

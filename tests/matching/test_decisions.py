@@ -4,6 +4,7 @@ from dsrcnn.modeling.matching import (
     decide_exact,
     decide_rescaled,
     decide_top_units,
+    limit_positives,
     repair_unmatched,
 )
 
@@ -42,6 +43,13 @@ def test_exact_decisions_give_every_row_its_units():
     found = decide_exact(cost, supply)
     for row, units in enumerate([3, 1, 4, 0]):
         assert ((found == row).sum(dim=-1) == units).all()
+
+
+def test_a_limit_keeps_the_favourites():
+    plan = torch.tensor([[0.9, 0.8, 0.1, 0.0], [0.1, 0.2, 0.1, 0.05], [0.0, 0.0, 0.5, 0.9]])
+    assignment = torch.tensor([0, 0, 1, -1])  # entries 1, 0.89 and 0.5 of their rows
+    for limit, kept in ((4, [0, 0, 1, -1]), (2, [0, 0, -1, -1]), (1, [0, -1, -1, -1])):
+        assert limit_positives(assignment, plan, limit).tolist() == kept
 
 
 def test_repair_gives_the_unmatched_their_best_free_proposal():

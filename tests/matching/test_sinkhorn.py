@@ -2,9 +2,16 @@ import itertools
 
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment, linprog
 
-from dsrcnn.modeling.matching import assign_exact, column_error, sinkhorn
+from dsrcnn.modeling.matching import (
+    assign_exact,
+    column_error,
+    decide_exact,
+    decide_rescaled,
+    decide_top_units,
+    sinkhorn,
+)
 
 # Two ground truths and background, four proposals.
 COST = torch.tensor(
@@ -22,7 +29,7 @@ def random_problem(rows=6, proposals=40, seed=0, dtype=torch.float64):
 
 
 @pytest.mark.parametrize(
-    ("supply", "plan"),
+    ("supply", "plan", "assignment"),
     [
         (
             [1, 1, 2],
@@ -31,6 +38,7 @@ def random_problem(rows=6, proposals=40, seed=0, dtype=torch.float64):
                 [0.000000, 0.912346, 0.087416, 0.000237],
                 [0.016728, 0.064397, 0.915737, 1.003138],
             ],
+            [0, 1, -1, -1],
         ),
         (
             [2, 1, 1],
@@ -39,12 +47,17 @@ def random_problem(rows=6, proposals=40, seed=0, dtype=torch.float64):
                 [0.000000, 0.180392, 0.778785, 0.040823],
                 [0.000001, 0.000070, 0.045150, 0.954779],
             ],
+            [0, 0, 1, -1],
         ),
     ],
 )
-def test_plan_has_the_values_worked_out_elsewhere(supply, plan):
-    found = sinkhorn(COST, torch.tensor(supply, dtype=torch.float64))
+def test_plan_and_decisions_are_those_worked_out_elsewhere(supply, plan, assignment):
+    supply = torch.tensor(supply, dtype=torch.float64)
+    found = sinkhorn(COST, supply)
     torch.testing.assert_close(found, torch.tensor(plan, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert decide_rescaled(found).tolist() == assignment
+    assert decide_top_units(found, supply[:-1].long()).tolist() == assignment
+    assert decide_exact(COST, supply).tolist() == assignment
 
 
 def test_one_sweep_has_the_values_worked_out_elsewhere():
@@ -81,6 +94,29 @@ def test_float32_is_as_exact_as_sweeps_on_logarithms_in_float32():
     torch.testing.assert_close(
         sinkhorn(cost.float(), supply.float()).double(), exact, atol=2e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("proposals", [300, 900])
+@pytest.mark.parametrize("iterations", [6, 11, 20, 50])
+def test_plan_is_right_where_every_column_is_fought_for(proposals, iterations):
+    """All proposals prefer the one object, so potentials move as far as they ever do."""
+    cost = torch.stack([-8 * torch.linspace(0, 1, proposals) ** 0.05, torch.zeros(proposals)])
+    supply = torch.tensor([1.0, proposals - 1])
+    expected = by_logarithms(cost.double(), supply.double(), epsilon=0.1, iterations=iterations)
+    found = sinkhorn(cost.double(), supply.double(), iterations=iterations)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_exact_assignment_is_the_optimum_of_the_linear_program(seed):
+    cost, supply = random_problem(rows=4, proposals=12, seed=seed)
+    rows, columns = cost.shape
+    sums = torch.zeros(rows + columns, rows * columns)
+    for r, c in itertools.product(range(rows), range(columns)):
+        sums[r, r * columns + c] = sums[rows + c, r * columns + c] = 1
+    totals = torch.cat([supply, torch.ones(columns, dtype=supply.dtype)])
+    best = linprog(cost.flatten(), A_eq=sums, b_eq=totals).x.reshape(rows, columns)
+    assert assign_exact(cost, supply).tolist() == best.argmax(axis=0).tolist()
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 50])

@@ -72,6 +72,22 @@ def test_of_more_objects_than_the_cap_the_best_fitting_get_one_unit():
     assert units_of(fit.unsqueeze(-1).expand(4, 3), max_positives=2).tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize(("objects", "cap", "expected"), [(10, 40, 4), (20, 40, 2), (3, 9, 3)])
+def test_rounding_of_floats_loses_no_unit(objects, cap, expected):
+    iou = torch.ones(objects, 5)  # five units each
+    assert units_of(iou, max_positives=cap).tolist() == [expected] * objects
+
+
+def test_of_equally_fitting_objects_beyond_the_cap_the_first_get_a_unit():
+    assert units_of(torch.ones(3, 3), max_positives=2).tolist() == [1, 1, 0]
+
+
+def test_without_a_minimum_what_does_not_fit_gets_nothing():
+    iou = torch.tensor([[0.9, 0.9, 0.9], [0.1, 0.1, 0.1]])
+    assert units_of(iou, min_units=0, offset=1.0).tolist() == [1, 0]
+    assert units_of(iou, min_units=0, max_positives=2).tolist() == [1, 0]
+
+
 def test_padding_gets_nothing_and_changes_nothing():
     iou = torch.rand(3, 12)
     mask = torch.tensor([True, False, True])

@@ -6,6 +6,8 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from dsrcnn.errors import ConfigError
+
 SIZES = [(96, 128), (64, 96)]
 DLA = ["MODEL.SparseRCNN.DLA.ENABLED", True]
 
@@ -36,6 +38,20 @@ def test_every_option_trains(opts):
     model = build_model(dla(*opts))
     losses = model(batch(SIZES, [3, 2]))
     assert all(torch.isfinite(v) for v in losses.values())
+
+
+def test_an_unknown_matcher_names_the_known_ones():
+    with pytest.raises(ConfigError, match="'Sinkhorn'; write one of HungarianMatcher, Optimal"):
+        build_model(dla("MATCHER", "Sinkhorn"))
+
+
+def test_without_deep_supervision_only_the_last_stage_is_assigned():
+    model = build_model(tiny_cfg(*DLA, "MODEL.SparseRCNN.DEEP_SUPERVISION", False))
+    with EventStorage(19) as storage:
+        losses = model(batch(SIZES, [3, 2]))
+    assert set(losses) == {"loss_ce", "loss_bbox", "loss_giou"}
+    assert "dla/positives" in storage.latest()
+    assert "dla/positives_0" not in storage.latest()
 
 
 def test_softmax_classification_works_with_dla():

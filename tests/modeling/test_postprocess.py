@@ -33,6 +33,29 @@ def test_boxes_of_other_classes_are_no_duplicates():
     assert kept.tolist() == [[True, True, False, True]]
 
 
+def test_across_classes_the_best_box_stays():
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10]], [[0, 0, 10, 10], [0, 0, 10, 10]]])
+    scores, classes = torch.tensor([[0.9, 0.8]] * 2), torch.tensor([[0, 1]] * 2)
+    kept = suppress_duplicates(scores, classes, boxes, threshold=0.7, class_wise=False)
+    assert kept.tolist() == [[True, False]] * 2
+
+
+def test_selection_with_suppression_can_be_traced_and_exported():
+    class Select(torch.nn.Module):
+        def forward(self, logits, boxes):
+            return select_detections(logits, boxes, limit=10, focal=True, nms_threshold=0.5)
+
+    g = torch.Generator().manual_seed(0)
+    scenes = [(torch.randn(2, 12, 3, generator=g), detections(2, 12, seed=s)[2]) for s in (0, 1)]
+    traced = torch.jit.trace(Select(), scenes[0])
+    exported = torch.export.export(Select(), scenes[0]).module()
+    for inputs in scenes:
+        expected = Select()(*inputs)
+        assert not expected.kept.all()
+        for found in (traced(*inputs), exported(*inputs)):
+            assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
 def test_a_diverged_box_does_not_blur_the_others():
     scores, classes, boxes = detections(count=20)
     expected = suppress_duplicates(scores, classes, boxes, threshold=0.7)

@@ -3,6 +3,8 @@
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import batch, tiny_cfg
+from detectron2.modeling import build_model
 
 from dsrcnn.modeling.losses import SetCriterion
 from dsrcnn.modeling.losses.criterion import mean_over_processes
@@ -73,3 +75,26 @@ def test_losses_are_normalised_by_the_mean_over_processes(tmp_path):
 def test_one_process_is_its_own_mean():
     value = torch.tensor([3.0])
     assert mean_over_processes(value) is value
+
+
+def _train_step(rank, folder):
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    cfg = tiny_cfg("MODEL.SparseRCNN.DLA.ENABLED", True)
+    model = torch.nn.parallel.DistributedDataParallel(build_model(cfg))
+    losses = model(batch([(64, 96)], [(3, 0)[rank]]))  # the second process has nothing to learn
+    sum(losses.values()).backward()
+    gradients = [p.grad.sum() for p in model.parameters() if p.requires_grad]
+    torch.save((losses, torch.stack(gradients)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_step_with_dla_works_where_one_process_has_no_object(tmp_path):
+    mp.spawn(_train_step, args=(str(tmp_path),), nprocs=2)
+    (first, gradients), (second, same) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
+    assert torch.equal(gradients, same)
+    assert torch.isfinite(gradients).all()
+    assert first["loss_bbox"] > 0
+    assert second["loss_bbox"] == second["loss_giou"] == 0

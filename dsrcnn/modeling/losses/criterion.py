@@ -59,7 +59,8 @@ class SetCriterion(nn.Module):
             no_object_weight: weight of the background class with softmax.
             normalizer: "gt" divides by the number of ground truths, as Sparse R-CNN does;
                 "positives" by the number of proposals of the set that learn an object, for
-                one-to-many assignments. For one-to-one assignments both are the same.
+                one-to-many assignments. Both are the same where every ground truth has one
+                proposal. The softmax class loss uses neither: it is a weighted mean.
         """
         super().__init__()
         self.num_classes = num_classes

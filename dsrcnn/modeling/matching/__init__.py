@@ -1,7 +1,13 @@
 """Which proposal learns which ground truth: costs and assignments, without heads or proposals."""
 
 from .costs import CostSettings, pairwise_costs
-from .decisions import decide_exact, decide_rescaled, decide_top_units, repair_unmatched
+from .decisions import (
+    decide_exact,
+    decide_rescaled,
+    decide_top_units,
+    limit_positives,
+    repair_unmatched,
+)
 from .hungarian import HungarianMatcher, assign_one_to_one
 from .matcher import MATCHER_REGISTRY, Matcher, build_matcher
 from .simota import SimOTAMatcher, assign_cheapest
@@ -26,6 +32,7 @@ __all__ = [
     "decide_exact",
     "decide_rescaled",
     "decide_top_units",
+    "limit_positives",
     "pairwise_costs",
     "repair_unmatched",
     "sinkhorn",

@@ -81,9 +81,10 @@ def pairwise_costs(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of class, L1 and generalised IoU cost, in float32 (float64 stays).
 
-    Boxes are compared by L1 after division by the image size, by GIoU in pixels. Seen as transport,
-    this is the cost of a ground truth minus the cost of background for the same proposal: the
-    classes that are not the ground truth's cancel (arXiv 2205.02101 section 3.1).
+    Boxes are compared by L1 after division by the image size, by GIoU in pixels. Seen as transport
+    with focal classification, this is the cost of a ground truth minus the cost of background for
+    the same proposal: the classes that are not the ground truth's cancel (arXiv 2205.02101 section
+    3.1). With softmax, which the paper does not treat, background simply costs nothing.
 
     Returns:
         Costs and IoUs, both (Q, B, M, P); entries of padded ground truths have no meaning.

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from .sinkhorn import assign_exact
 
-__all__ = ["decide_exact", "decide_rescaled", "decide_top_units", "repair_unmatched"]
+__all__ = [
+    "decide_exact",
+    "decide_rescaled",
+    "decide_top_units",
+    "limit_positives",
+    "repair_unmatched",
+]
 
 
 def _rescale_rows(plan: Tensor) -> Tensor:
@@ -76,10 +82,31 @@ def decide_exact(cost: Tensor, supply: Tensor) -> Tensor:
         (..., P) int64.
     """
     background = cost.shape[-2] - 1
-    costs, supplies = cost.flatten(0, -3).cpu(), supply.flatten(0, -2).cpu()
+    costs = cost.reshape(-1, *cost.shape[-2:]).cpu()
+    supplies = supply.reshape(-1, supply.shape[-1]).cpu()
     rows = torch.stack([assign_exact(c, s) for c, s in zip(costs, supplies, strict=True)])
     rows = rows.masked_fill(rows == background, -1)
     return rows.view(*cost.shape[:-2], -1).to(cost.device)
+
+
+def limit_positives(assignment: Tensor, plan: Tensor, limit: int) -> Tensor:
+    """Keep the `limit` positives with the largest rescaled entries, background for the others.
+
+    `decide_rescaled` gives away more proposals than there are units where many objects compete.
+    The favourite of a ground truth has the entry 1 and stays as long as there is room.
+
+    Args:
+        assignment: (..., P) int64.
+        plan: (..., R, P).
+        limit: largest number of positives of an image.
+
+    Returns:
+        (..., P) int64.
+    """
+    entries = _rescale_rows(plan).take_along_dim(assignment.clamp(min=0).unsqueeze(-2), dim=-2)
+    entries = entries.squeeze(-2).masked_fill(assignment < 0, -1)
+    rank = entries.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return assignment.masked_fill(rank >= limit, -1)
 
 
 def repair_unmatched(

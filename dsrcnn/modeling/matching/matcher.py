@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ...structures import Predictions, Targets
 from .costs import CostSettings, pairwise_costs
 
@@ -90,7 +91,15 @@ class Matcher(nn.Module):
 
 
 def build_matcher(cfg: CfgNode) -> Matcher:
-    """The matcher of ``MODEL.SparseRCNN.DLA``; without DLA one proposal per ground truth."""
+    """The matcher of ``MODEL.SparseRCNN.DLA``; without DLA one proposal per ground truth.
+
+    Raises:
+        ConfigError: if no matcher of the name is registered.
+    """
     dla = cfg.MODEL.SparseRCNN.DLA
-    matcher: Matcher = MATCHER_REGISTRY.get(dla.MATCHER if dla.ENABLED else "HungarianMatcher")(cfg)
+    name = dla.MATCHER if dla.ENABLED else "HungarianMatcher"
+    if name not in MATCHER_REGISTRY:
+        known = ", ".join(sorted(member for member, _ in MATCHER_REGISTRY))
+        raise ConfigError(f"MODEL.SparseRCNN.DLA.MATCHER is {name!r}; write one of {known}.")
+    matcher: Matcher = MATCHER_REGISTRY.get(name)(cfg)
     return matcher

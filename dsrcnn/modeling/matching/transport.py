@@ -13,7 +13,13 @@ from torch import Tensor
 
 from ...structures import Predictions, Targets
 from .costs import CostSettings
-from .decisions import decide_exact, decide_rescaled, decide_top_units, repair_unmatched
+from .decisions import (
+    decide_exact,
+    decide_rescaled,
+    decide_top_units,
+    limit_positives,
+    repair_unmatched,
+)
 from .matcher import MATCHER_REGISTRY, Matcher
 from .sinkhorn import column_error, sinkhorn
 from .units import UnitRule, unit_statistics
@@ -112,6 +118,9 @@ class OptimalTransportMatcher(Matcher):
             assignment = repair_unmatched(
                 assignment, preference[..., :-1, :], units > 0, self.repair
             )
+        if self.decision == "rescale":  # the others never exceed the units
+            limit = self.units.max_positives(cost.shape[-1])
+            assignment = limit_positives(assignment, preference, limit)
         return assignment
 
     def plan(self, problem: Transport) -> Tensor:

@@ -32,6 +32,8 @@ class UnitRule(NamedTuple):
         static_units: if above 0, every ground truth gets this many instead.
         unit_step: units fewer per stage before the last; 0 for the same in all stages.
         max_positive_fraction: of the proposals of an image, at most this part learns an object.
+        min_units: the least a ground truth gets, 1 or 0. With 0 nobody learns an object in the
+            stages in which nothing fits it.
         rounding: "floor" or "round".
         order: "step_then_cap", or "cap_then_step".
     """
@@ -41,6 +43,7 @@ class UnitRule(NamedTuple):
     static_units: int = 0
     unit_step: float = 0.5
     max_positive_fraction: float = 0.8
+    min_units: int = 1
     rounding: str = "floor"
     order: str = "step_then_cap"
 
@@ -54,6 +57,7 @@ class UnitRule(NamedTuple):
             static_units=node.STATIC_UNITS,
             unit_step=node.UNIT_STEP,
             max_positive_fraction=node.MAX_POSITIVE_FRACTION,
+            min_units=node.MIN_UNITS,
             rounding=node.ROUNDING,
             order=node.ORDER,
         )
@@ -81,6 +85,7 @@ class UnitRule(NamedTuple):
             max_positives=self.max_positives(iou.shape[-1]),
             top_q=self.top_q,
             static_units=self.static_units,
+            min_units=self.min_units,
             rounding=self.rounding,
             order=self.order,
         )
@@ -123,6 +128,7 @@ def assign_units(
     max_positives: int,
     top_q: int = 8,
     static_units: int = 0,
+    min_units: int = 1,
     rounding: str = "floor",
     order: str = "step_then_cap",
 ) -> Tensor:
@@ -130,7 +136,8 @@ def assign_units(
 
     The cap scales all ground truths of an image by one factor. As nobody gets less than 1 after it,
     a crowd may still exceed it; then the units beyond the first are scaled down. Of more ground
-    truths than ``max_positives``, those which fit proposals best get 1 and the others nothing.
+    truths than ``max_positives``, those which fit proposals best get 1 and the others nothing; of
+    equal ones the first.
 
     Args:
         iou: (..., M, P) with proposals, finite.
@@ -139,6 +146,7 @@ def assign_units(
         max_positives: largest sum of the units of an image.
         top_q: of the estimate.
         static_units: replaces the estimate if above 0.
+        min_units: 1 or 0.
         rounding: "floor" or "round".
         order: "step_then_cap", or "cap_then_step", which subtracts the offset last.
 
@@ -151,11 +159,10 @@ def assign_units(
         wanted = _scale_to(wanted - offset, mask, max_positives)
     else:
         wanted = _scale_to(wanted, mask, max_positives) - offset
-    whole = wanted.floor() if rounding == "floor" else wanted.round()
-    units = whole.clamp(min=1)
-    room = (max_positives - mask.sum(dim=-1, keepdim=True)).clamp(min=0)
-    units = 1 + _scale_to(units - 1, mask, room).floor()
-    # Rank by fit, stable, so that the choice does not depend on the order of the ground truths.
+    units = (_floor(wanted) if rounding == "floor" else wanted.round()).clamp(min=min_units)
+    first = units.clamp(max=1)
+    room = max_positives - first.masked_fill(~mask, 0).sum(dim=-1, keepdim=True)
+    units = first + _floor(_scale_to(units - first, mask, room.clamp(min=0)))
     order_by_fit = fit.masked_fill(~mask, -1).argsort(dim=-1, descending=True, stable=True)
     chosen = mask & (order_by_fit.argsort(dim=-1) < max_positives)
     return units.masked_fill(~chosen, 0).long()
@@ -176,6 +183,11 @@ def unit_statistics(units: Tensor, mask: Tensor) -> dict[str, Tensor]:
         "units_mean": units.sum(dim=(1, 2)) / real,
         "units_max": units.amax(dim=(1, 2)).float(),
     }
+
+
+def _floor(values: Tensor) -> Tensor:
+    """Round down, but not what rounding of float32 has left just below a whole number."""
+    return (values + 1e-4).floor()
 
 
 def _scale_to(values: Tensor, mask: Tensor, limit: Tensor | int) -> Tensor:

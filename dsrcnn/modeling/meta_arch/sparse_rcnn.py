@@ -48,6 +48,7 @@ class SparseRCNN(nn.Module):
         focal: bool = True,
         detections_per_image: int = 100,
         nms_threshold: float | None = None,
+        nms_class_wise: bool = True,
         assignment_log: AssignmentLog | None = None,
     ) -> None:
         """Put the parts together.
@@ -63,7 +64,8 @@ class SparseRCNN(nn.Module):
             pixel_std: likewise.
             focal: focal classification; False for softmax.
             detections_per_image: upper limit of detections; never more than proposals.
-            nms_threshold: of class-wise suppression (`suppress_duplicates`); None for none.
+            nms_threshold: of `suppress_duplicates`; None for no suppression.
+            nms_class_wise: whether only boxes of the same class are duplicates.
             assignment_log: writes about the assignment into the training log.
         """
         super().__init__()
@@ -79,6 +81,7 @@ class SparseRCNN(nn.Module):
         self.focal = focal
         self.detections_per_image = detections_per_image
         self.nms_threshold = nms_threshold
+        self.nms_class_wise = nms_class_wise
         self.assignment_log = assignment_log
         # Not persistent: official checkpoints do not have them.
         self.register_buffer(
@@ -109,6 +112,7 @@ class SparseRCNN(nn.Module):
             "focal": node.USE_FOCAL,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "nms_threshold": node.NMS.THRESHOLD if suppress else None,
+            "nms_class_wise": node.NMS.CLASS_WISE,
             "assignment_log": AssignmentLog.from_config(cfg),
         }
 
@@ -175,6 +179,7 @@ class SparseRCNN(nn.Module):
             limit=self.detections_per_image,
             focal=self.focal,
             nms_threshold=self.nms_threshold,
+            nms_class_wise=self.nms_class_wise,
             sizes=image_sizes(network_sizes, predictions.boxes.device),
         )
         return [
