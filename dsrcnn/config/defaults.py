@@ -17,6 +17,7 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
     """
     _add_sparse_rcnn(cfg)
     _add_dynamic_label_assignment(cfg)
+    _add_dynamic_proposals(cfg)
     _add_suppression(cfg)
     _add_solver(cfg)
     _add_test_time_augmentation(cfg)
@@ -28,6 +29,8 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
     node = cfg.MODEL.SparseRCNN = CfgNode()
     node.NUM_CLASSES = 80  # 0: as many as the training data have
     node.NUM_PROPOSALS = 300
+    node.PROPOSALS = CfgNode()
+    node.PROPOSALS.BOXES = "image"  # where boxes start: image, center, grid or random
 
     # The cascade
     node.NHEADS = 8  # heads of the self-attention among proposals
@@ -85,6 +88,31 @@ def _add_dynamic_label_assignment(cfg: CfgNode) -> None:
     # What losses are divided by: positives of the set, or gt, the ground truths, as Sparse R-CNN
     node.NORMALIZER = "positives"
     node.LOG_PERIOD = 20  # iterations between entries on the assignment in the log; 0: none
+
+
+def _add_dynamic_proposals(cfg: CfgNode) -> None:
+    # DPG of Dynamic Sparse R-CNN (arXiv 2205.02101, section 3.2); open questions as above.
+    node = cfg.MODEL.SparseRCNN.DPG = CfgNode()
+    node.ENABLED = False  # False: the same learned proposals for all images
+    node.NUM_EXPERTS = 4  # sets of proposals to mix from
+
+    # The network that looks at the image
+    node.STAIRCASE = True  # False: resize every level by itself, the paper's ablation
+    node.NORM = "BN"  # of the staircase: BN, SyncBN, FrozenBN, GN or "" for none
+    node.REDUCE = "sum"  # over the channels of the map: sum or mean
+    node.RESIZE = 30  # side of the map
+    node.HIDDEN = 1500  # between its two linear layers
+    node.ZERO_INIT = False  # start the last layer at zero: all experts weigh the same
+    node.VALID_REGION = False  # resize only what is image, not the padding of the batch
+
+    # Softmax over experts: temperature, linear from start to end; evaluation uses the end
+    node.TAU_START = 30.0
+    node.TAU_END = 1.0
+    node.TAU_ITERS = 75000  # 10 of the 36 epochs of the published schedule
+
+    # Experts
+    node.BOX_JITTER = 0.0  # what tells their boxes apart at the start, in fractions of the image
+    node.TILING_NOISE = 0.0  # added to features when a static model is loaded
 
 
 def _add_suppression(cfg: CfgNode) -> None:

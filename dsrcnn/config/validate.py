@@ -55,6 +55,9 @@ def _check_sparse_rcnn(cfg: CfgNode) -> None:
         )
     _expect_one_of(f"{key}.ACTIVATION", node.ACTIVATION, "relu", "gelu")
     _check_label_assignment(node.DLA, f"{key}.DLA")
+    modes = ("image", "center", "grid", "random")
+    _expect_one_of(f"{key}.PROPOSALS.BOXES", node.PROPOSALS.BOXES, *modes)
+    _check_dynamic_proposals(node.DPG, f"{key}.DPG")
     _check_suppression(node.NMS, f"{key}.NMS")
 
 
@@ -78,6 +81,20 @@ def _check_label_assignment(node: CfgNode, key: str) -> None:
             f"{key}.MAX_POSITIVE_FRACTION is {node.MAX_POSITIVE_FRACTION}; write a part of the "
             "proposals, above 0 and at most 1, such as 0.8."
         )
+
+
+def _check_dynamic_proposals(node: CfgNode, key: str) -> None:
+    _expect_one_of(f"{key}.REDUCE", node.REDUCE, "sum", "mean")
+    _expect_one_of(f"{key}.NORM", node.NORM, "", "BN", "SyncBN", "FrozenBN", "GN")
+    for name in ("NUM_EXPERTS", "RESIZE", "HIDDEN"):
+        if node[name] < 1:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least 1.")
+    for name in ("TAU_ITERS", "BOX_JITTER", "TILING_NOISE"):
+        if node[name] < 0:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write 0 or a number above.")
+    for name in ("TAU_START", "TAU_END"):
+        if not node[name] > 0:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write a temperature above 0.")
 
 
 def _check_suppression(node: CfgNode, key: str) -> None:

@@ -18,7 +18,7 @@ from ..inputs import batch_images, image_sizes, pad_targets
 from ..losses import SetCriterion
 from ..matching import Matcher, build_matcher
 from ..postprocess import detections_of, select_detections
-from ..proposals import LearnedProposals
+from ..proposals import build_proposals
 
 __all__ = ["SparseRCNN"]
 
@@ -103,7 +103,7 @@ class SparseRCNN(nn.Module):
         return {
             "backbone": build_backbone(cfg),
             "in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
-            "proposals": LearnedProposals(cfg),
+            "proposals": build_proposals(cfg),
             "head": DynamicHead(cfg),
             "matcher": build_matcher(cfg),
             "criterion": SetCriterion(cfg),
@@ -188,8 +188,12 @@ class SparseRCNN(nn.Module):
         ]
 
 
-# Official checkpoints keep the learned proposals at the top level; here they belong to a module.
-_OFFICIAL_PREFIX, _OWN_PREFIX = "init_proposal_", "proposals.init_proposal_"
+# Checkpoints keep the learned proposals at the top level, as officially, and what DPG adds under a
+# name of its own; here all of it belongs to one module. Longer prefixes first.
+_STORED_NAMES = {
+    "proposals.init_proposal_": "init_proposal_",
+    "proposals.": "proposal_generator.",
+}
 
 
 def _rename(state: dict[str, Any], old: str, new: str) -> None:
@@ -198,13 +202,16 @@ def _rename(state: dict[str, Any], old: str, new: str) -> None:
 
 
 def _save_official_keys(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    _rename(state, prefix + _OWN_PREFIX, prefix + _OFFICIAL_PREFIX)
+    for own, stored in _STORED_NAMES.items():
+        _rename(state, prefix + own, prefix + stored)
 
 
 def _load_official_keys(state: dict[str, Any], prefix: str, *_: Any) -> None:
-    _rename(state, prefix + _OFFICIAL_PREFIX, prefix + _OWN_PREFIX)
+    for own, stored in _STORED_NAMES.items():
+        _rename(state, prefix + stored, prefix + own)
 
 
 def _report_official_keys(module: nn.Module, incompatible: Any) -> None:
     for names in (incompatible.missing_keys, incompatible.unexpected_keys):
-        names[:] = [name.replace(_OWN_PREFIX, _OFFICIAL_PREFIX) for name in names]
+        for own, stored in _STORED_NAMES.items():
+            names[:] = [name.replace(own, stored) for name in names]

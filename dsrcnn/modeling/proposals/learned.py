@@ -2,40 +2,57 @@
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from ...structures import Proposals, box_cxcywh_to_xyxy
+from .initial_boxes import initial_boxes
 
-__all__ = ["LearnedProposals"]
+__all__ = ["PROPOSALS_REGISTRY", "LearnedProposals"]
+
+PROPOSALS_REGISTRY = Registry("PROPOSALS")
+PROPOSALS_REGISTRY.__doc__ = """
+Sources of proposals: what the cascade starts from.
+
+A source is built from a config and called as ``source(features, sizes)`` with pyramid levels
+(B, D, H_l, W_l), finest first, and sizes (B, 4) as ``w, h, w, h`` in pixels. It returns
+`Proposals`.
+"""
 
 
+@PROPOSALS_REGISTRY.register()
 class LearnedProposals(nn.Module):
     """`P` boxes and features that are parameters; every image starts from the same ones.
 
     Attributes:
-        init_proposal_boxes: (P, 4) centre and size as fractions of the image, at first all of it.
+        init_proposal_boxes: (P, 4) centre and size as fractions of the image.
         init_proposal_features: (P, D).
     """
 
     @configurable
-    def __init__(self, *, num_proposals: int, channels: int) -> None:
-        """Start every box as the whole image and every feature as N(0, 1).
+    def __init__(self, *, num_proposals: int, channels: int, boxes: str = "image") -> None:
+        """Start features as N(0, 1).
 
         Args:
             num_proposals: ``P``.
             channels: ``D``.
+            boxes: where boxes start, see `initial_boxes`; officially as the whole image.
         """
         super().__init__()
         self.init_proposal_features = nn.Embedding(num_proposals, channels)
         self.init_proposal_boxes = nn.Embedding(num_proposals, 4)
         with torch.no_grad():
-            self.init_proposal_boxes.weight.copy_(torch.tensor([0.5, 0.5, 1.0, 1.0]))
+            self.init_proposal_boxes.weight.copy_(initial_boxes(boxes, num_proposals))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Read `MODEL.SparseRCNN`."""
         node = cfg.MODEL.SparseRCNN
-        return {"num_proposals": node.NUM_PROPOSALS, "channels": node.HIDDEN_DIM}
+        return {
+            "num_proposals": node.NUM_PROPOSALS,
+            "channels": node.HIDDEN_DIM,
+            "boxes": node.PROPOSALS.BOXES,
+        }
 
     def forward(self, features: list[Tensor], sizes: Tensor) -> Proposals:
         """Scale the boxes to each image.

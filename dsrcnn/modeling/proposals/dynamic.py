@@ -1,0 +1,192 @@
+"""DPG, dynamic proposal generation: proposals mixed from experts for every image.
+
+Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2. Letters: ``B`` images, ``P`` proposals, ``D``
+channels, ``E`` experts, ``L`` levels.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from ...structures import Proposals, at_least_float32, box_cxcywh_to_xyxy
+from .initial_boxes import initial_boxes
+from .learned import PROPOSALS_REGISTRY
+from .staircase import StairStep, climb, resize_nearest, summarize
+from .temperature import TemperatureSchedule
+
+__all__ = ["DynamicProposals"]
+
+
+@PROPOSALS_REGISTRY.register()
+class DynamicProposals(nn.Module):
+    """Every proposal has ``E`` experts; the image decides how they are mixed.
+
+    A small network looks at the whole pyramid and gives each proposal a softmax over its experts.
+    The same weights mix boxes and features, so a mixed box lies between those of its experts.
+
+    Attributes:
+        expert_boxes: (E, P, 4) centre and size as fractions of the image.
+        expert_features: (E, P, D).
+        step: training steps so far; they set the temperature.
+    """
+
+    step: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_proposals: int,
+        channels: int,
+        temperature: TemperatureSchedule,
+        num_levels: int = 4,
+        num_experts: int = 4,
+        boxes: str = "image",
+        box_jitter: float = 0.0,
+        staircase: bool = True,
+        norm: str = "BN",
+        reduce: str = "sum",
+        resize: int = 30,
+        hidden: int = 1500,
+        zero_init: bool = False,
+        valid_region: bool = False,
+        finest_stride: int = 4,
+        tiling_noise: float = 0.0,
+    ) -> None:
+        """Build experts and weight network.
+
+        Args:
+            num_proposals: ``P``.
+            channels: ``D``, of proposals and levels.
+            temperature: of the softmax.
+            num_levels: ``L``.
+            num_experts: ``E``.
+            boxes: where boxes start, see `initial_boxes`.
+            box_jitter: standard deviation of what tells the boxes of experts apart at the start,
+                in fractions of the image.
+            staircase: False resizes every level by itself instead.
+            norm: of the staircase, see `StairStep`.
+            reduce: "sum" or "mean" over the channels of the map.
+            resize: side of the map that the linear layers see.
+            hidden: width between them.
+            zero_init: start the last layer at zero, so that all experts weigh the same.
+            valid_region: resize only what is image, not the padding of the batch. The proposals of
+                an image then do not depend on its neighbours.
+            finest_stride: pixels per cell of the finest level.
+            tiling_noise: standard deviation of what is added to features when a static model is
+                loaded; experts that are all the same never become different otherwise.
+        """
+        super().__init__()
+        start = initial_boxes(boxes, num_proposals).expand(num_experts, -1, -1)
+        self.expert_boxes = nn.Parameter(start + box_jitter * torch.randn(start.shape))
+        self.expert_features = nn.Parameter(torch.randn(num_experts, num_proposals, channels))
+        steps = range(1, num_levels) if staircase else ()
+        self.stair = nn.ModuleList(StairStep(channels * i, norm) for i in steps)
+        self.fc1 = nn.Linear(resize**2, hidden)
+        self.fc2 = nn.Linear(hidden, num_experts * num_proposals)
+        if zero_init:
+            nn.init.zeros_(self.fc2.weight)
+            nn.init.zeros_(self.fc2.bias)
+        self.reduce = reduce
+        self.resize = resize
+        self.valid_region = valid_region
+        self.strides = [finest_stride * 2**i for i in range(num_levels)]
+        self.temperature = temperature
+        self.tiling_noise = tiling_noise
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.SparseRCNN`, ``.DPG`` and the levels."""
+        node = cfg.MODEL.SparseRCNN
+        dpg = node.DPG
+        return {
+            "num_proposals": node.NUM_PROPOSALS,
+            "channels": node.HIDDEN_DIM,
+            "num_levels": len(cfg.MODEL.ROI_HEADS.IN_FEATURES),
+            "num_experts": dpg.NUM_EXPERTS,
+            "boxes": node.PROPOSALS.BOXES,
+            "box_jitter": dpg.BOX_JITTER,
+            "staircase": dpg.STAIRCASE,
+            "norm": dpg.NORM,
+            "reduce": dpg.REDUCE,
+            "resize": dpg.RESIZE,
+            "hidden": dpg.HIDDEN,
+            "zero_init": dpg.ZERO_INIT,
+            "valid_region": dpg.VALID_REGION,
+            "temperature": TemperatureSchedule(dpg.TAU_START, dpg.TAU_END, dpg.TAU_ITERS),
+            "tiling_noise": dpg.TILING_NOISE,
+        }
+
+    def forward(self, features: list[Tensor], sizes: Tensor) -> Proposals:
+        """Mix the experts for each image; in training mode a step of the temperature passes.
+
+        Args:
+            features: pyramid levels (B, D, H_l, W_l), finest first.
+            sizes: (B, 4) ``w, h, w, h`` of each image in pixels.
+
+        Returns:
+            Boxes (B, P, 4) xyxy in pixels and features (B, P, D).
+        """
+        weights = self.weights(features, sizes)
+        if self.training:
+            self.step += 1
+        # Boxes in half precision would be known to a pixel at best.
+        with torch.autocast(weights.device.type, enabled=False):
+            boxes = torch.einsum("bep,epc->bpc", weights, at_least_float32(self.expert_boxes))
+            mixed = torch.einsum("bep,epd->bpd", weights, at_least_float32(self.expert_features))
+            return Proposals(box_cxcywh_to_xyxy(boxes) * sizes.unsqueeze(1), mixed)
+
+    def weights(self, features: list[Tensor], sizes: Tensor) -> Tensor:
+        """How much each expert counts, by image and proposal.
+
+        Returns:
+            (B, E, P) float32, at least 0, summing to 1 over the experts.
+        """
+        logits = at_least_float32(self.logits(features, sizes))
+        return (logits / self.current_temperature()).softmax(dim=1)
+
+    def logits(self, features: list[Tensor], sizes: Tensor) -> Tensor:
+        """What the weight network says before the softmax, (B, E, P)."""
+        if len(self.stair):
+            seen = self._square(climb(features, self.stair), sizes, self.strides[-1])
+        else:
+            # Reducing over channels and stretching can be swapped; so nothing is concatenated.
+            levels = zip(features, self.strides, strict=True)
+            squares = torch.stack([self._square(x, sizes, stride) for x, stride in levels])
+            seen = squares.sum(dim=0) if self.reduce == "sum" else squares.mean(dim=0)
+        hidden = F.relu(self.fc1(seen.flatten(1)))
+        return self.fc2(hidden).view(len(sizes), *self.expert_boxes.shape[:2])
+
+    def current_temperature(self) -> Tensor:
+        """Of the step at hand; in evaluation that of the end."""
+        if self.training:
+            return self.temperature.at(self.step)
+        return self.temperature.at(self.step.new_tensor(self.temperature.iterations))
+
+    def _square(self, x: Tensor, sizes: Tensor, stride: int) -> Tensor:
+        """A level (B, C, H, W) as the map the linear layers see, (B, resize, resize)."""
+        valid = None
+        if self.valid_region:
+            # What the level would measure if the image came alone, padded to the coarsest level.
+            coarse = self.strides[-1]
+            padded = (sizes[:, [1, 0]] / coarse).ceil() * coarse
+            valid = (padded / stride).round().long()
+        return resize_nearest(summarize(x, self.reduce), self.resize, valid)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take the proposals of a static model as those of every expert."""
+        for part in ("boxes", "features"):
+            static, own = f"{prefix}init_proposal_{part}.weight", f"{prefix}expert_{part}"
+            mine = getattr(self, f"expert_{part}")
+            if static in state_dict and state_dict[static].shape == mine.shape[1:]:
+                tiled = state_dict.pop(static).expand(mine.shape).clone()
+                if part == "features" and self.tiling_noise:
+                    tiled = tiled + self.tiling_noise * torch.randn_like(tiled)
+                state_dict[own] = tiled
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
