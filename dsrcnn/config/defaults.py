@@ -114,6 +114,8 @@ def _add_dynamic_proposals(cfg: CfgNode) -> None:
     node.BOX_JITTER = 0.0  # what tells their boxes apart at the start, in fractions of the image
     node.TILING_NOISE = 0.0  # added to features when a static model is loaded
 
+    node.LOG_PERIOD = 20  # iterations between entries on the mixture in the log; 0: none
+
 
 def _add_suppression(cfg: CfgNode) -> None:
     node = cfg.MODEL.SparseRCNN.NMS = CfgNode()

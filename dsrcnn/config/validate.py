@@ -18,7 +18,7 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: naming key, value found and value expected.
     """
-    if cfg.MODEL.META_ARCHITECTURE == "SparseRCNN":
+    if cfg.MODEL.META_ARCHITECTURE in ("SparseRCNN", "DynamicSparseRCNN"):
         _check_sparse_rcnn(cfg)
     clip = cfg.SOLVER.CLIP_GRADIENTS
     _expect_one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, "full_model", "norm", "value")
@@ -89,7 +89,7 @@ def _check_dynamic_proposals(node: CfgNode, key: str) -> None:
     for name in ("NUM_EXPERTS", "RESIZE", "HIDDEN"):
         if node[name] < 1:
             raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least 1.")
-    for name in ("TAU_ITERS", "BOX_JITTER", "TILING_NOISE"):
+    for name in ("TAU_ITERS", "BOX_JITTER", "TILING_NOISE", "LOG_PERIOD"):
         if node[name] < 0:
             raise ConfigError(f"{key}.{name} is {node[name]}; write 0 or a number above.")
     for name in ("TAU_START", "TAU_END"):

@@ -1,5 +1,5 @@
 """Networks, matching and losses; importing it registers the meta-architectures."""
 
-from .meta_arch import SparseRCNN
+from .meta_arch import DynamicSparseRCNN, SparseRCNN
 
-__all__ = ["SparseRCNN"]
+__all__ = ["DynamicSparseRCNN", "SparseRCNN"]

@@ -2,10 +2,10 @@
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor
 
 from ..structures import Predictions, Targets
+from .event_log import storage_in_turn
 from .matching import Matcher
 
 __all__ = ["AssignmentLog"]
@@ -36,8 +36,8 @@ class AssignmentLog:
         self, matcher: Matcher, predictions: Predictions, targets: Targets, assignment: Tensor
     ) -> None:
         """Log this iteration if it is its turn."""
-        storage = _current_storage()
-        if storage is None or (storage.iter + 1) % self.period:  # in step with the writers
+        storage = storage_in_turn(self.period)
+        if storage is None:
             return
         found = matcher.statistics(predictions, targets, assignment)
         stages = predictions.stage.float()
@@ -50,12 +50,3 @@ class AssignmentLog:
                 storage.put_scalars(
                     smoothing_hint=False, **{f"dla/{k}{suffix}": v for k, v in means.items()}
                 )
-
-
-def _current_storage() -> EventStorage | None:
-    if torch.compiler.is_compiling():
-        return None
-    try:
-        return get_event_storage()
-    except AssertionError:  # outside of training by a trainer
-        return None

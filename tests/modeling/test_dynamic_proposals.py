@@ -7,10 +7,17 @@ import torch
 import torch.nn.functional as F
 from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from dsrcnn.config import read_cfg
 from dsrcnn.errors import ConfigError
-from dsrcnn.modeling.proposals import DynamicProposals, TemperatureSchedule, initial_boxes
+from dsrcnn.modeling import DynamicSparseRCNN
+from dsrcnn.modeling.proposals import (
+    DynamicProposals,
+    TemperatureSchedule,
+    initial_boxes,
+    mixing_statistics,
+)
 from dsrcnn.modeling.proposals.staircase import StairStep, climb, resize_nearest
 
 DPG = ["MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.DPG.HIDDEN", 16]
@@ -221,7 +228,48 @@ def test_a_resumed_model_has_the_temperature_it_had():
     assert now.item() == pytest.approx(30 - 29 * 0.3)
 
 
+# Statistics
+
+
+def test_statistics_know_a_choice_from_a_mixture_and_an_image_from_another():
+    equal = torch.full((3, 4, 6), 0.25)
+    choice = torch.zeros(3, 4, 6)
+    choice[:, 1] = 1
+    each = torch.zeros(2, 4, 6)
+    each[0, 0], each[1, 3] = 1, 1
+    for weights, entropy, variation, least, most in (
+        (equal, 1, 0, 0.25, 0.25),
+        (choice, 0, 0, 0, 1),
+        (each, 0, 1, 0, 0.5),
+        (torch.cat([equal[:1], choice[:1]]), 0.5, 0.75, 0.125, 0.625),
+    ):
+        found = {k: v.item() for k, v in mixing_statistics(weights).items()}
+        assert found == pytest.approx(
+            {"entropy": entropy, "variation": variation, "least_used": least, "most_used": most},
+            abs=1e-6,
+        )
+
+
+def test_the_training_log_tells_temperature_and_mixture():
+    model = build_model(dpg("MODEL.SparseRCNN.DPG.LOG_PERIOD", 20))
+    for iteration, names in ((18, set()), (19, {"tau", "entropy", "variation"})):
+        with EventStorage(iteration) as storage:
+            model(batch(SIZES, [2, 1]))
+        logged = {k.removeprefix("dpg/"): v[0] for k, v in storage.latest().items()}
+        assert names <= set(logged)
+    assert logged["tau"] == pytest.approx(30, rel=1e-3)
+    assert 0 <= logged["variation"] <= 1
+
+
 # In the model
+
+
+def test_the_papers_name_is_the_same_model():
+    name = ["MODEL.META_ARCHITECTURE", "DynamicSparseRCNN", "MODEL.SparseRCNN.DLA.ENABLED", True]
+    model = build_model(dpg(*name))
+    assert isinstance(model, DynamicSparseRCNN)
+    assert model.state_dict().keys() == build_model(dpg()).state_dict().keys()
+    assert len(model(batch(SIZES, [2, 0]))) == 6
 
 
 def test_keys_are_those_of_a_static_model_but_for_the_proposals():

@@ -48,7 +48,7 @@ def resolve_num_classes(cfg: CfgNode) -> None:
         ConfigError: if the numbers differ.
         DataError: if the number is to come from data sets that are not registered.
     """
-    if cfg.MODEL.META_ARCHITECTURE != "SparseRCNN":
+    if cfg.MODEL.META_ARCHITECTURE not in ("SparseRCNN", "DynamicSparseRCNN"):
         return
     node = cfg.MODEL.SparseRCNN
     if node.NUM_CLASSES == 0:

@@ -1,5 +1,5 @@
 """Whole detectors, registered by name in Detectron2's ``META_ARCH_REGISTRY``."""
 
-from .sparse_rcnn import SparseRCNN
+from .sparse_rcnn import DynamicSparseRCNN, SparseRCNN
 
-__all__ = ["SparseRCNN"]
+__all__ = ["DynamicSparseRCNN", "SparseRCNN"]

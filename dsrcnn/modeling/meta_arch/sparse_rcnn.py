@@ -20,7 +20,7 @@ from ..matching import Matcher, build_matcher
 from ..postprocess import detections_of, select_detections
 from ..proposals import build_proposals
 
-__all__ = ["SparseRCNN"]
+__all__ = ["DynamicSparseRCNN", "SparseRCNN"]
 
 
 @META_ARCH_REGISTRY.register()
@@ -186,6 +186,11 @@ class SparseRCNN(nn.Module):
             {"instances": detections_of(found, i, size, record)}
             for i, (size, record) in enumerate(zip(network_sizes, inputs, strict=True))
         ]
+
+
+@META_ARCH_REGISTRY.register()
+class DynamicSparseRCNN(SparseRCNN):
+    """The same under the name of its paper (arXiv 2205.02101); its configs enable DLA and DPG."""
 
 
 # Checkpoints keep the learned proposals at the top level, as officially, and what DPG adds under a

@@ -6,6 +6,7 @@ from torch import nn
 from .dynamic import DynamicProposals
 from .initial_boxes import INITIAL_BOXES, initial_boxes
 from .learned import PROPOSALS_REGISTRY, LearnedProposals
+from .mixing_statistics import mixing_statistics
 from .temperature import TemperatureSchedule
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "TemperatureSchedule",
     "build_proposals",
     "initial_boxes",
+    "mixing_statistics",
 ]
 
 

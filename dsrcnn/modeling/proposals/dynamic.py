@@ -12,8 +12,10 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ...structures import Proposals, at_least_float32, box_cxcywh_to_xyxy
+from ..event_log import storage_in_turn
 from .initial_boxes import initial_boxes
 from .learned import PROPOSALS_REGISTRY
+from .mixing_statistics import mixing_statistics
 from .staircase import StairStep, climb, resize_nearest, summarize
 from .temperature import TemperatureSchedule
 
@@ -55,6 +57,7 @@ class DynamicProposals(nn.Module):
         valid_region: bool = False,
         finest_stride: int = 4,
         tiling_noise: float = 0.0,
+        log_period: int = 0,
     ) -> None:
         """Build experts and weight network.
 
@@ -78,6 +81,7 @@ class DynamicProposals(nn.Module):
             finest_stride: pixels per cell of the finest level.
             tiling_noise: standard deviation of what is added to features when a static model is
                 loaded; experts that are all the same never become different otherwise.
+            log_period: iterations between entries on the mixture in the training log; 0 for none.
         """
         super().__init__()
         start = initial_boxes(boxes, num_proposals).expand(num_experts, -1, -1)
@@ -96,6 +100,7 @@ class DynamicProposals(nn.Module):
         self.strides = [finest_stride * 2**i for i in range(num_levels)]
         self.temperature = temperature
         self.tiling_noise = tiling_noise
+        self.log_period = log_period
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     @classmethod
@@ -119,6 +124,7 @@ class DynamicProposals(nn.Module):
             "valid_region": dpg.VALID_REGION,
             "temperature": TemperatureSchedule(dpg.TAU_START, dpg.TAU_END, dpg.TAU_ITERS),
             "tiling_noise": dpg.TILING_NOISE,
+            "log_period": dpg.LOG_PERIOD,
         }
 
     def forward(self, features: list[Tensor], sizes: Tensor) -> Proposals:
@@ -133,6 +139,7 @@ class DynamicProposals(nn.Module):
         """
         weights = self.weights(features, sizes)
         if self.training:
+            self._log(weights)
             self.step += 1
         # Boxes in half precision would be known to a pixel at best.
         with torch.autocast(weights.device.type, enabled=False):
@@ -166,6 +173,14 @@ class DynamicProposals(nn.Module):
         if self.training:
             return self.temperature.at(self.step)
         return self.temperature.at(self.step.new_tensor(self.temperature.iterations))
+
+    def _log(self, weights: Tensor) -> None:
+        storage = storage_in_turn(self.log_period)
+        if storage is not None:
+            found = {"tau": self.current_temperature(), **mixing_statistics(weights)}
+            values = torch.stack(list(found.values())).tolist()
+            named = {f"dpg/{name}": value for name, value in zip(found, values, strict=True)}
+            storage.put_scalars(smoothing_hint=False, **named)
 
     def _square(self, x: Tensor, sizes: Tensor, stride: int) -> Tensor:
         """A level (B, C, H, W) as the map the linear layers see, (B, resize, resize)."""
