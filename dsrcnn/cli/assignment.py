@@ -2,17 +2,14 @@
 
 import argparse
 
+from .options import add_picture_arguments
+
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--config-file", required=True, help="YAML file or shipped name")
-    parser.add_argument("--output", required=True, help="folder for the pictures")
-    parser.add_argument("--images", type=int, default=4, help="how many (default: 4)")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., such as MODEL.WEIGHTS model.pth"
-    )
+    add_picture_arguments(parser, images=4)
 
 
 def run(args: argparse.Namespace) -> int:

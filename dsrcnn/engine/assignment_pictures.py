@@ -6,17 +6,13 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from torch import Tensor
 
-from ..data.loaders import explain_data_errors
-from ..data.mapper import DetectionMapper
-from ..errors import DataError
 from ..modeling.inputs import pad_targets
 from ..modeling.matching import build_matcher
 from ..structures import Predictions, Targets
 from ..visualization import draw_assignment, one_below_the_other, side_by_side
-from .pictures import load_predictor, spread
+from .pictures import as_bgr, load_predictor, training_images
 
 __all__ = ["draw_assignments"]
 
@@ -39,49 +35,27 @@ def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> li
         DataError: if the training set cannot be read.
         WeightsError: if the weights are missing or do not fill the whole model.
     """
-    if not cfg.DATASETS.TRAIN:
-        raise DataError(
-            "DATASETS.TRAIN is empty, so there are no images to draw. Write a registered name, or "
-            "DATASETS.CUSTOM.TRAIN_JSON and TRAIN_IMAGES."
-        )
-    plain = _without_augmentation(cfg)
-    model = load_predictor(plain).model
+    inputs = training_images(cfg, images)
+    model = load_predictor(cfg).model
     model.head.train()  # only this part: it then gives the predictions of all stages
-    matchers = {"Hungarian": _matcher(plain, dla=False), "DLA": _matcher(plain, dla=True)}
-    name = cfg.DATASETS.TRAIN[0]
-    with explain_data_errors(name):
-        records = [r for r in DatasetCatalog.get(name) if r["annotations"]]
-    if not records:
-        raise DataError(f"No image of {name} has an annotation, so there is nothing to assign.")
-    mapper = DetectionMapper(plain, is_train=True)
+    matchers = {"Hungarian": _matcher(cfg, dla=False), "DLA": _matcher(cfg, dla=True)}
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for index in spread(len(records), images):
-        batch = [mapper(records[index])]
+    for record in inputs:
+        batch = [record]
         with torch.no_grad():
             predictions, sizes, _ = model.predict(batch)
         targets = pad_targets(batch, sizes)
-        picture = _as_bgr(batch[0]["image"], cfg.INPUT.FORMAT)
+        picture = as_bgr(record["image"], cfg.INPUT.FORMAT)
         rows = [
             _row(picture, predictions, matcher(predictions, targets)[:, 0], targets, title)
             for title, matcher in matchers.items()
         ]
-        path = folder / f"{index:05d}_{Path(records[index]['file_name']).stem}.png"
+        path = folder / f"{Path(record['file_name']).stem}.png"
         cv2.imwrite(str(path), one_below_the_other(rows))
         written.append(path)
     return written
-
-
-def _without_augmentation(cfg: CfgNode) -> CfgNode:
-    plain = cfg.clone()
-    plain.defrost()
-    plain.INPUT.RANDOM_FLIP = "none"
-    plain.INPUT.CROP.ENABLED = False
-    plain.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
-    plain.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
-    plain.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
-    return plain
 
 
 def _matcher(cfg: CfgNode, *, dla: bool) -> torch.nn.Module:
@@ -89,11 +63,6 @@ def _matcher(cfg: CfgNode, *, dla: bool) -> torch.nn.Module:
     chosen.defrost()
     chosen.MODEL.SparseRCNN.DLA.ENABLED = dla
     return build_matcher(chosen)
-
-
-def _as_bgr(image: Tensor, order: str) -> np.ndarray:
-    array = image.permute(1, 2, 0).byte().numpy()
-    return np.ascontiguousarray(array[..., ::-1] if order == "RGB" else array)
 
 
 def _row(

@@ -1,6 +1,7 @@
 """Predictions beside ground truth, drawn for a trained model."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -8,14 +9,15 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
+from torch import Tensor
 
 from ..data.loaders import explain_data_errors
-from ..data.mapper import read_image
+from ..data.mapper import DetectionMapper, read_image
 from ..errors import DataError
 from ..visualization import draw_boxes, side_by_side
 from .checkpoint import ReportingCheckpointer
 
-__all__ = ["draw_predictions", "load_predictor", "spread"]
+__all__ = ["as_bgr", "draw_predictions", "load_predictor", "spread", "training_images"]
 
 
 def draw_predictions(
@@ -77,6 +79,43 @@ def spread(total: int, count: int) -> list[int]:
     """At most `count` indices, spread evenly over `total`."""
     chosen: list[int] = np.unique(np.linspace(0, total - 1, count).round().astype(int)).tolist()
     return chosen
+
+
+def training_images(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
+    """Model inputs for training images that have annotations, without random augmentation.
+
+    Args:
+        cfg: for ``DATASETS.TRAIN`` and the input size of testing.
+        count: how many, spread evenly over the first training set.
+
+    Raises:
+        DataError: if the training set cannot be read or has no annotation.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise DataError(
+            "DATASETS.TRAIN is empty, so there are no images to draw. Write a registered name, or "
+            "DATASETS.CUSTOM.TRAIN_JSON and TRAIN_IMAGES."
+        )
+    plain = cfg.clone()
+    plain.defrost()
+    plain.INPUT.RANDOM_FLIP = "none"
+    plain.INPUT.CROP.ENABLED = False
+    plain.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    plain.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    plain.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+    name = cfg.DATASETS.TRAIN[0]
+    with explain_data_errors(name):
+        records = [r for r in DatasetCatalog.get(name) if r["annotations"]]
+    if not records:
+        raise DataError(f"No image of {name} has an annotation, so there is nothing to draw.")
+    mapper = DetectionMapper(plain, is_train=True)
+    return [mapper(records[index]) for index in spread(len(records), count)]
+
+
+def as_bgr(image: Tensor, order: str) -> np.ndarray:
+    """A model input (3, H, W) as a picture (H, W, 3) uint8; `order` is ``INPUT.FORMAT``."""
+    array = image.permute(1, 2, 0).byte().cpu().numpy()
+    return np.ascontiguousarray(array[..., ::-1] if order == "RGB" else array)
 
 
 def load_predictor(cfg: CfgNode) -> DefaultPredictor:

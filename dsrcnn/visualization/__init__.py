@@ -3,11 +3,14 @@
 from .assignment import draw_assignment
 from .curves import draw_curves
 from .draw import draw_boxes, one_below_the_other, side_by_side
+from .proposals import draw_expert_weights, draw_proposals
 
 __all__ = [
     "draw_assignment",
     "draw_boxes",
     "draw_curves",
+    "draw_expert_weights",
+    "draw_proposals",
     "one_below_the_other",
     "side_by_side",
 ]

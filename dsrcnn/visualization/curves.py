@@ -29,7 +29,8 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 def draw_curves(metrics: str | Path, output: str | Path) -> None:
     """Draw the total loss, the losses of the last stage, the learning rate and AP as a PNG.
 
-    With DLA there is a fourth picture: proposals that learn an object, by stage.
+    With DLA there is a picture of the proposals that learn an object, by stage; with DPG one of its
+    mixtures: entropy, variation between images and temperature.
 
     Args:
         metrics: ``metrics.json`` of a run.
@@ -37,22 +38,32 @@ def draw_curves(metrics: str | Path, output: str | Path) -> None:
     """
     entries = read_metrics(metrics)
     positives = sorted({k for e in entries for k in e if k.startswith("dla/positives")})
-    count = 4 if positives else 3
+    mixture = sorted({k for e in entries for k in e} & {"dpg/entropy", "dpg/variation"})
+    count = 3 + bool(positives) + bool(mixture)
     figure = Figure(figsize=(4 * count, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right, *rest = figure.subplots(1, count)
     _plot(left, entries, ["total_loss"], "total loss")
-    rate = left.twinx()
-    _plot(rate, entries, ["lr"], "", color="tab:gray", linestyle=":")
-    rate.set_ylabel("learning rate")
-    rate.get_legend().remove()
+    _plot_beside(left, entries, "lr", "learning rate")
     _plot(middle, entries, ["loss_ce", "loss_bbox", "loss_giou"], "losses of the last stage")
     _plot(right, entries, ["bbox/AP", "bbox/AP50", "bbox/AP75"], "validation AP", marker="o")
     right.set_ylim(0, 100)
-    if rest:
+    if positives:
         # The last stage is logged without a number, as its losses are; it belongs at the end.
         _plot(rest[0], entries, [*positives[1:], positives[0]], "positives per image")
+    if mixture:
+        _plot(rest[-1], entries, mixture, "mixture of experts")
+        rest[-1].set_ylim(0, 1)
+        _plot_beside(rest[-1], entries, "dpg/tau", "temperature")
     figure.savefig(output, dpi=110)
+
+
+def _plot_beside(axes: Axes, entries: list[dict[str, float]], key: str, label: str) -> None:
+    """On an axis of its own at the right, dotted."""
+    beside = axes.twinx()
+    _plot(beside, entries, [key], "", color="tab:gray", linestyle=":")
+    beside.set_ylabel(label)
+    beside.legend().remove()
 
 
 def _plot(

@@ -5,6 +5,7 @@ import pytest
 from conftest import SMALL
 
 from dsrcnn.cli.main import main
+from dsrcnn.engine.launch import run
 
 
 def test_help_lists_the_commands(capsys):
@@ -13,7 +14,7 @@ def test_help_lists_the_commands(capsys):
     printed = capsys.readouterr().out
     assert all(
         name in printed
-        for name in ("demo", "draw", "assignment", "benchmark", "benchmark-matching")
+        for name in ("demo", "draw", "assignment", "proposals", "benchmark", "benchmark-matching")
     )
 
 
@@ -38,6 +39,28 @@ def test_the_demo_trains_draws_and_says_where_everything_is(tmp_path, capsys):
     pictures = [cv2.imread(str(p)) for p in (tmp_path / "assigned").glob("*.png")]
     assert len(pictures) == 2
     assert all(p.shape[0] > 2 * 240 and p.shape[1] > 2 * 240 for p in pictures)  # 2 rows, 2 stages
+
+
+def test_proposals_of_a_dpg_model_are_drawn_with_numbers(tmp_path, capsys):
+    output = tmp_path / "demo"
+    dpg = ["MODEL.SparseRCNN.DPG.ENABLED", "True", "OUTPUT_DIR", str(output)]
+    config = ["--config-file", "quick/sparse_rcnn_shapes"]
+    assert run([*config, *SMALL, *dpg]) == 0
+    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
+    arguments = ["proposals", "--config-file", str(output / "config.yaml"), "--images", "3"]
+    assert main([*arguments, "--output", str(tmp_path / "drawn"), *weights]) == 0
+    printed = capsys.readouterr().out
+    for name in ("proposals.png", "weights.png"):
+        assert str(tmp_path / "drawn" / name) in printed
+        assert cv2.imread(str(tmp_path / "drawn" / name)).std() > 5
+    assert "entropy" in printed
+    assert "variation" in printed
+
+
+def test_a_model_without_dpg_has_no_mixtures_to_draw(tmp_path, capsys):
+    arguments = ["proposals", "--config-file", "quick/sparse_rcnn_shapes"]
+    assert main([*arguments, "--output", str(tmp_path), *SMALL]) == 2
+    assert "DPG.ENABLED is False" in capsys.readouterr().err
 
 
 def test_matching_is_timed(capsys):

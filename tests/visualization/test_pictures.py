@@ -8,6 +8,8 @@ from dsrcnn.visualization import (
     draw_assignment,
     draw_boxes,
     draw_curves,
+    draw_expert_weights,
+    draw_proposals,
     one_below_the_other,
     side_by_side,
 )
@@ -104,5 +106,26 @@ def test_curves_of_dla_show_the_positives_as_well(metrics, tmp_path):
             entry = {"iteration": iteration, "dla/positives": 9.0, "dla/positives_0": 4.0}
             file.write(json.dumps(entry) + "\n")
     draw_curves(metrics, tmp_path / "dla.png")
-    widths = [cv2.imread(str(tmp_path / n)).shape[1] for n in ("plain.png", "dla.png")]
-    assert widths[1] > widths[0]
+    with metrics.open("a") as file:
+        file.write(json.dumps({"iteration": 39, "dpg/tau": 9.0, "dpg/entropy": 0.5}) + "\n")
+    draw_curves(metrics, tmp_path / "both.png")
+    names = ("plain.png", "dla.png", "both.png")
+    widths = [cv2.imread(str(tmp_path / n)).shape[1] for n in names]
+    assert widths[2] > widths[1] > widths[0]
+
+
+def test_proposals_are_drawn_where_they_are_also_beyond_the_image():
+    image = np.full((300, 400, 3), 255, np.uint8)
+    boxes = np.array([[-20.0, -20, 420, 320], [100, 100, 200, 200], [np.nan, 0, 1e30, 5]])
+    drawn = draw_proposals(image, boxes)
+    assert drawn.shape == (390, 490, 3)  # a margin of 45 pixels all around
+    assert tuple(drawn[25, 200]) == class_colour(0)
+    assert tuple(drawn[145, 200]) == class_colour(1)
+
+
+def test_weights_of_every_image_have_a_heat_map():
+    weights = np.random.default_rng(0).dirichlet([1, 1, 1], (2, 9)).transpose(0, 2, 1)
+    one, two = (draw_expert_weights(weights[:n], ["a", "b"][:n]) for n in (1, 2))
+    assert one.shape[1] == two.shape[1]
+    assert two.shape[0] > one.shape[0]
+    assert two.std() > 10

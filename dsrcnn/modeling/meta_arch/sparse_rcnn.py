@@ -152,13 +152,24 @@ class SparseRCNN(nn.Module):
             Predictions, sizes (B, 4) as ``w, h, w, h``, and each image's (height, width), all in
             pixels of the network input.
         """
+        features, sizes, network_sizes = self.extract(inputs)
+        return self.head(features, self.proposals(features, sizes)), sizes, network_sizes
+
+    def extract(
+        self, inputs: list[dict[str, Any]]
+    ) -> tuple[list[Tensor], Tensor, list[tuple[int, int]]]:
+        """Run the backbone.
+
+        Returns:
+            Pyramid levels (B, D, H_l, W_l), finest first, and sizes as `predict` gives them.
+        """
         images = batch_images(
             inputs, self.pixel_mean, self.pixel_std, self.backbone.size_divisibility
         )
         sizes = image_sizes(images.image_sizes, self.device)
         levels = self.backbone(images.tensor.contiguous(memory_format=torch.channels_last))
         features = [levels[name] for name in self.in_features]
-        return self.head(features, self.proposals(features, sizes)), sizes, images.image_sizes
+        return features, sizes, images.image_sizes
 
     def postprocess(
         self,

@@ -1,0 +1,80 @@
+"""What the cascade starts from: initial proposals of several images, and how they were mixed."""
+
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import cv2
+import torch
+from detectron2.config import CfgNode
+
+from ..errors import ConfigError
+from ..modeling import SparseRCNN
+from ..modeling.proposals import DynamicProposals, mixing_statistics
+from ..structures import box_cxcywh_to_xyxy
+from ..visualization import draw_expert_weights, draw_proposals, one_below_the_other, side_by_side
+from .pictures import as_bgr, load_predictor, training_images
+
+__all__ = ["MixtureReport", "draw_initial_proposals"]
+
+
+class MixtureReport(NamedTuple):
+    """What was drawn, and numbers about it.
+
+    Attributes:
+        files: the pictures.
+        statistics: of `mixing_statistics`, over the images drawn.
+    """
+
+    files: list[Path]
+    statistics: dict[str, float]
+
+
+@torch.no_grad()
+def draw_initial_proposals(cfg: CfgNode, output: str | Path, *, images: int = 4) -> MixtureReport:
+    """Write ``proposals.png`` and ``weights.png`` for images of the training set.
+
+    The first has a row of images with the proposals DPG mixes for each, and below them the mean of
+    the experts, which every image would start from without DPG. The second shows the weights.
+
+    Args:
+        cfg: with ``MODEL.WEIGHTS``, ``DATASETS.TRAIN`` and DPG enabled.
+        output: folder to write to.
+        images: how many, spread evenly over the data set.
+
+    Raises:
+        ConfigError: if the model has no DPG.
+        DataError: if the training set cannot be read.
+        WeightsError: if the weights are missing or do not fill the whole model.
+    """
+    if not cfg.MODEL.SparseRCNN.DPG.ENABLED:
+        raise ConfigError(
+            "MODEL.SparseRCNN.DPG.ENABLED is False: this model starts every image from the same "
+            "proposals. Take a config with DPG."
+        )
+    inputs = training_images(cfg, images)
+    model = cast(SparseRCNN, load_predictor(cfg).model)
+    dpg = cast(DynamicProposals, model.proposals)
+    mixed, weights = [], []
+    for record in inputs:
+        features, sizes, _ = model.extract([record])
+        mixed.append(dpg(features, sizes).boxes[0])
+        weights.append(dpg.weights(features, sizes)[0])
+    mean = box_cxcywh_to_xyxy(dpg.expert_boxes.mean(dim=0))
+    names = [Path(record["file_name"]).stem for record in inputs]
+    pictures = [as_bgr(record["image"], cfg.INPUT.FORMAT) for record in inputs]
+    static = [mean * mean.new_tensor(p.shape[1::-1]).repeat(2) for p in pictures]
+    rows = [
+        side_by_side(
+            [draw_proposals(p, b.cpu().numpy()) for p, b in zip(pictures, boxes, strict=True)],
+            [f"{kind}: {name}" for name in names],
+        )
+        for kind, boxes in (("DPG", mixed), ("mean of experts", static))
+    ]
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "proposals.png", folder / "weights.png"]
+    cv2.imwrite(str(files[0]), one_below_the_other(rows))
+    stacked = torch.stack(weights)
+    cv2.imwrite(str(files[1]), draw_expert_weights(stacked.cpu().numpy(), names))
+    found = {name: value.item() for name, value in mixing_statistics(stacked).items()}
+    return MixtureReport(files, found)
