@@ -10,11 +10,12 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ...structures import Predictions, Targets
+from ...structures import Targets
 from .costs import CostSettings
 from .decisions import repair_unmatched
-from .matcher import MATCHER_REGISTRY, Matcher
-from .units import UnitRule, unit_statistics
+from .matcher import MATCHER_REGISTRY
+from .unit_matcher import UnitMatcher
+from .units import UnitRule
 
 __all__ = ["SimOTAMatcher", "assign_cheapest"]
 
@@ -38,7 +39,7 @@ def assign_cheapest(cost: Tensor, units: Tensor) -> Tensor:
 
 
 @MATCHER_REGISTRY.register()
-class SimOTAMatcher(Matcher):
+class SimOTAMatcher(UnitMatcher):
     """Several proposals per ground truth, as many as it has units, chosen by cost alone."""
 
     @configurable
@@ -50,9 +51,7 @@ class SimOTAMatcher(Matcher):
             units: how many proposals a ground truth takes.
             repair: passes of `repair_unmatched`.
         """
-        super().__init__(costs=costs)
-        self.units = units
-        self.repair = repair
+        super().__init__(costs=costs, units=units, repair=repair)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -63,25 +62,8 @@ class SimOTAMatcher(Matcher):
             "repair": cfg.MODEL.SparseRCNN.DLA.REPAIR,
         }
 
-    def extra_repr(self) -> str:
-        """Settings for the printed model."""
-        return f"{super().extra_repr()}, {self.units}, repair={self.repair}"
-
     def assign(self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets) -> Tensor:
         """See `assign_cheapest`."""
         units = self.units(iou, targets.mask, stage)
         assignment = assign_cheapest(cost, units)
         return repair_unmatched(assignment, -cost, units > 0, self.repair)
-
-    @torch.no_grad()
-    def statistics(
-        self, predictions: Predictions, targets: Targets, assignment: Tensor
-    ) -> dict[str, Tensor]:
-        """Adds the units (`unit_statistics`)."""
-        found = super().statistics(predictions, targets, assignment)
-        if targets.mask.shape[1] == 0:
-            return found
-        _, iou = self.finite_costs(predictions, targets)
-        return found | unit_statistics(
-            self.units(iou, targets.mask, predictions.stage), targets.mask
-        )

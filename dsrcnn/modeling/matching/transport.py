@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ...structures import Predictions, Targets
+from ...structures import Targets
 from .costs import CostSettings
 from .decisions import (
     decide_exact,
@@ -20,9 +20,10 @@ from .decisions import (
     limit_positives,
     repair_unmatched,
 )
-from .matcher import MATCHER_REGISTRY, Matcher
+from .matcher import MATCHER_REGISTRY
 from .sinkhorn import column_error, sinkhorn
-from .units import UnitRule, unit_statistics
+from .unit_matcher import UnitMatcher
+from .units import UnitRule
 
 __all__ = ["OptimalTransportMatcher", "Transport"]
 
@@ -52,7 +53,7 @@ class Transport(NamedTuple):
 
 
 @MATCHER_REGISTRY.register()
-class OptimalTransportMatcher(Matcher):
+class OptimalTransportMatcher(UnitMatcher):
     """Several proposals per ground truth, as many as it has units, chosen by optimal transport."""
 
     @configurable
@@ -77,12 +78,10 @@ class OptimalTransportMatcher(Matcher):
                 `decide_exact`, which needs neither `epsilon` nor `iterations`.
             repair: passes of `repair_unmatched`.
         """
-        super().__init__(costs=costs)
-        self.units = units
+        super().__init__(costs=costs, units=units, repair=repair)
         self.epsilon = epsilon
         self.iterations = iterations
         self.decision = decision
-        self.repair = repair
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -100,7 +99,7 @@ class OptimalTransportMatcher(Matcher):
     def extra_repr(self) -> str:
         """Settings for the printed model."""
         own = f"epsilon={self.epsilon}, iterations={self.iterations}, decision={self.decision}"
-        return f"{super().extra_repr()}, {self.units}, {own}, repair={self.repair}"
+        return f"{super().extra_repr()}, {own}"
 
     def assign(self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets) -> Tensor:
         """Units, then a plan, then a decision, then the repair if any."""
@@ -127,18 +126,9 @@ class OptimalTransportMatcher(Matcher):
         """The transport plan (Q, B, R, P)."""
         return sinkhorn(*problem, epsilon=self.epsilon, iterations=self.iterations)
 
-    @torch.no_grad()
-    def statistics(
-        self, predictions: Predictions, targets: Targets, assignment: Tensor
-    ) -> dict[str, Tensor]:
-        """Adds the units (`unit_statistics`) and ``column_error`` (Q,), the worst of the images."""
-        found = super().statistics(predictions, targets, assignment)
-        if targets.mask.shape[1] == 0:
-            return found
-        cost, iou = self.finite_costs(predictions, targets)
-        units = self.units(iou, targets.mask, predictions.stage)
-        found |= unit_statistics(units, targets.mask)
-        if self.decision != "exact":
-            plan = self.plan(Transport.of(cost, units, targets.mask))
-            found["column_error"] = column_error(plan).amax(dim=-1)
-        return found
+    def plan_statistics(self, cost: Tensor, units: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """``column_error`` of the plan, (Q,), the worst of the images."""
+        if self.decision == "exact":
+            return {}
+        plan = self.plan(Transport.of(cost, units, mask))
+        return {"column_error": column_error(plan).amax(dim=-1)}
