@@ -99,3 +99,24 @@ def test_evaluation_with_test_time_augmentation_adds_its_metrics(tmp_path):
     assert set(results) == {"bbox", "bbox_TTA"}
     assert set(results["bbox_TTA"]) == set(results["bbox"])
     assert (tmp_path / "tta/inference/coco_instances_results.json").is_file()
+
+
+def test_dynamic_sparse_rcnn_trains_resumes_evaluates_and_predicts(tmp_path):
+    dynamic = ["MODEL.META_ARCHITECTURE", "DynamicSparseRCNN", "MODEL.SparseRCNN.DLA.ENABLED", True]
+    dynamic += ["MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.DPG.TAU_ITERS", 10]
+    train(quick_cfg(tmp_path, *dynamic, "SOLVER.MAX_ITER", 3))
+    cfg = quick_cfg(tmp_path, *dynamic, "SOLVER.MAX_ITER", 20)
+    trainer = train(cfg, resume=True)
+    assert trainer.start_iter == 3
+    proposals = trainer.model.proposals
+    assert proposals.step == 20
+    logged = trainer.storage.latest()
+    assert logged["dpg/tau"][0] == 1.0
+    assert {"dla/positives", "dpg/entropy", "dpg/variation"} <= set(logged)
+
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    again = evaluate(cfg)["bbox"]
+    for name, value in trainer._last_eval_results["bbox"].items():
+        assert again[name] == pytest.approx(value, nan_ok=True), name
+    found = DefaultPredictor(cfg)(draw_scene("val", 0))["instances"]
+    assert found.image_size == draw_scene("val", 0).shape[:2]

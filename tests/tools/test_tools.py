@@ -8,7 +8,7 @@ import sys
 
 import torch
 import torchvision
-from conftest import REPOSITORY, TINY, tiny_cfg, write_coco
+from conftest import REPOSITORY, TINY, batch, tiny_cfg, write_coco
 from detectron2.modeling import build_model
 
 from dsrcnn.engine.checkpoint import ReportingCheckpointer
@@ -80,3 +80,26 @@ def test_an_experiment_trains_and_is_evaluated_without_and_with_suppression(tmp_
         assert 0 <= float(row["AP"]) <= 100
         assert float(row["duplicates"]) >= 0
         assert row["iterations"] == 6
+
+
+def test_a_model_whose_mixture_is_the_same_for_all_images_loses_nothing_when_frozen(
+    tmp_path, monkeypatch, capsys
+):
+    freeze = load("freeze_proposals")
+    dpg = ["MODEL.SparseRCNN.DPG.ENABLED", "True", "MODEL.SparseRCNN.DPG.ZERO_INIT", "True"]
+    dpg += ["DATASETS.TRAIN", "('shapes_train',)", "DATASETS.TEST", "()"]
+    dynamic = build_model(tiny_cfg(*dpg)).eval()
+    dynamic.proposals.fc2.bias.data.normal_()  # unequal weights, but no look at the image
+    source, target = tmp_path / "dynamic.pth", tmp_path / "static.pth"
+    torch.save({"model": dynamic.state_dict()}, source)
+    arguments = ["freeze_proposals.py", "--config-file", "coco/sparse_rcnn_R50_100pro_3x"]
+    arguments += ["--target", str(target), "--images", "3", *map(str, TINY), *dpg]
+    monkeypatch.setattr(sys, "argv", [*arguments, "MODEL.WEIGHTS", str(source)])
+    freeze.main()
+    assert str(target) in capsys.readouterr().out
+    static = build_model(tiny_cfg()).eval()
+    static.load_state_dict(torch.load(target)["model"], strict=True)
+    inputs = batch([(64, 96)], [0])
+    with torch.no_grad():
+        for a, b in zip(static.predict(inputs)[0], dynamic.predict(inputs)[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)

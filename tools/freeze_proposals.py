@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+r"""Turn a model with DPG into a static Sparse R-CNN that starts from the mean of its proposals.
+
+The means are over training images. The file has the official keys and needs no DPG to run; how much
+accuracy it costs, an evaluation tells.
+
+    python tools/freeze_proposals.py --config-file output/run/config.yaml --target static.pth \
+        MODEL.WEIGHTS output/run/model_final.pth
+"""
+
+import argparse
+
+import dsrcnn  # before detectron2
+
+# isort: split
+import torch
+from tqdm import tqdm
+
+from dsrcnn.engine.pictures import load_predictor, training_images
+
+
+@torch.no_grad()
+def frozen_state(cfg, images: int) -> dict[str, torch.Tensor]:
+    """The state dict of the static model."""
+    model = load_predictor(cfg).model
+    dpg = model.proposals
+    boxes, features = 0.0, 0.0
+    inputs = training_images(cfg, images)
+    for record in tqdm(inputs, disable=None):
+        levels, sizes, _ = model.extract([record])
+        weights = dpg.weights(levels, sizes)[0]
+        boxes = boxes + torch.einsum("ep,epc->pc", weights, dpg.expert_boxes) / len(inputs)
+        features = features + torch.einsum("ep,epd->pd", weights, dpg.expert_features) / len(inputs)
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("proposal_generator.")}
+    state["init_proposal_boxes.weight"] = boxes
+    state["init_proposal_features.weight"] = features
+    return {k: v.cpu() for k, v in state.items()}
+
+
+def main() -> None:
+    """Load, average, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="of the model with DPG")
+    parser.add_argument("--target", required=True, help="checkpoint to write")
+    parser.add_argument("--images", type=int, default=200, help="to average over (default: 200)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...: MODEL.WEIGHTS")
+    args = parser.parse_args()
+    cfg = dsrcnn.load_cfg(args.config_file, args.opts)
+    if not cfg.MODEL.SparseRCNN.DPG.ENABLED:
+        parser.error("MODEL.SparseRCNN.DPG.ENABLED is False: the model is static already")
+    torch.save({"model": frozen_state(cfg, args.images)}, args.target)
+    print(f"{args.target}: evaluate it with MODEL.SparseRCNN.DPG.ENABLED False")
+
+
+if __name__ == "__main__":
+    main()
