@@ -98,20 +98,21 @@ def _add_dynamic_proposals(cfg: CfgNode) -> None:
 
     # The network that looks at the image
     node.STAIRCASE = True  # False: resize every level by itself, the paper's ablation
-    node.NORM = "BN"  # of the staircase: BN, SyncBN, FrozenBN, GN or "" for none
+    node.NORM = "BN"  # of the staircase: BN, SyncBN, FrozenBN, GN or none
     node.REDUCE = "sum"  # over the channels of the map: sum or mean
     node.RESIZE = 30  # side of the map
+    node.STANDARDIZE = True  # mean 0 and variance 1 for every map; False: as the paper, collapses
     node.HIDDEN = 1500  # between its two linear layers
     node.ZERO_INIT = False  # start the last layer at zero: all experts weigh the same
-    node.VALID_REGION = False  # resize only what is image, not the padding of the batch
+    node.VALID_REGION = False  # resize the image alone, without the padding of the batch
 
     # Softmax over experts: temperature, linear from start to end; evaluation uses the end
     node.TAU_START = 30.0
     node.TAU_END = 1.0
-    node.TAU_ITERS = 75000  # 10 of the 36 epochs of the published schedule
+    node.TAU_ITERS = None  # iterations; None: 10 / 36 of SOLVER.MAX_ITER
 
     # Experts
-    node.BOX_JITTER = 0.0  # what tells their boxes apart at the start, in fractions of the image
+    node.BOX_JITTER = 0.0  # what tells their boxes apart at the start, relative to the box
     node.TILING_NOISE = 0.0  # added to features when a static model is loaded
 
     node.LOG_PERIOD = 20  # iterations between entries on the mixture in the log; 0: none

@@ -85,12 +85,12 @@ def _check_label_assignment(node: CfgNode, key: str) -> None:
 
 def _check_dynamic_proposals(node: CfgNode, key: str) -> None:
     _expect_one_of(f"{key}.REDUCE", node.REDUCE, "sum", "mean")
-    _expect_one_of(f"{key}.NORM", node.NORM, "", "BN", "SyncBN", "FrozenBN", "GN")
+    _expect_one_of(f"{key}.NORM", node.NORM, "none", "BN", "SyncBN", "FrozenBN", "GN")
     for name in ("NUM_EXPERTS", "RESIZE", "HIDDEN"):
         if node[name] < 1:
             raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least 1.")
     for name in ("TAU_ITERS", "BOX_JITTER", "TILING_NOISE", "LOG_PERIOD"):
-        if node[name] < 0:
+        if node[name] is not None and node[name] < 0:
             raise ConfigError(f"{key}.{name} is {node[name]}; write 0 or a number above.")
     for name in ("TAU_START", "TAU_END"):
         if not node[name] > 0:

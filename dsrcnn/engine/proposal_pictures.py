@@ -11,7 +11,13 @@ from ..errors import ConfigError
 from ..modeling import SparseRCNN
 from ..modeling.proposals import DynamicProposals, mixing_statistics
 from ..structures import box_cxcywh_to_xyxy
-from ..visualization import draw_expert_weights, draw_proposals, one_below_the_other, side_by_side
+from ..visualization import (
+    draw_curves,
+    draw_expert_weights,
+    draw_proposals,
+    one_below_the_other,
+    side_by_side,
+)
 from .pictures import as_bgr, load_predictor, training_images
 
 __all__ = ["MixtureReport", "draw_initial_proposals"]
@@ -34,7 +40,8 @@ def draw_initial_proposals(cfg: CfgNode, output: str | Path, *, images: int = 4)
     """Write ``proposals.png`` and ``weights.png`` for images of the training set.
 
     The first has a row of images with the proposals DPG mixes for each, and below them the mean of
-    the experts, which every image would start from without DPG. The second shows the weights.
+    the experts. The second shows the weights. With the ``metrics.json`` of a run in ``OUTPUT_DIR``
+    there is also ``curves.png``: temperature, entropy and variation over training.
 
     Args:
         cfg: with ``MODEL.WEIGHTS``, ``DATASETS.TRAIN`` and DPG enabled.
@@ -73,6 +80,10 @@ def draw_initial_proposals(cfg: CfgNode, output: str | Path, *, images: int = 4)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "proposals.png", folder / "weights.png"]
+    metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
+    if metrics.is_file():
+        files.append(folder / "curves.png")
+        draw_curves(metrics, files[-1])
     cv2.imwrite(str(files[0]), one_below_the_other(rows))
     stacked = torch.stack(weights)
     cv2.imwrite(str(files[1]), draw_expert_weights(stacked.cpu().numpy(), names))

@@ -50,7 +50,7 @@ def test_proposals_of_a_dpg_model_are_drawn_with_numbers(tmp_path, capsys):
     arguments = ["proposals", "--config-file", str(output / "config.yaml"), "--images", "3"]
     assert main([*arguments, "--output", str(tmp_path / "drawn"), *weights]) == 0
     printed = capsys.readouterr().out
-    for name in ("proposals.png", "weights.png"):
+    for name in ("proposals.png", "weights.png", "curves.png"):
         assert str(tmp_path / "drawn" / name) in printed
         assert cv2.imread(str(tmp_path / "drawn" / name)).std() > 5
     assert "entropy" in printed

@@ -46,7 +46,7 @@ class RoIFeatures(nn.Module):
                 "'ROIAlignV2' (aligned RoIAlign). Write MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignV2."
             )
         return {
-            "strides": tuple(_stride(name) for name in cfg.MODEL.ROI_HEADS.IN_FEATURES),
+            "strides": tuple(stride_of(name) for name in cfg.MODEL.ROI_HEADS.IN_FEATURES),
             "resolution": node.POOLER_RESOLUTION,
             "samples": node.POOLER_SAMPLING_RATIO,
         }
@@ -65,7 +65,7 @@ class RoIFeatures(nn.Module):
         return pool_rois(table, boxes, cells=self.resolution, samples=self.samples)
 
 
-def _stride(name: str) -> int:
+def stride_of(name: str) -> int:
     """Stride of a pyramid level by its name: ``p3`` has 8."""
     if not (name.startswith("p") and name[1:].isdigit()):
         raise ConfigError(

@@ -4,6 +4,7 @@ Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2. Letters: ``B`` images, ``P`
 channels, ``E`` experts, ``L`` levels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ...structures import Proposals, at_least_float32, box_cxcywh_to_xyxy
+from ..decoder.roi_features import stride_of
 from ..event_log import storage_in_turn
 from .initial_boxes import initial_boxes
 from .learned import PROPOSALS_REGISTRY
@@ -44,18 +46,18 @@ class DynamicProposals(nn.Module):
         num_proposals: int,
         channels: int,
         temperature: TemperatureSchedule,
-        num_levels: int = 4,
+        strides: Sequence[int] = (4, 8, 16, 32),
         num_experts: int = 4,
         boxes: str = "image",
         box_jitter: float = 0.0,
         staircase: bool = True,
         norm: str = "BN",
         reduce: str = "sum",
+        standardize: bool = True,
         resize: int = 30,
         hidden: int = 1500,
         zero_init: bool = False,
         valid_region: bool = False,
-        finest_stride: int = 4,
         tiling_noise: float = 0.0,
         log_period: int = 0,
     ) -> None:
@@ -65,29 +67,35 @@ class DynamicProposals(nn.Module):
             num_proposals: ``P``.
             channels: ``D``, of proposals and levels.
             temperature: of the softmax.
-            num_levels: ``L``.
+            strides: of the ``L`` levels, finest first.
             num_experts: ``E``.
             boxes: where boxes start, see `initial_boxes`.
             box_jitter: standard deviation of what tells the boxes of experts apart at the start,
-                in fractions of the image.
+                relative to the box.
             staircase: False resizes every level by itself instead.
             norm: of the staircase, see `StairStep`.
             reduce: "sum" or "mean" over the channels of the map.
+            standardize: give the map of every image mean 0 and variance 1. Without it a few steps
+                of the optimizer move all logits so far that the softmax picks one expert for good.
             resize: side of the map that the linear layers see.
             hidden: width between them.
             zero_init: start the last layer at zero, so that all experts weigh the same.
-            valid_region: resize only what is image, not the padding of the batch. The proposals of
-                an image then do not depend on its neighbours.
-            finest_stride: pixels per cell of the finest level.
+            valid_region: resize only the image, padded as it would be alone, and not the padding of
+                the batch. Neighbours then reach an image's proposals only through the backbone, at
+                its border, and not at all where padded sizes are equal.
             tiling_noise: standard deviation of what is added to features when a static model is
-                loaded; experts that are all the same never become different otherwise.
+                loaded. Experts that are the same hear nothing of what the network could learn.
             log_period: iterations between entries on the mixture in the training log; 0 for none.
         """
         super().__init__()
         start = initial_boxes(boxes, num_proposals).expand(num_experts, -1, -1)
-        self.expert_boxes = nn.Parameter(start + box_jitter * torch.randn(start.shape))
+        centre, size = start.split(2, dim=-1)
+        noise = box_jitter * torch.randn(2, *centre.shape)
+        # Relative to the box, so that none turns inside out.
+        jittered = torch.cat([centre + noise[0] * size, size * noise[1].exp()], dim=-1)
+        self.expert_boxes = nn.Parameter(jittered)
         self.expert_features = nn.Parameter(torch.randn(num_experts, num_proposals, channels))
-        steps = range(1, num_levels) if staircase else ()
+        steps = range(1, len(strides)) if staircase else ()
         self.stair = nn.ModuleList(StairStep(channels * i, norm) for i in steps)
         self.fc1 = nn.Linear(resize**2, hidden)
         self.fc2 = nn.Linear(hidden, num_experts * num_proposals)
@@ -95,9 +103,10 @@ class DynamicProposals(nn.Module):
             nn.init.zeros_(self.fc2.weight)
             nn.init.zeros_(self.fc2.bias)
         self.reduce = reduce
+        self.standardize = standardize
         self.resize = resize
         self.valid_region = valid_region
-        self.strides = [finest_stride * 2**i for i in range(num_levels)]
+        self.strides = list(strides)
         self.temperature = temperature
         self.tiling_noise = tiling_noise
         self.log_period = log_period
@@ -108,21 +117,25 @@ class DynamicProposals(nn.Module):
         """Read `MODEL.SparseRCNN`, ``.DPG`` and the levels."""
         node = cfg.MODEL.SparseRCNN
         dpg = node.DPG
+        annealing = dpg.TAU_ITERS
+        if annealing is None:  # as much of the schedule as 10 of 36 epochs
+            annealing = round(cfg.SOLVER.MAX_ITER * 10 / 36)
         return {
             "num_proposals": node.NUM_PROPOSALS,
             "channels": node.HIDDEN_DIM,
-            "num_levels": len(cfg.MODEL.ROI_HEADS.IN_FEATURES),
+            "strides": [stride_of(name) for name in cfg.MODEL.ROI_HEADS.IN_FEATURES],
             "num_experts": dpg.NUM_EXPERTS,
             "boxes": node.PROPOSALS.BOXES,
             "box_jitter": dpg.BOX_JITTER,
             "staircase": dpg.STAIRCASE,
             "norm": dpg.NORM,
             "reduce": dpg.REDUCE,
+            "standardize": dpg.STANDARDIZE,
             "resize": dpg.RESIZE,
             "hidden": dpg.HIDDEN,
             "zero_init": dpg.ZERO_INIT,
             "valid_region": dpg.VALID_REGION,
-            "temperature": TemperatureSchedule(dpg.TAU_START, dpg.TAU_END, dpg.TAU_ITERS),
+            "temperature": TemperatureSchedule(dpg.TAU_START, dpg.TAU_END, annealing),
             "tiling_noise": dpg.TILING_NOISE,
             "log_period": dpg.LOG_PERIOD,
         }
@@ -138,7 +151,7 @@ class DynamicProposals(nn.Module):
             Boxes (B, P, 4) xyxy in pixels and features (B, P, D).
         """
         weights = self.weights(features, sizes)
-        if self.training:
+        if self.training and torch.is_grad_enabled():  # not while norms are being estimated
             self._log(weights)
             self.step += 1
         # Boxes in half precision would be known to a pixel at best.
@@ -165,14 +178,17 @@ class DynamicProposals(nn.Module):
             levels = zip(features, self.strides, strict=True)
             squares = torch.stack([self._square(x, sizes, stride) for x, stride in levels])
             seen = squares.sum(dim=0) if self.reduce == "sum" else squares.mean(dim=0)
-        hidden = F.relu(self.fc1(seen.flatten(1)))
+        seen = seen.flatten(1)
+        if self.standardize:
+            seen = F.layer_norm(seen, seen.shape[1:])
+        hidden = F.relu(self.fc1(seen))
         return self.fc2(hidden).view(len(sizes), *self.expert_boxes.shape[:2])
 
     def current_temperature(self) -> Tensor:
         """Of the step at hand; in evaluation that of the end."""
         if self.training:
             return self.temperature.at(self.step)
-        return self.temperature.at(self.step.new_tensor(self.temperature.iterations))
+        return self.temperature.at(torch.full_like(self.step, self.temperature.iterations))
 
     def _log(self, weights: Tensor) -> None:
         storage = storage_in_turn(self.log_period)
@@ -188,7 +204,7 @@ class DynamicProposals(nn.Module):
         if self.valid_region:
             # What the level would measure if the image came alone, padded to the coarsest level.
             coarse = self.strides[-1]
-            padded = (sizes[:, [1, 0]] / coarse).ceil() * coarse
+            padded = (sizes[:, :2].flip(-1) / coarse).ceil() * coarse
             valid = (padded / stride).round().long()
         return resize_nearest(summarize(x, self.reduce), self.resize, valid)
 
@@ -202,6 +218,9 @@ class DynamicProposals(nn.Module):
             if static in state_dict and state_dict[static].shape == mine.shape[1:]:
                 tiled = state_dict.pop(static).expand(mine.shape).clone()
                 if part == "features" and self.tiling_noise:
-                    tiled = tiled + self.tiling_noise * torch.randn_like(tiled)
+                    # The same on all processes, whatever their seeds are.
+                    generator = torch.Generator().manual_seed(0)
+                    noise = torch.randn(tiled.shape, generator=generator).to(tiled)
+                    tiled = tiled + self.tiling_noise * noise
                 state_dict[own] = tiled
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,4 +1,7 @@
-"""Where proposal boxes start before training (Sparse R-CNN, arXiv 2011.12450, section 4.2)."""
+"""Where proposal boxes start before training.
+
+The published model starts them as the whole image; the other modes are what its users asked for.
+"""
 
 import math
 
@@ -17,8 +20,8 @@ def initial_boxes(mode: str, count: int) -> Tensor:
 
     Args:
         mode: "image": each is the whole image. "center": the middle, half as wide and high. "grid":
-            regularly spaced, together covering the image. "random": uniform centres, sides up to
-            the whole image, as far as they lie inside it.
+            regularly spaced, together covering the image. "random": between two
+            points drawn uniformly from the image.
         count: ``P``.
 
     Returns:

@@ -20,20 +20,16 @@ def mixing_statistics(weights: Tensor) -> dict[str, Tensor]:
 
     Returns:
         Scalars: ``entropy``, mean over images and proposals, 1 for equal weights and 0 for a choice
-        of one expert; ``variation``, mean total-variation distance between the weights of two
-        images, 0 if all images get the same proposals and at most 1; ``least_used`` and
-        ``most_used``, mean weight of the expert that counts least and most, 0 and 1 for a model in
-        which one expert does everything.
+        of one expert; ``dead``, share of the experts of all proposals that have a weight of less
+        than 0.01 on every image; with several images ``variation``, mean total-variation distance
+        between the weights of two of them, 0 if all get the same proposals and at most 1.
     """
     images, experts, _ = weights.shape
     plogp = weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
     entropy = -plogp.sum(dim=1).mean() / math.log(max(experts, 2))
-    distance = torch.cdist(weights.mT.transpose(0, 1), weights.mT.transpose(0, 1), p=1.0) / 2
-    pairs = max(images * (images - 1), 1)
-    used = weights.mean(dim=(0, 2))
-    return {
-        "entropy": entropy,
-        "variation": distance.sum(dim=(1, 2)).mean() / pairs,
-        "least_used": used.min(),
-        "most_used": used.max(),
-    }
+    found = {"entropy": entropy, "dead": (weights.amax(dim=0) < 0.01).float().mean()}
+    if images > 1:
+        by_proposal = weights.permute(2, 0, 1)
+        distance = torch.cdist(by_proposal, by_proposal, p=1.0) / 2
+        found["variation"] = distance.sum(dim=(1, 2)).mean() / (images * (images - 1))
+    return found

@@ -22,13 +22,13 @@ class StairStep(nn.Module):
 
         Args:
             channels: in and out.
-            norm: a name that Detectron2 knows (BN, SyncBN, FrozenBN, GN), or "" for none.
+            norm: a name that Detectron2 knows (BN, SyncBN, FrozenBN, GN), or "none".
         """
         super().__init__()
         self.conv = nn.Conv2d(
-            channels, channels, 3, stride=2, padding=1, groups=channels, bias=not norm
+            channels, channels, 3, stride=2, padding=1, groups=channels, bias=norm == "none"
         )
-        self.norm = get_norm(norm, channels) or nn.Identity()
+        self.norm = nn.Identity() if norm == "none" else get_norm(norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) to (B, channels, H / 2, W / 2)."""
