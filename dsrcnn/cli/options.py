@@ -2,7 +2,18 @@
 
 import argparse
 
-__all__ = ["add_picture_arguments"]
+__all__ = ["add_picture_arguments", "at_least_one"]
+
+
+def at_least_one(text: str) -> int:
+    """An argument that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: for what is no whole number, or below 1.
+    """
+    if not text.lstrip("+-").isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
 
 
 def add_picture_arguments(parser: argparse.ArgumentParser, images: int) -> None:
@@ -14,7 +25,8 @@ def add_picture_arguments(parser: argparse.ArgumentParser, images: int) -> None:
     """
     parser.add_argument("--config-file", required=True, help="YAML file or shipped name")
     parser.add_argument("--output", required=True, help="folder for the pictures")
-    parser.add_argument("--images", type=int, default=images, help=f"how many (default: {images})")
+    shown = f"how many (default: {images})"
+    parser.add_argument("--images", type=at_least_one, default=images, help=shown)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., such as MODEL.WEIGHTS model.pth"
     )

@@ -57,6 +57,13 @@ def test_proposals_of_a_dpg_model_are_drawn_with_numbers(tmp_path, capsys):
     assert "variation" in printed
 
 
+@pytest.mark.parametrize("count", ["0", "-1", "some"])
+def test_a_count_of_pictures_that_makes_no_sense_is_refused(count, capsys):
+    with pytest.raises(SystemExit):
+        main(["draw", "--config-file", "x", "--output", "y", "--images", count])
+    assert f"'{count}' is not a number of at least 1" in capsys.readouterr().err
+
+
 def test_a_model_without_dpg_has_no_mixtures_to_draw(tmp_path, capsys):
     arguments = ["proposals", "--config-file", "quick/sparse_rcnn_shapes"]
     assert main([*arguments, "--output", str(tmp_path), *SMALL]) == 2

@@ -4,6 +4,7 @@ Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2. Letters: ``B`` images, ``P`
 channels, ``E`` experts, ``L`` levels.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from .staircase import StairStep, climb, resize_nearest, summarize
 from .temperature import TemperatureSchedule
 
 __all__ = ["DynamicProposals"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @PROPOSALS_REGISTRY.register()
@@ -223,4 +226,7 @@ class DynamicProposals(nn.Module):
                     noise = torch.randn(tiled.shape, generator=generator).to(tiled)
                     tiled = tiled + self.tiling_noise * noise
                 state_dict[own] = tiled
+                _LOGGER.info(
+                    "The %s of a static model became those of all %d experts.", part, len(mine)
+                )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
