@@ -24,13 +24,10 @@ def frozen_state(cfg, images: int) -> dict[str, torch.Tensor]:
     """The state dict of the static model."""
     model = load_predictor(cfg).model
     dpg = model.proposals
-    boxes, features = 0.0, 0.0
-    inputs = training_images(cfg, images)
-    for record in tqdm(inputs, disable=None):
-        levels, sizes, _ = model.extract([record])
-        weights = dpg.weights(levels, sizes)[0]
-        boxes = boxes + torch.einsum("ep,epc->pc", weights, dpg.expert_boxes) / len(inputs)
-        features = features + torch.einsum("ep,epd->pd", weights, dpg.expert_features) / len(inputs)
+    inputs = tqdm(training_images(cfg, images), disable=None)
+    weights = torch.cat([dpg.weights(*model.extract([record])[:2]) for record in inputs])
+    # Mixing is linear: the mean of the mixtures is the mixture by mean weights.
+    (boxes,), (features,) = dpg.mix(weights.mean(dim=0, keepdim=True))
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("proposal_generator.")}
     state["init_proposal_boxes.weight"] = boxes
     state["init_proposal_features.weight"] = features

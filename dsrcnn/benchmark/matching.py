@@ -65,7 +65,8 @@ def compare_matchers(
         ConfigError: if a number is below 1.
         AssertionError: if batched matcher and loop disagree.
     """
-    for name, value in locals().copy().items():
+    counts = {"stages": stages, "images": images, "proposals": proposals, "objects": objects}
+    for name, value in {**counts, "classes": classes, "repeats": repeats}.items():
         if value < 1:
             raise ConfigError(f"--{name} is {value}; write a number of at least 1.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -42,7 +42,8 @@ def assign_by_loop(
     Raises:
         ValueError: if `rule` sets anything else.
     """
-    plain = UnitRule(rule.num_stages)._replace(
+    plain = UnitRule(
+        rule.num_stages,
         top_q=rule.top_q,
         unit_step=rule.unit_step,
         max_positive_fraction=rule.max_positive_fraction,

@@ -42,7 +42,7 @@ def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> li
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for record in inputs:
+    for number, record in enumerate(inputs):
         batch = [record]
         with torch.no_grad():
             predictions, sizes, _ = model.predict(batch)
@@ -52,7 +52,7 @@ def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> li
             _row(picture, predictions, matcher(predictions, targets)[:, 0], targets, title)
             for title, matcher in matchers.items()
         ]
-        path = folder / f"{Path(record['file_name']).stem}.png"
+        path = folder / f"{number:03d}_{Path(record['file_name']).stem}.png"
         cv2.imwrite(str(path), one_below_the_other(rows))
         written.append(path)
     return written

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import cv2
+import numpy as np
 import torch
 from detectron2.config import CfgNode
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..modeling import SparseRCNN
@@ -61,21 +63,17 @@ def draw_initial_proposals(cfg: CfgNode, output: str | Path, *, images: int = 4)
     inputs = training_images(cfg, images)
     model = cast(SparseRCNN, load_predictor(cfg).model)
     dpg = cast(DynamicProposals, model.proposals)
-    mixed, weights = [], []
-    for record in inputs:
-        features, sizes, _ = model.extract([record])
-        mixed.append(dpg(features, sizes).boxes[0])
-        weights.append(dpg.weights(features, sizes)[0])
-    mean = box_cxcywh_to_xyxy(dpg.expert_boxes.mean(dim=0))
+    weights = torch.cat([dpg.weights(*model.extract([record])[:2]) for record in inputs])
+    mixed = dpg.mix(weights)[0]
+    mean = dpg.expert_boxes.mean(dim=0).expand_as(mixed)
     names = [Path(record["file_name"]).stem for record in inputs]
     pictures = [as_bgr(record["image"], cfg.INPUT.FORMAT) for record in inputs]
-    static = [mean * mean.new_tensor(p.shape[1::-1]).repeat(2) for p in pictures]
     rows = [
         side_by_side(
-            [draw_proposals(p, b.cpu().numpy()) for p, b in zip(pictures, boxes, strict=True)],
+            [_draw(picture, boxes) for picture, boxes in zip(pictures, boxes_unit, strict=True)],
             [f"{kind}: {name}" for name in names],
         )
-        for kind, boxes in (("DPG", mixed), ("mean of experts", static))
+        for kind, boxes_unit in (("DPG", mixed), ("mean of experts", mean))
     ]
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +83,12 @@ def draw_initial_proposals(cfg: CfgNode, output: str | Path, *, images: int = 4)
         files.append(folder / "curves.png")
         draw_curves(metrics, files[-1])
     cv2.imwrite(str(files[0]), one_below_the_other(rows))
-    stacked = torch.stack(weights)
-    cv2.imwrite(str(files[1]), draw_expert_weights(stacked.cpu().numpy(), names))
-    found = {name: value.item() for name, value in mixing_statistics(stacked).items()}
+    cv2.imwrite(str(files[1]), draw_expert_weights(weights.cpu().numpy(), names))
+    found = {name: value.item() for name, value in mixing_statistics(weights).items()}
     return MixtureReport(files, found)
+
+
+def _draw(picture: np.ndarray, boxes_unit: Tensor) -> np.ndarray:
+    """Boxes (P, 4), centre and size as fractions, on their picture."""
+    size = boxes_unit.new_tensor(picture.shape[1::-1]).repeat(2)
+    return draw_proposals(picture, (box_cxcywh_to_xyxy(boxes_unit) * size).cpu().numpy())

@@ -10,12 +10,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from dsrcnn.config import read_cfg
-from dsrcnn.errors import ConfigError
 from dsrcnn.modeling import DynamicSparseRCNN
 from dsrcnn.modeling.proposals import (
     DynamicProposals,
     TemperatureSchedule,
-    initial_boxes,
     mixing_statistics,
 )
 from dsrcnn.modeling.proposals.staircase import StairStep, climb, resize_nearest
@@ -434,31 +432,6 @@ def test_a_copied_model_is_the_same():
     with torch.no_grad():
         first, second = model(inputs), copy.deepcopy(model)(inputs)
     assert torch.equal(first[0]["instances"].scores, second[0]["instances"].scores)
-
-
-# Initial boxes
-
-
-@pytest.mark.parametrize("count", [1, 5, 50, 300])
-@pytest.mark.parametrize("mode", ["image", "center", "grid", "random"])
-def test_initial_boxes_lie_inside_the_image(mode, count):
-    centre, size = initial_boxes(mode, count).split(2, dim=1)
-    assert len(centre) == count
-    assert (size > 0).all()
-    assert (centre - size / 2 >= -1e-6).all()
-    assert (centre + size / 2 <= 1 + 1e-6).all()
-
-
-def test_a_grid_covers_the_image_once():
-    boxes = initial_boxes("grid", 9)
-    assert boxes[:, 2:].prod(dim=1).sum().item() == pytest.approx(1)
-    assert boxes[0].tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 3])
-    assert boxes[5].tolist() == pytest.approx([5 / 6, 0.5, 1 / 3, 1 / 3])
-
-
-def test_an_unknown_start_is_refused():
-    with pytest.raises(ConfigError, match="'corner'; write one of image, center, grid, random"):
-        initial_boxes("corner", 3)
 
 
 @pytest.mark.parametrize("enabled", [True, False])

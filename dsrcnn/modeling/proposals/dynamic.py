@@ -157,11 +157,23 @@ class DynamicProposals(nn.Module):
         if self.training and torch.is_grad_enabled():  # not while norms are being estimated
             self._log(weights)
             self.step += 1
+        boxes, mixed = self.mix(weights)
+        return Proposals(box_cxcywh_to_xyxy(boxes) * sizes.unsqueeze(1), mixed)
+
+    def mix(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum the experts up by weight.
+
+        Args:
+            weights: (B, E, P).
+
+        Returns:
+            Boxes (B, P, 4), centre and size as fractions of the image, and features (B, P, D).
+        """
         # Boxes in half precision would be known to a pixel at best.
         with torch.autocast(weights.device.type, enabled=False):
             boxes = torch.einsum("bep,epc->bpc", weights, at_least_float32(self.expert_boxes))
-            mixed = torch.einsum("bep,epd->bpd", weights, at_least_float32(self.expert_features))
-            return Proposals(box_cxcywh_to_xyxy(boxes) * sizes.unsqueeze(1), mixed)
+            features = torch.einsum("bep,epd->bpd", weights, at_least_float32(self.expert_features))
+        return boxes, features
 
     def weights(self, features: list[Tensor], sizes: Tensor) -> Tensor:
         """How much each expert counts, by image and proposal.
