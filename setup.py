@@ -45,6 +45,7 @@ setup(
         "numpy>=1.23",
         "scipy>=1.9",
         "PyYAML",
+        "safetensors>=0.4",
         *DETECTRON2_NEEDS,
     ],
     extras_require={

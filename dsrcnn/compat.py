@@ -15,7 +15,7 @@ import types
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["ensure_compatible"]
+__all__ = ["create_local_process_group", "ensure_compatible"]
 
 _INSTALL_HINT = (
     "Detectron2 is not installed. In a clone of this repository run `make setup`; elsewhere run "
@@ -124,3 +124,21 @@ def ensure_compatible() -> None:
     _restore_pillow_linear(root)
     _restore_numpy_aliases(root)
     _provide_compiled_extension()
+
+
+def create_local_process_group(processes_per_machine: int) -> None:
+    """Tell Detectron2 which processes share a machine; all processes call it.
+
+    0.6 has no function for it: its ``launch``, which insists on CUDA, writes the variable itself.
+    """
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(processes_per_machine)
+        return
+    for first in range(0, dist.get_world_size(), processes_per_machine):
+        ranks = list(range(first, first + processes_per_machine))
+        group = dist.new_group(ranks)
+        if dist.get_rank() in ranks:
+            comm._LOCAL_PROCESS_GROUP = group

@@ -7,10 +7,12 @@ line prints the message alone; a traceback would only hide it.
 import re
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "DsrcnnError",
     "NonFiniteLossError",
+    "UnreadableWeightsError",
     "WeightsError",
     "message_from_traceback",
 ]
@@ -34,6 +36,14 @@ class DataError(DsrcnnError, ValueError):
 
 class WeightsError(DsrcnnError, RuntimeError):
     """A weight file that is missing or does not fit the model."""
+
+
+class UnreadableWeightsError(WeightsError):
+    """A weight file that is damaged, such as one whose writing was cut off."""
+
+
+class CheckpointError(DsrcnnError, OSError):
+    """A checkpoint that could not be written; earlier ones are untouched."""
 
 
 class NonFiniteLossError(DsrcnnError, FloatingPointError):

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import DsrcnnError
-from . import assignment, benchmark, benchmark_matching, demo, draw, proposals
+from . import assignment, benchmark, benchmark_matching, demo, draw, proposals, weights
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, draw, assignment, proposals, benchmark, benchmark_matching)
+_COMMANDS = (demo, draw, assignment, proposals, weights, benchmark, benchmark_matching)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

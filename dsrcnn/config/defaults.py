@@ -20,6 +20,11 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
     _add_dynamic_proposals(cfg)
     _add_suppression(cfg)
     _add_solver(cfg)
+    _add_schedule_in_epochs(cfg)
+    _add_averaged_weights(cfg)
+    _add_memory_and_weights(cfg)
+    _add_evaluation_while_training(cfg)
+    _add_log(cfg)
     _add_test_time_augmentation(cfg)
     _add_custom_data(cfg)
     return cfg
@@ -104,6 +109,9 @@ def _add_dynamic_proposals(cfg: CfgNode) -> None:
     node.STANDARDIZE = True  # mean 0 and variance 1 for every map; False: as the paper, collapses
     node.HIDDEN = 1500  # between its two linear layers
     node.ZERO_INIT = False  # start the last layer at zero: all experts weigh the same
+    # Momentum of the mean over images that is taken off the logits; 0: none, as the paper: soon
+    # every image gets the same experts, and most of them are never used.
+    node.CENTERING = 0.9
     node.VALID_REGION = False  # resize the image alone, without the padding of the batch
 
     # Softmax over experts: temperature, linear from start to end; evaluation uses the end
@@ -128,8 +136,57 @@ def _add_suppression(cfg: CfgNode) -> None:
 
 
 def _add_solver(cfg: CfgNode) -> None:
-    cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # learning rate factor of the backbone
+    node = cfg.SOLVER
+    node.OPTIMIZER = "ADAMW"  # ADAMW or SGD
+    node.BACKBONE_MULTIPLIER = 1.0  # learning rate factor of the backbone
+    node.LAYER_DECAY = 1.0  # factor per part of the backbone (stem, res2, ...) below its last one
+    node.NO_DECAY = ()  # any of norm, bias, embedding: without weight decay; officially nothing
+    node.REFERENCE_BATCH = 0  # images BASE_LR is meant for; above 0 it is scaled to IMS_PER_BATCH
+    node.ACCUMULATE = 1  # parts that a batch is processed in, one after the other, to save memory
+    node.AMP.PRECISION = "bf16"  # with AMP.ENABLED: bf16, or fp16 with a gradient scaler
+    cfg.DETERMINISTIC = False  # deterministic algorithms on GPUs too, where torch has them
+
+
+def _add_schedule_in_epochs(cfg: CfgNode) -> None:
+    # Above 0, MAX replaces SOLVER.MAX_ITER; each of the others then replaces its key if set.
+    node = cfg.SOLVER.EPOCHS = CfgNode()
+    node.MAX = 0.0
+    node.STEPS = ()  # SOLVER.STEPS
+    node.WARMUP = 0.0  # SOLVER.WARMUP_ITERS
+    node.CHECKPOINT = 0.0  # SOLVER.CHECKPOINT_PERIOD
+    node.EVAL = 0.0  # TEST.EVAL_PERIOD
+
+
+def _add_averaged_weights(cfg: CfgNode) -> None:
+    node = cfg.MODEL.EMA = CfgNode()
+    node.ENABLED = False  # evaluate, and store besides, an exponential average of the weights
+    node.DECAY = 0.9998  # per iteration
+    node.WARMUP = True  # at most (1 + n) / (10 + n) after n iterations: forget the start sooner
+
+
+def _add_memory_and_weights(cfg: CfgNode) -> None:
+    # Activation checkpointing: forget activations and compute them again for the gradient.
+    node = cfg.MODEL.CHECKPOINT = CfgNode()
+    node.BACKBONE = False  # its blocks
+    node.STAGES = False  # of the cascade, with their RoI features
+    cfg.MODEL.COMPILE = False  # torch.compile for the stages of the cascade; needs a C++ compiler
+    cfg.MODEL.FREEZE = ()  # modules that stay as loaded: ("backbone", "head.head_series.0")
+    cfg.MODEL.TRUST_WEIGHTS = False  # run code that a pickled weight file may hold
+
+
+def _add_evaluation_while_training(cfg: CfgNode) -> None:
+    cfg.TEST.LOSS = False  # also the losses on DATASETS.TEST, as validation/* in the log
+    node = cfg.TEST.BEST = CfgNode()
+    node.METRIC = "bbox/AP"  # the model that is best by it is kept as model_best.pth; "": none
+    node.MODE = "max"  # max or min
+    node.PATIENCE = 0  # evaluations without a better model after which training ends; 0: never
+
+
+def _add_log(cfg: CfgNode) -> None:
+    node = cfg.LOG = CfgNode()
+    node.IMAGES = 4  # images of the first test set drawn for TensorBoard at each evaluation
+    node.CSV = False  # metrics.csv beside metrics.json: iteration, name, value
+    node.WANDB_PROJECT = ""  # Weights & Biases, where wandb is installed
 
 
 def _add_test_time_augmentation(cfg: CfgNode) -> None:

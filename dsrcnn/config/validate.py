@@ -6,6 +6,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..errors import ConfigError
+from .validate_training import check_training, expect_one_of
 
 __all__ = ["check_config", "choose_device"]
 
@@ -20,9 +21,7 @@ def check_config(cfg: CfgNode) -> None:
     """
     if cfg.MODEL.META_ARCHITECTURE in ("SparseRCNN", "DynamicSparseRCNN"):
         _check_sparse_rcnn(cfg)
-    clip = cfg.SOLVER.CLIP_GRADIENTS
-    _expect_one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, "full_model", "norm", "value")
-    _expect_one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, "ADAMW", "SGD")
+    check_training(cfg)
 
 
 def _check_sparse_rcnn(cfg: CfgNode) -> None:
@@ -53,19 +52,19 @@ def _check_sparse_rcnn(cfg: CfgNode) -> None:
             f"{key}.HIDDEN_DIM {node.HIDDEN_DIM} is not a multiple of {key}.NHEADS {node.NHEADS}; "
             "choose NHEADS so that it divides HIDDEN_DIM."
         )
-    _expect_one_of(f"{key}.ACTIVATION", node.ACTIVATION, "relu", "gelu")
+    expect_one_of(f"{key}.ACTIVATION", node.ACTIVATION, "relu", "gelu")
     _check_label_assignment(node.DLA, f"{key}.DLA")
     modes = ("image", "center", "grid", "random")
-    _expect_one_of(f"{key}.PROPOSALS.BOXES", node.PROPOSALS.BOXES, *modes)
+    expect_one_of(f"{key}.PROPOSALS.BOXES", node.PROPOSALS.BOXES, *modes)
     _check_dynamic_proposals(node.DPG, f"{key}.DPG")
     _check_suppression(node.NMS, f"{key}.NMS")
 
 
 def _check_label_assignment(node: CfgNode, key: str) -> None:
-    _expect_one_of(f"{key}.ROUNDING", node.ROUNDING, "floor", "round")
-    _expect_one_of(f"{key}.ORDER", node.ORDER, "step_then_cap", "cap_then_step")
-    _expect_one_of(f"{key}.DECISION", node.DECISION, "rescale", "topk", "exact")
-    _expect_one_of(f"{key}.NORMALIZER", node.NORMALIZER, "positives", "gt")
+    expect_one_of(f"{key}.ROUNDING", node.ROUNDING, "floor", "round")
+    expect_one_of(f"{key}.ORDER", node.ORDER, "step_then_cap", "cap_then_step")
+    expect_one_of(f"{key}.DECISION", node.DECISION, "rescale", "topk", "exact")
+    expect_one_of(f"{key}.NORMALIZER", node.NORMALIZER, "positives", "gt")
     for name, least in {"TOP_Q": 1, "ITERATIONS": 1, "STATIC_UNITS": 0, "UNIT_STEP": 0}.items():
         if node[name] < least:
             raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least {least}.")
@@ -84,14 +83,18 @@ def _check_label_assignment(node: CfgNode, key: str) -> None:
 
 
 def _check_dynamic_proposals(node: CfgNode, key: str) -> None:
-    _expect_one_of(f"{key}.REDUCE", node.REDUCE, "sum", "mean")
-    _expect_one_of(f"{key}.NORM", node.NORM, "none", "BN", "SyncBN", "FrozenBN", "GN")
+    expect_one_of(f"{key}.REDUCE", node.REDUCE, "sum", "mean")
+    expect_one_of(f"{key}.NORM", node.NORM, "none", "BN", "SyncBN", "FrozenBN", "GN")
     for name in ("NUM_EXPERTS", "RESIZE", "HIDDEN"):
         if node[name] < 1:
             raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least 1.")
     for name in ("TAU_ITERS", "BOX_JITTER", "TILING_NOISE", "LOG_PERIOD"):
         if node[name] is not None and node[name] < 0:
             raise ConfigError(f"{key}.{name} is {node[name]}; write 0 or a number above.")
+    if not 0 <= node.CENTERING < 1:
+        raise ConfigError(
+            f"{key}.CENTERING is {node.CENTERING}; write a momentum from 0 to below 1."
+        )
     for name in ("TAU_START", "TAU_END"):
         if not node[name] > 0:
             raise ConfigError(f"{key}.{name} is {node[name]}; write a temperature above 0.")
@@ -105,11 +108,6 @@ def _check_suppression(node: CfgNode, key: str) -> None:
         )
     if not 0 <= node.THRESHOLD <= 1:
         raise ConfigError(f"{key}.THRESHOLD is {node.THRESHOLD}; write an IoU between 0 and 1.")
-
-
-def _expect_one_of(key: str, found: str, *allowed: str) -> None:
-    if found not in allowed:
-        raise ConfigError(f"{key} is {found!r}; write one of {', '.join(allowed)}.")
 
 
 def choose_device(cfg: CfgNode) -> None:

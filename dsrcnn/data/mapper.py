@@ -34,7 +34,7 @@ class DetectionMapper:
         augmentations: list[T.Augmentation],
         crop_augmentations: list[T.Augmentation] | None = None,
         image_format: str = "RGB",
-        is_train: bool = True,
+        keep_annotations: bool = True,
     ) -> None:
         """Set the two ways of augmenting.
 
@@ -42,18 +42,21 @@ class DetectionMapper:
             augmentations: the plain way.
             crop_augmentations: taken instead half of the time; None for never.
             image_format: channel order the model expects.
-            is_train: whether annotations are wanted.
+            keep_annotations: whether ``instances`` are wanted.
         """
         self.augmentations = augmentations
         self.crop_augmentations = crop_augmentations
         self.image_format = image_format
-        self.is_train = is_train
+        self.keep_annotations = keep_annotations
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
-        """Read `INPUT`."""
+    def from_config(
+        cls, cfg: CfgNode, is_train: bool = True, keep_annotations: bool | None = None
+    ) -> dict:
+        """Read `INPUT`; annotations are kept in training if nothing else is said."""
         node = cfg.INPUT
-        common = {"image_format": node.FORMAT, "is_train": is_train}
+        keep = is_train if keep_annotations is None else keep_annotations
+        common = {"image_format": node.FORMAT, "keep_annotations": keep}
         if not is_train:
             resize = T.ResizeShortestEdge(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST, "choice")
             return {"augmentations": [resize], **common}
@@ -77,7 +80,7 @@ class DetectionMapper:
             record: Detectron2's format, with ``annotations`` in training.
 
         Returns:
-            The record with ``image`` (3, H, W) uint8 and, in training, ``instances``.
+            The record with ``image`` (3, H, W) uint8 and, if wanted, ``instances``.
 
         Raises:
             DataError: if the image is missing, broken or of another size than recorded.
@@ -92,7 +95,7 @@ class DetectionMapper:
         image = augmented.image
         record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         annotations = record.pop("annotations", [])
-        if self.is_train:
+        if self.keep_annotations:
             usable = [
                 detection_utils.transform_instance_annotations(
                     _box_only(a), transforms, image.shape[:2]

@@ -1,23 +1,26 @@
 """The body of ``train_net.py``: arguments, set-up, training or evaluation, processes."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from ..config import read_cfg
 from ..config.read import find_config
 from ..errors import ConfigError, DsrcnnError, message_from_traceback
 from .checkpoint import ReportingCheckpointer
 from .config import load_cfg
+from .environment import make_deterministic, record_environment
+from .processes import Processes, run_processes, started_by_torchrun
+from .recipe import final_recipe
 from .trainer import Trainer
 
 __all__ = ["evaluate", "main", "run", "setup"]
@@ -26,17 +29,17 @@ __all__ = ["evaluate", "main", "run", "setup"]
 def setup(args: argparse.Namespace) -> CfgNode:
     """Config, output folder, loggers and seed of a run."""
     cfg = load_cfg(args.config_file, args.opts)
+    if not args.eval_only:
+        cfg = final_recipe(cfg)
     cfg.freeze()
     args.config_file = str(find_config(args.config_file))
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dsrcnn")
-    # Detectron2 logs a traceback for every exception; for bad input the message says it all.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_own_error)
+    if cfg.DETERMINISTIC:
+        make_deterministic()
+    if comm.is_main_process():
+        record_environment(cfg)
     return cfg
-
-
-def _is_no_own_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], DsrcnnError))
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -63,8 +66,13 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
         WeightsError: if the weights are missing or do not fill the whole model.
     """
     model = Trainer.build_model(cfg)
-    checkpointer = ReportingCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    checkpointer.strict = True
+    checkpointer = ReportingCheckpointer(
+        model,
+        save_dir=cfg.OUTPUT_DIR,
+        strict=True,
+        prefer_average=cfg.MODEL.EMA.ENABLED,
+        trust=cfg.MODEL.TRUST_WEIGHTS,
+    )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
@@ -74,41 +82,40 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     return results
 
 
-def _check_machine(args: argparse.Namespace) -> None:
-    """One process per GPU is asked for by ``--num-gpus``; 0 or 1 also run without one."""
+def _processes(args: argparse.Namespace, cfg: CfgNode) -> Processes:
+    """Which processes the command line asks for; ``--num-gpus`` counts CPU processes as well."""
     found = torch.cuda.device_count()
-    if args.num_machines > 1 and found == 0:
+    wants_cuda = cfg.MODEL.DEVICE.startswith("cuda")
+    several = args.num_gpus * args.num_machines > 1
+    if started_by_torchrun() and several:
         raise ConfigError(
-            f"--num-machines is {args.num_machines}, but torch finds no CUDA device on this "
-            "machine; several machines train on GPUs only. Write --num-machines 1."
+            f"--num-gpus is {args.num_gpus} and --num-machines {args.num_machines}, but torchrun "
+            "has started the processes already. Leave both out."
         )
-    if args.num_gpus > max(found, 1):
+    if (wants_cuda and args.num_gpus > max(found, 1)) or (wants_cuda and several and not found):
         raise ConfigError(
             f"--num-gpus is {args.num_gpus}, but torch finds {found} CUDA devices on this machine. "
-            f"Write --num-gpus {found}."
+            f"Write --num-gpus {found}, or MODEL.DEVICE cpu for as many processes on the CPU."
         )
+    # Detectron2's default for one machine is a fixed port, which two trainings would share.
+    url = args.dist_url if args.num_machines > 1 else None
+    device = "cuda" if wants_cuda and found else "cpu"
+    return Processes(device, max(args.num_gpus, 1), args.num_machines, args.machine_rank, url)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Command line of ``train_net.py``.
 
     Returns:
-        Exit status: 0, or 2 after bad input, which is explained on stderr.
+        Exit status: 0, 2 after bad input, 1 if a process died; explained on stderr.
     """
     parser = default_argument_parser()
     args = parser.parse_args(argv)
     if not args.config_file:
         parser.error("write --config-file, for example --config-file quick/sparse_rcnn_shapes")
     try:
-        _check_machine(args)
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        processes = _processes(args, read_cfg(args.config_file, args.opts))
+        run_processes(processes, main, args)
     except DsrcnnError as error:
         return _fail(str(error))
     except ProcessRaisedException as error:
@@ -116,9 +123,17 @@ def run(argv: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(message)
+    except ProcessExitedException as error:
+        what = f"was killed by {error.signal_name}" if error.signal_name else "has died"
+        return _fail(
+            f"Process {error.error_index} {what} (exit code {error.exit_code}); the others were "
+            "stopped. SIGKILL often means that main memory ran out: lower SOLVER.IMS_PER_BATCH or "
+            "DATALOADER.NUM_WORKERS. --resume goes on from the last checkpoint.",
+            status=1,
+        )
     return 0
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 2) -> int:
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    return status

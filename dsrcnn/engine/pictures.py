@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from detectron2.structures import BoxMode
+from detectron2.structures import BoxMode, Instances
 from torch import Tensor
 
 from ..data.loaders import explain_data_errors
@@ -17,7 +17,14 @@ from ..errors import DataError
 from ..visualization import draw_boxes, side_by_side
 from .checkpoint import ReportingCheckpointer
 
-__all__ = ["as_bgr", "draw_predictions", "load_predictor", "spread", "training_images"]
+__all__ = [
+    "as_bgr",
+    "draw_predictions",
+    "load_predictor",
+    "picture_of",
+    "spread",
+    "training_images",
+]
 
 
 def draw_predictions(
@@ -58,21 +65,42 @@ def draw_predictions(
     for index in spread(len(records), images):
         record = dict(records[index])
         image = np.ascontiguousarray(read_image(record, "BGR"))
-        truth = _draw_annotations(image, record["annotations"], classes)
         found = predictor(image)["instances"].to("cpu")
-        found = found[found.scores >= threshold]
-        prediction = draw_boxes(
-            image,
-            found.pred_boxes.tensor.numpy(),
-            found.pred_classes.tolist(),
-            classes,
-            found.scores.tolist(),
-        )
-        titles = ["ground truth", f"prediction (score >= {threshold:g})"]
+        picture = picture_of(image, record, found, classes, threshold)
         path = folder / f"{index:05d}_{Path(record['file_name']).stem}.png"
-        cv2.imwrite(str(path), side_by_side([truth, prediction], titles))
+        cv2.imwrite(str(path), picture)
         written.append(path)
     return written
+
+
+def picture_of(
+    image: np.ndarray,
+    record: dict[str, Any],
+    found: Instances,
+    classes: list[str],
+    threshold: float,
+) -> np.ndarray:
+    """Ground truth at the left, predictions at the right.
+
+    Args:
+        image: (H, W, 3) uint8, BGR.
+        record: of the image, with ``annotations``.
+        found: detections in pixels of the image, on the CPU.
+        classes: names.
+        threshold: smallest score that is drawn.
+    """
+    image = np.ascontiguousarray(image)
+    truth = _draw_annotations(image, record["annotations"], classes)
+    found = found[found.scores >= threshold]
+    prediction = draw_boxes(
+        image,
+        found.pred_boxes.tensor.numpy(),
+        found.pred_classes.tolist(),
+        classes,
+        found.scores.tolist(),
+    )
+    titles = ["ground truth", f"prediction (score >= {threshold:g})"]
+    return side_by_side([truth, prediction], titles)
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -124,8 +152,10 @@ def load_predictor(cfg: CfgNode) -> DefaultPredictor:
     bare.defrost()
     bare.MODEL.WEIGHTS = ""
     predictor = DefaultPredictor(bare)
-    checkpointer = ReportingCheckpointer(predictor.model)
-    checkpointer.strict = True
+    average, trust = cfg.MODEL.EMA.ENABLED, cfg.MODEL.TRUST_WEIGHTS
+    checkpointer = ReportingCheckpointer(
+        predictor.model, strict=True, prefer_average=average, trust=trust
+    )
     checkpointer.load(cfg.MODEL.WEIGHTS)
     return predictor
 

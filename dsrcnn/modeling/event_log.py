@@ -16,9 +16,10 @@ def storage_in_turn(period: int) -> EventStorage | None:
         period: in iterations; 0 for never.
 
     Returns:
-        None out of turn, without a trainer, and while a model is being compiled.
+        None out of turn, without a trainer, while a model is being compiled, and without gradients:
+        what is computed then is no training step.
     """
-    if not period or torch.compiler.is_compiling():
+    if not period or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     try:
         storage = get_event_storage()

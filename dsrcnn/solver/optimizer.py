@@ -1,45 +1,88 @@
-"""AdamW with a factor for the backbone, and one clipping for all gradients (Sparse R-CNN)."""
+"""AdamW with factors for the backbone, and one clipping for all gradients (Sparse R-CNN)."""
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["build_optimizer", "clip_full_model"]
+
+_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW or SGD over all trainable parameters.
 
     The learning rate of parameters under ``backbone`` is multiplied by
-    ``SOLVER.BACKBONE_MULTIPLIER``; weight decay applies to everything, as officially. Parameters of
-    equal settings share one group, which makes a step several times faster than one group each and
-    changes no number. AdamW runs fused: one pass over memory instead of one per operation.
+    ``SOLVER.BACKBONE_MULTIPLIER`` and, part by part below the last, by ``SOLVER.LAYER_DECAY``.
+    Weight decay applies to everything, as officially, but for what ``SOLVER.NO_DECAY`` names.
+    Parameters of equal settings share one group, which makes a step several times faster than one
+    group each and changes no number. AdamW runs fused: one pass over memory instead of one per
+    operation.
 
     Clipping of type ``full_model`` is not done here but between unscaling and step, by the training
     loop (`clip_full_model`); the types of Detectron2 are applied by its own wrapper.
     """
     solver = cfg.SOLVER
-    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+    factors = _layer_factors(model, solver.LAYER_DECAY)
+    without_decay = _parameters_without_decay(model, solver.NO_DECAY)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            factor = solver.BACKBONE_MULTIPLIER if "backbone" in name else 1.0
-            groups[solver.BASE_LR * factor].append(parameter)
-    params = [{"params": members, "lr": lr} for lr, members in groups.items()]
+        if not parameter.requires_grad:
+            continue
+        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if "backbone" in name else 1.0)
+        decay = 0.0 if name in without_decay else solver.WEIGHT_DECAY
+        groups[rate * factors.get(name, 1.0), decay].append(parameter)
+    params = [
+        {"params": members, "lr": rate, "weight_decay": decay}
+        for (rate, decay), members in groups.items()
+    ]
     optimizer: torch.optim.Optimizer
     if solver.OPTIMIZER == "SGD":
-        optimizer = torch.optim.SGD(
-            params, solver.BASE_LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY
-        )
+        optimizer = torch.optim.SGD(params, solver.BASE_LR, momentum=solver.MOMENTUM)
     else:
-        optimizer = torch.optim.AdamW(
-            params, solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=True
-        )
+        optimizer = torch.optim.AdamW(params, solver.BASE_LR, fused=True)
     if solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_TYPE != "full_model":
         optimizer = maybe_add_gradient_clipping(cfg, optimizer)
     return optimizer
+
+
+def _layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """Factor of every parameter of the backbone's bottom-up network, by its depth.
+
+    Depth counts the parts it is built of (stem, res2, ..., res5); the last one has the factor 1.
+    """
+    bottom_up = getattr(getattr(model, "backbone", None), "bottom_up", None)
+    if decay == 1.0 or bottom_up is None:
+        return {}
+    children = dict(bottom_up.named_children())
+    parts = [name for name, part in children.items() if next(part.parameters(), None) is not None]
+    return {
+        f"backbone.bottom_up.{part}.{name}": decay ** (len(parts) - 1 - depth)
+        for depth, part in enumerate(parts)
+        for name, _ in children[part].named_parameters()
+    }
+
+
+def _parameters_without_decay(model: nn.Module, kinds: Any) -> set[str]:
+    """Names of the parameters that are a norm's, a bias, or an embedding (learned proposals)."""
+    names = set()
+    for prefix, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            is_embedding = isinstance(module, nn.Embedding) or name.startswith("expert_")
+            kind = (
+                "norm" if isinstance(module, _NORMS)
+                else "embedding" if is_embedding
+                else "bias" if name.endswith("bias")
+                else None
+            )  # fmt: skip
+            if kind in kinds:
+                names.add(f"{prefix}.{name}" if prefix else name)
+    return names
 
 
 def clip_full_model(
@@ -48,6 +91,11 @@ def clip_full_model(
     """Scale all gradients together so that their common norm is at most `max_norm`.
 
     Gradients must be unscaled before under a gradient scaler.
+
+    Args:
+        optimizer: over the parameters.
+        max_norm: infinity leaves the gradients as they are.
+        norm_type: order of the norm.
 
     Returns:
         The norm before clipping, a tensor on the device.

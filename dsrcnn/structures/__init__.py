@@ -2,6 +2,7 @@
 
 from .boxes import apply_deltas, box_cxcywh_to_xyxy, pairwise_iou_giou
 from .precision import at_least_float32
+from .processes import each_for_itself, mean_over_processes
 from .types import Predictions, Proposals, Targets, TermWeights
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "apply_deltas",
     "at_least_float32",
     "box_cxcywh_to_xyxy",
+    "each_for_itself",
+    "mean_over_processes",
     "pairwise_iou_giou",
 ]

@@ -19,8 +19,7 @@ def saved(tmp_path):
 
 def load(path, *opts, strict=False):
     model = build_model(tiny_cfg(*opts))
-    checkpointer = ReportingCheckpointer(model)
-    checkpointer.strict = strict
+    checkpointer = ReportingCheckpointer(model, strict=strict)
     checkpointer.load(str(path))
     return model
 

@@ -1,10 +1,10 @@
 import copy
-from types import SimpleNamespace
+import random
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_cfg
-from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -24,8 +24,7 @@ class Model(nn.Module):
 
 def loop_over(model, batches, *opts, rate=0.1):
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    base = SimpleTrainer(model, list(batches), optimizer)
-    loop = TrainLoop.take_over(base, tiny_cfg(*opts))
+    loop = TrainLoop.from_config(tiny_cfg(*opts), model, list(batches), optimizer)
     loop.iter = 7
     return loop
 
@@ -91,15 +90,93 @@ def test_mixed_precision_on_a_cpu_is_bfloat16_without_a_scaler():
     assert not loop.scaler.is_enabled()
 
 
-def test_taking_over_does_not_start_the_loader_again():
-    class Loader(SimpleNamespace):
-        starts = 0
+def test_the_loader_starts_with_the_first_step():
+    starts = []
 
+    class Loader:
         def __iter__(self):
-            self.starts += 1
-            return iter([])
+            starts.append(len(starts))
+            return iter([[record(1.0, 1.0)], [record(1.0, 1.0)]])
 
-    loader, model = Loader(), Model()
-    base = SimpleTrainer(model, loader, torch.optim.SGD(model.parameters(), lr=0.1))
-    TrainLoop.take_over(base, tiny_cfg())
-    assert loader.starts <= 1
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loop = TrainLoop.from_config(tiny_cfg(), model, Loader(), optimizer)
+    assert not starts
+    with EventStorage():
+        loop.run_step()
+        loop.run_step()
+    assert starts == [0]
+
+
+def test_gradients_that_are_not_finite_stop_before_the_weights_change():
+    model = Model()
+    before = copy.deepcopy(model.state_dict())
+    model.layer.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with EventStorage(), pytest.raises(NonFiniteLossError, match="gradients are not finite"):
+        loop_over(model, [[record(1.0, 2.0)]]).run_step()
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+
+
+def test_infinite_gradients_under_a_gradient_scaler_skip_the_step_and_lower_the_scale():
+    model = Model()
+    before = copy.deepcopy(model.state_dict())
+    loop = loop_over(model, [[record(3.0, 4.0)]] * 2)
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=1e38, enabled=True)
+    with EventStorage():
+        loop.run_step()
+        assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+        assert loop.scaler.get_scale() == pytest.approx(5e37)
+
+
+def test_gradients_that_are_infinite_at_any_scale_end_training():
+    model = Model()
+    model.layer.weight.register_hook(lambda gradient: gradient * float("inf"))
+    loop = loop_over(model, [[record(3.0, 4.0)]])
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=1e-5, enabled=True)
+    with EventStorage(), pytest.raises(NonFiniteLossError):
+        loop.run_step()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_precision_by_config(precision):
+    opts = ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", precision]
+    loop = loop_over(Model(), [], *opts)
+    assert loop.precision == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert loop.scaler.is_enabled() == (precision == "fp16")
+    state = loop.state_dict()
+    assert ("scale" in state["grad_scaler"]) == (precision == "fp16")
+
+
+def test_the_random_numbers_of_an_iteration_do_not_depend_on_what_was_before():
+    drawn = []
+
+    class Probe(Model):
+        def forward(self, batch):
+            drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
+            return super().forward(batch)
+
+    for noise in (0, 5):
+        loop = loop_over(Probe(), [[record(1.0, 1.0)]] * 2)
+        torch.rand(noise), np.random.rand(noise)
+        with EventStorage():
+            loop.run_step()
+            loop.iter = 8
+            loop.run_step()
+    assert drawn[0] == drawn[2]
+    assert drawn[1] == drawn[3]
+    assert drawn[0] != drawn[1]
+
+
+def test_a_model_that_cannot_count_beforehand_has_its_losses_averaged_over_the_parts():
+    batch = [record(3.0, 4.0), record(1.0, -2.0)]
+    updates = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        model = Model()
+        before = model.layer.weight.detach().clone()
+        options = ["SOLVER.ACCUMULATE", parts, "SOLVER.CLIP_GRADIENTS.ENABLED", False]
+        with EventStorage() as storage:
+            loop_over(model, [batch], *options).run_step()
+        updates.append((model.layer.weight.detach() - before, storage.latest()["total_loss"][0]))
+    torch.testing.assert_close(updates[0][0], updates[1][0])
+    assert updates[0][1] == pytest.approx(updates[1][1])

@@ -215,22 +215,29 @@ def test_temperature_falls_linearly_and_stays_at_its_end():
     assert TemperatureSchedule(30.0, 1.0, 0).at(steps[0]).item() == 1.0
 
 
-def test_every_training_step_counts_evaluation_does_not_and_uses_the_end():
+def test_every_iteration_counts_and_evaluation_uses_the_end():
     model = source(temperature=TemperatureSchedule(30.0, 1.0, 10))
     for expected in (30.0, 27.1, 24.2):
         assert model.current_temperature().item() == pytest.approx(expected)
         model(pyramid(), sizes())
+        model.end_iteration()
     model.eval()
     assert model.current_temperature().item() == pytest.approx(1.0)
-    model(pyramid(), sizes())
     assert model.step == 3
 
 
-def test_estimating_norms_is_no_step():
-    model = source()
-    with torch.no_grad():
-        model(pyramid(), sizes())
-    assert model.step == 0
+def test_only_whole_batches_of_a_training_are_steps_of_the_temperature():
+    model = build_model(dpg())
+    inputs = batch(SIZES, [2, 1])
+    model(inputs, ends_iteration=False)
+    with torch.no_grad():  # norms are being estimated
+        model(inputs)
+    model.eval()
+    model(inputs)
+    assert model.proposals.step == 0
+    model.train()
+    model(inputs)
+    assert model.proposals.step == 1
 
 
 @pytest.mark.parametrize(("key", "expected"), [(None, 250), (7, 7), (0, 0)])

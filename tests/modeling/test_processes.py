@@ -7,8 +7,7 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 
 from dsrcnn.modeling.losses import SetCriterion
-from dsrcnn.modeling.losses.criterion import mean_over_processes
-from dsrcnn.structures import Predictions, Targets, TermWeights
+from dsrcnn.structures import Predictions, Targets, TermWeights, mean_over_processes
 
 
 def _losses(objects):
@@ -44,9 +43,8 @@ def _losses_by_positives(positives, collectives=None):
     if collectives is not None:
         original = dist.all_reduce
         dist.all_reduce = lambda t: (collectives.append(t.shape), original(t))
-    return criterion._normalizer(targets, assignment >= 0), criterion(
-        predictions, targets, assignment
-    )
+    normalizers = criterion.normalizers([criterion.count(targets, assignment)])
+    return normalizers.learners, criterion(predictions, targets, assignment)
 
 
 def _work(rank, folder):

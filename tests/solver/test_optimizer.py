@@ -106,3 +106,40 @@ def test_detectron2_clipping_types_still_work():
         p.grad = torch.full_like(p, 7.0)
     optimizer.step()
     assert model.backbone.weight.grad.max().item() == 1.0
+
+
+def settings_of(*opts):
+    from detectron2.modeling import build_model
+
+    cfg = tiny_cfg("SOLVER.BASE_LR", 1.0, "MODEL.BACKBONE.FREEZE_AT", 0, *opts)
+    model = build_model(cfg)
+    return rates(build_optimizer(cfg, model), model)
+
+
+def test_layer_decay_falls_from_the_last_part_of_the_backbone_to_the_stem():
+    found = settings_of("SOLVER.LAYER_DECAY", 0.5, "SOLVER.BACKBONE_MULTIPLIER", 0.1)
+    bottom_up = "backbone.bottom_up"
+    assert found[f"{bottom_up}.res5.1.conv2.weight"][0] == pytest.approx(0.1)
+    assert found[f"{bottom_up}.res4.0.conv1.weight"][0] == pytest.approx(0.05)
+    assert found[f"{bottom_up}.stem.conv1.weight"][0] == pytest.approx(0.1 * 0.5**4)
+    assert found["backbone.fpn_output2.weight"][0] == pytest.approx(0.1)
+    assert found["head.head_series.0.linear1.weight"][0] == 1.0
+
+
+def test_chosen_kinds_of_parameters_are_without_weight_decay():
+    found = settings_of("SOLVER.NO_DECAY", "('norm', 'bias', 'embedding')")
+    without = {name for name, (_, decay) in found.items() if decay == 0}
+    assert "head.head_series.0.norm1.weight" in without
+    assert "head.head_series.0.linear1.bias" in without
+    assert "head.head_series.0.self_attn.in_proj_bias" in without
+    assert "proposals.init_proposal_features.weight" in without
+    matrices = set(found) - without
+    assert matrices
+    assert all(n.endswith("weight") and "norm" not in n for n in matrices)
+
+
+def test_one_kind_alone_can_be_without_weight_decay():
+    found = settings_of("SOLVER.NO_DECAY", "('norm',)", "MODEL.SparseRCNN.DPG.ENABLED", True)
+    assert found["head.head_series.0.norm1.bias"][1] == 0
+    assert found["head.head_series.0.linear1.bias"][1] == 1e-4
+    assert found["proposals.expert_features"][1] == 1e-4

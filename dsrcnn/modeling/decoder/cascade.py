@@ -11,6 +11,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from ...layers.activation_checkpoint import checkpointed
+from ...layers.roi_align import FeatureTable
 from ...structures import Predictions, Proposals
 from .roi_features import RoIFeatures
 from .sparse_stage import RCNNHead
@@ -30,6 +32,8 @@ class DynamicHead(nn.Module):
         roi_features: RoIFeatures,
         deep_supervision: bool = True,
         prior_probability: float | None = 0.01,
+        checkpoint: bool = False,
+        compile_stages: bool = False,
     ) -> None:
         """Make `num_stages` copies of `stage`, each with matrices of its own.
 
@@ -39,6 +43,8 @@ class DynamicHead(nn.Module):
             roi_features: pools features at boxes; has no parameters.
             deep_supervision: False keeps the predictions of the last stage only.
             prior_probability: see `RCNNHead.initialize`.
+            checkpoint: compute the activations of each stage again for the gradient.
+            compile_stages: run the stages through ``torch.compile``.
         """
         super().__init__()
         self.roi_features = roi_features
@@ -46,6 +52,10 @@ class DynamicHead(nn.Module):
         self.head_series = nn.ModuleList(copy.deepcopy(stage) for _ in range(num_stages))
         for member in self.head_series:
             cast(RCNNHead, member).initialize(prior_probability)
+        self.checkpoint = checkpoint
+        if compile_stages:
+            for member in self.head_series:
+                member.compile()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -57,6 +67,8 @@ class DynamicHead(nn.Module):
             "roi_features": RoIFeatures(cfg),
             "deep_supervision": node.DEEP_SUPERVISION,
             "prior_probability": node.PRIOR_PROB if node.USE_FOCAL else None,
+            "checkpoint": cfg.MODEL.CHECKPOINT.STAGES,
+            "compile_stages": cfg.MODEL.COMPILE,
         }
 
     def forward(self, features: list[Tensor], proposals: Proposals) -> Predictions:
@@ -77,12 +89,21 @@ class DynamicHead(nn.Module):
         boxes, states = (x.unsqueeze(1) for x in proposals)  # one group: (B, 1, P, .)
         collected: list[tuple[Tensor, Tensor]] = []
         for stage in self.head_series:
-            pooled = self.roi_features(pyramid, boxes.detach().flatten(1, 2))
-            logits, boxes, states = stage(pooled, boxes, states)
+            arguments = (stage, pyramid, boxes, states)
+            if self.checkpoint and torch.is_grad_enabled():
+                logits, boxes, states = checkpointed(stage, self._run_stage, *arguments)
+            else:
+                logits, boxes, states = self._run_stage(*arguments)
             collected.append((logits, boxes))
             boxes = boxes.detach()
         kept = len(collected) if self.training and self.deep_supervision else 1
         return _as_predictions(collected[-kept:], first_stage=len(collected) - kept)
+
+    def _run_stage(
+        self, stage: nn.Module, pyramid: FeatureTable, boxes: Tensor, states: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pooled = self.roi_features(pyramid, boxes.detach().flatten(1, 2))
+        return stage(pooled, boxes, states)
 
 
 def _as_predictions(collected: list[tuple[Tensor, Tensor]], first_stage: int) -> Predictions:

@@ -1,5 +1,5 @@
 """Losses, dense over an assignment."""
 
-from .criterion import SetCriterion
+from .criterion import LossCounts, SetCriterion
 
-__all__ = ["SetCriterion"]
+__all__ = ["LossCounts", "SetCriterion"]

@@ -28,7 +28,7 @@ def focal_losses(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float)
 
 
 def cross_entropy_losses(logits: Tensor, classes: Tensor, class_weights: Tensor) -> Tensor:
-    """Weighted mean cross-entropy with a background class (DETR's), one value per set.
+    """Weighted cross-entropy with a background class (DETR's), summed for every set.
 
     Args:
         logits: (Q, B, P, C + 1).
@@ -36,10 +36,9 @@ def cross_entropy_losses(logits: Tensor, classes: Tensor, class_weights: Tensor)
         class_weights: (C + 1,).
 
     Returns:
-        (Q,), each divided by the sum of the weights of its proposals.
+        (Q,), to be divided by the sum of the weights of all proposals.
     """
     loss = F.cross_entropy(
         logits.flatten(0, 2), classes.flatten(), weight=class_weights, reduction="none"
     ).view_as(classes)
-    total = class_weights[classes].sum(dim=(1, 2))
-    return loss.sum(dim=(1, 2)) / total
+    return loss.sum(dim=(1, 2))

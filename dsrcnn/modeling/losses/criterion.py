@@ -4,27 +4,35 @@ Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals, ``M`` ground trut
 ``S`` stages.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...structures import Predictions, Targets, TermWeights, at_least_float32
+from ...structures import (
+    Predictions,
+    Targets,
+    TermWeights,
+    at_least_float32,
+    mean_over_processes,
+)
 from .box_losses import box_losses
 from .class_losses import cross_entropy_losses, focal_losses
 
-__all__ = ["SetCriterion", "mean_over_processes"]
+__all__ = ["LossCounts", "SetCriterion"]
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Average a tensor over all processes; it stays on its device."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    value = value.clone()
-    dist.all_reduce(value)
-    return value / dist.get_world_size()
+class LossCounts(NamedTuple):
+    """What losses are divided by.
+
+    Attributes:
+        learners: positives of every set (Q,), or ground truths (), see `SetCriterion`.
+        class_weight: (Q,) sum of the class weights of all proposals, with softmax only.
+    """
+
+    learners: Tensor
+    class_weight: Tensor | None = None
 
 
 class SetCriterion(nn.Module):
@@ -92,8 +100,46 @@ class SetCriterion(nn.Module):
             "normalizer": node.DLA.NORMALIZER if node.DLA.ENABLED else "gt",
         }
 
+    @property
+    def counts_targets_only(self) -> bool:
+        """Whether `count` can do without predictions and assignment."""
+        return self.focal and self.normalizer == "gt"
+
+    def count(self, targets: Targets, assignment: Tensor | None = None) -> LossCounts:
+        """What this batch of this process adds to the divisors of the losses.
+
+        Args:
+            targets: ground truth of the batch.
+            assignment: (Q, B, P); None where `counts_targets_only`.
+        """
+        dtype = targets.sizes.dtype
+        if assignment is None:
+            return LossCounts(targets.mask.sum().to(dtype))
+        positive = assignment >= 0
+        counts = positive.sum(dim=(1, 2)) if self.normalizer == "positives" else targets.mask.sum()
+        class_weight = None
+        if not self.focal:
+            classes, _ = self._gather(targets, assignment, positive)
+            class_weight = self.empty_weight[classes].sum(dim=(1, 2))
+        return LossCounts(counts.to(dtype), class_weight)
+
+    def normalizers(self, parts: list[LossCounts]) -> LossCounts:
+        """Divisors for a batch that was counted in parts: sums, averaged over processes.
+
+        One collective for all sets. They stay tensors: reading them would stall the device. The
+        class weights remain those of the process, as the softmax loss is a mean of its own.
+        """
+        learners = torch.stack([p.learners for p in parts]).sum(dim=0)
+        weights = [p.class_weight for p in parts if p.class_weight is not None]
+        total = torch.stack(weights).sum(dim=0) if weights else None
+        return LossCounts(mean_over_processes(learners).clamp(min=1), total)
+
     def forward(
-        self, predictions: Predictions, targets: Targets, assignment: Tensor
+        self,
+        predictions: Predictions,
+        targets: Targets,
+        assignment: Tensor,
+        normalizers: LossCounts | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses of every stage.
 
@@ -101,6 +147,7 @@ class SetCriterion(nn.Module):
             predictions: of all stages.
             targets: ground truth of the batch.
             assignment: (Q, B, P) int64, -1 = background.
+            normalizers: of a larger batch that this is a part of; None: this is the batch.
 
         Returns:
             ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last stage, those of stage s < S - 1
@@ -112,11 +159,15 @@ class SetCriterion(nn.Module):
         # Never in half precision: the sums run over all proposals and classes.
         logits, boxes = (at_least_float32(x) for x in predictions[:2])
         l1, giou = box_losses(boxes, wanted, positive, targets.sizes.to(boxes.dtype))
-        normalizer = self._normalizer(targets, positive)
+        if normalizers is None:
+            normalizers = self.normalizers([self.count(targets, assignment)])
+        normalizer = normalizers.learners
         if self.focal:
             ce = focal_losses(logits, classes, alpha=self.alpha, gamma=self.gamma) / normalizer
         else:
             ce = cross_entropy_losses(logits, classes, self.empty_weight.to(logits.dtype))
+            assert normalizers.class_weight is not None  # `count` gives it with softmax
+            ce = ce / normalizers.class_weight
         per_set = {
             "loss_ce": self.weights.class_ * ce,
             "loss_bbox": self.weights.l1 * l1 / normalizer,
@@ -135,14 +186,6 @@ class SetCriterion(nn.Module):
         image = torch.arange(index.shape[1], device=index.device).view(1, -1, 1)
         labels = targets.labels[image, index]
         return labels.masked_fill(~positive, self.num_classes), targets.boxes[image, index]
-
-    def _normalizer(self, targets: Targets, positive: Tensor) -> Tensor:
-        """What losses are divided by: a mean over processes, at least 1; () or, per set, (Q,).
-
-        One collective per step for all sets. It stays a tensor: reading it would stall the device.
-        """
-        counts = positive.sum(dim=(1, 2)) if self.normalizer == "positives" else targets.mask.sum()
-        return mean_over_processes(counts.to(targets.sizes.dtype)).clamp(min=1)
 
     def _by_stage(self, per_set: dict[str, Tensor], stage: Tensor) -> dict[str, Tensor]:
         """Sum the sets of each stage and name the sums as the official code does."""

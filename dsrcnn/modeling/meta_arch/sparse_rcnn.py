@@ -10,15 +10,17 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
+from ...layers.activation_checkpoint import checkpoint_blocks
 from ...layers.frozen_conv import fold_frozen_norms
+from ...layers.norms import norms_at_rest
 from ...structures import Predictions
 from ..assignment_log import AssignmentLog
 from ..decoder import DynamicHead
 from ..inputs import batch_images, image_sizes, pad_targets
-from ..losses import SetCriterion
+from ..losses import LossCounts, SetCriterion
 from ..matching import Matcher, build_matcher
 from ..postprocess import detections_of, select_detections
-from ..proposals import build_proposals
+from ..proposals import ProposalSource, build_proposals
 
 __all__ = ["DynamicSparseRCNN", "SparseRCNN"]
 
@@ -39,10 +41,10 @@ class SparseRCNN(nn.Module):
         *,
         backbone: Backbone,
         in_features: list[str],
-        proposals: nn.Module,
-        head: nn.Module,
+        proposals: ProposalSource,
+        head: DynamicHead,
         matcher: Matcher,
-        criterion: nn.Module,
+        criterion: SetCriterion,
         pixel_mean: list[float],
         pixel_std: list[float],
         focal: bool = True,
@@ -50,6 +52,7 @@ class SparseRCNN(nn.Module):
         nms_threshold: float | None = None,
         nms_class_wise: bool = True,
         assignment_log: AssignmentLog | None = None,
+        checkpoint_backbone: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -67,12 +70,15 @@ class SparseRCNN(nn.Module):
             nms_threshold: of `suppress_duplicates`; None for no suppression.
             nms_class_wise: whether only boxes of the same class are duplicates.
             assignment_log: writes about the assignment into the training log.
+            checkpoint_backbone: compute the activations of its blocks again for the gradient.
         """
         super().__init__()
         # Same numbers, fewer passes over memory: frozen norms inside the convolutions, and the
         # layout in which both CPU and GPU convolve fastest.
         fold_frozen_norms(backbone)
         self.backbone = backbone.to(memory_format=torch.channels_last)
+        if checkpoint_backbone:
+            checkpoint_blocks(self.backbone)
         self.in_features = in_features
         self.proposals = proposals
         self.head = head
@@ -114,20 +120,34 @@ class SparseRCNN(nn.Module):
             "nms_threshold": node.NMS.THRESHOLD if suppress else None,
             "nms_class_wise": node.NMS.CLASS_WISE,
             "assignment_log": AssignmentLog.from_config(cfg),
+            "checkpoint_backbone": cfg.MODEL.CHECKPOINT.BACKBONE,
         }
+
+    @property
+    def trains_every_parameter(self) -> bool:
+        """Whether losses reach all parameters; several processes must know it."""
+        return bool(self.head.deep_supervision)
 
     @property
     def device(self) -> torch.device:
         """Where the model is now; inputs are moved there."""
         return self.pixel_mean.device
 
-    def forward(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+    def forward(
+        self,
+        inputs: list[dict[str, Any]],
+        *,
+        normalizers: LossCounts | None = None,
+        ends_iteration: bool = True,
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses in training mode, detections otherwise.
 
         Args:
             inputs: Detectron2's model inputs: ``image`` (3, H, W) in the order of
                 ``INPUT.FORMAT``; ``instances`` with ``gt_boxes`` and ``gt_classes`` in training;
                 ``height`` and ``width`` of the original image otherwise.
+            normalizers: see `loss_normalizers`; None where `inputs` are a whole batch.
+            ends_iteration: False for all parts of a batch but the last.
 
         Returns:
             In training the weighted losses by name, otherwise one dictionary per image with
@@ -140,8 +160,34 @@ class SparseRCNN(nn.Module):
             assignment = self.matcher(predictions, targets)
             if self.assignment_log is not None:
                 self.assignment_log(self.matcher, predictions, targets, assignment)
-            return self.criterion(predictions, targets, assignment)
+            if ends_iteration and torch.is_grad_enabled():  # not while norms are being estimated
+                self.proposals.end_iteration()
+            return self.criterion(predictions, targets, assignment, normalizers)
         return self.postprocess(predictions, network_sizes, inputs)
+
+    @torch.no_grad()
+    def loss_normalizers(self, parts: list[list[dict[str, Any]]]) -> LossCounts:
+        """What the losses of a batch that comes in parts are divided by.
+
+        With it, the gradients of the parts add up to that of the batch in one piece. Where losses
+        are divided by positives, every part must be matched beforehand, which costs a second
+        forward pass; without DLA the ground truth is enough.
+
+        Args:
+            parts: model inputs, as for `forward`.
+        """
+        counts = []
+        with norms_at_rest(self):
+            for inputs in parts:
+                if self.criterion.counts_targets_only:
+                    sizes = image_sizes([x["instances"].image_size for x in inputs], self.device)
+                    counts.append(self.criterion.count(pad_targets(inputs, sizes)))
+                    continue
+                predictions, sizes, _ = self.predict(inputs)
+                targets = pad_targets(inputs, sizes)
+                assignment = self.matcher(predictions, targets)
+                counts.append(self.criterion.count(targets, assignment))
+        return self.criterion.normalizers(counts)
 
     def predict(
         self, inputs: list[dict[str, Any]]

@@ -1,11 +1,10 @@
 """Where proposals come from."""
 
 from detectron2.config import CfgNode
-from torch import nn
 
 from .dynamic import DynamicProposals
 from .initial_boxes import INITIAL_BOXES, initial_boxes
-from .learned import PROPOSALS_REGISTRY, LearnedProposals
+from .learned import PROPOSALS_REGISTRY, LearnedProposals, ProposalSource
 from .mixing_statistics import mixing_statistics
 from .temperature import TemperatureSchedule
 
@@ -14,6 +13,7 @@ __all__ = [
     "PROPOSALS_REGISTRY",
     "DynamicProposals",
     "LearnedProposals",
+    "ProposalSource",
     "TemperatureSchedule",
     "build_proposals",
     "initial_boxes",
@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 
-def build_proposals(cfg: CfgNode) -> nn.Module:
+def build_proposals(cfg: CfgNode) -> ProposalSource:
     """Learned proposals, or with ``MODEL.SparseRCNN.DPG.ENABLED`` those mixed for each image."""
     name = "DynamicProposals" if cfg.MODEL.SparseRCNN.DPG.ENABLED else "LearnedProposals"
-    source: nn.Module = PROPOSALS_REGISTRY.get(name)(cfg)
+    source: ProposalSource = PROPOSALS_REGISTRY.get(name)(cfg)
     return source

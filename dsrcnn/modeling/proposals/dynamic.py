@@ -13,11 +13,16 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...structures import Proposals, at_least_float32, box_cxcywh_to_xyxy
+from ...structures import (
+    Proposals,
+    at_least_float32,
+    box_cxcywh_to_xyxy,
+    mean_over_processes,
+)
 from ..decoder.roi_features import stride_of
 from ..event_log import storage_in_turn
 from .initial_boxes import initial_boxes
-from .learned import PROPOSALS_REGISTRY
+from .learned import PROPOSALS_REGISTRY, ProposalSource
 from .mixing_statistics import mixing_statistics
 from .staircase import StairStep, climb, resize_nearest, summarize
 from .temperature import TemperatureSchedule
@@ -28,7 +33,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @PROPOSALS_REGISTRY.register()
-class DynamicProposals(nn.Module):
+class DynamicProposals(ProposalSource):
     """Every proposal has ``E`` experts; the image decides how they are mixed.
 
     A small network looks at the whole pyramid and gives each proposal a softmax over its experts.
@@ -37,10 +42,12 @@ class DynamicProposals(nn.Module):
     Attributes:
         expert_boxes: (E, P, 4) centre and size as fractions of the image.
         expert_features: (E, P, D).
-        step: training steps so far; they set the temperature.
+        step: training iterations so far; they set the temperature.
+        center: (E, P) running mean of the logits over images.
     """
 
     step: Tensor
+    center: Tensor
 
     @configurable
     def __init__(
@@ -60,6 +67,7 @@ class DynamicProposals(nn.Module):
         resize: int = 30,
         hidden: int = 1500,
         zero_init: bool = False,
+        centering: float = 0.9,
         valid_region: bool = False,
         tiling_noise: float = 0.0,
         log_period: int = 0,
@@ -83,6 +91,10 @@ class DynamicProposals(nn.Module):
             resize: side of the map that the linear layers see.
             hidden: width between them.
             zero_init: start the last layer at zero, so that all experts weigh the same.
+            centering: momentum of the mean over images that is taken off the logits; 0 for none.
+                Without it the mean grows faster than what tells images apart, until every image
+                gets the same experts and the others learn no more. The same cure keeps
+                self-distillation from collapsing (DINO, arXiv 2104.14294, section 3.1).
             valid_region: resize only the image, padded as it would be alone, and not the padding of
                 the batch. Neighbours then reach an image's proposals only through the backbone, at
                 its border, and not at all where padded sizes are equal.
@@ -107,6 +119,7 @@ class DynamicProposals(nn.Module):
             nn.init.zeros_(self.fc2.bias)
         self.reduce = reduce
         self.standardize = standardize
+        self.centering = centering
         self.resize = resize
         self.valid_region = valid_region
         self.strides = list(strides)
@@ -114,6 +127,8 @@ class DynamicProposals(nn.Module):
         self.tiling_noise = tiling_noise
         self.log_period = log_period
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("center", torch.zeros(num_experts, num_proposals))
+        self._means: list[Tensor] = []  # of the logits of the iteration's parts so far
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -137,6 +152,7 @@ class DynamicProposals(nn.Module):
             "resize": dpg.RESIZE,
             "hidden": dpg.HIDDEN,
             "zero_init": dpg.ZERO_INIT,
+            "centering": dpg.CENTERING,
             "valid_region": dpg.VALID_REGION,
             "temperature": TemperatureSchedule(dpg.TAU_START, dpg.TAU_END, annealing),
             "tiling_noise": dpg.TILING_NOISE,
@@ -144,7 +160,7 @@ class DynamicProposals(nn.Module):
         }
 
     def forward(self, features: list[Tensor], sizes: Tensor) -> Proposals:
-        """Mix the experts for each image; in training mode a step of the temperature passes.
+        """Mix the experts for each image.
 
         Args:
             features: pyramid levels (B, D, H_l, W_l), finest first.
@@ -153,12 +169,20 @@ class DynamicProposals(nn.Module):
         Returns:
             Boxes (B, P, 4) xyxy in pixels and features (B, P, D).
         """
-        weights = self.weights(features, sizes)
-        if self.training and torch.is_grad_enabled():  # not while norms are being estimated
-            self._log(weights)
-            self.step += 1
+        logits = self.logits(features, sizes)
+        weights = self.choose(logits)
+        if self.training and torch.is_grad_enabled():
+            self._means.append(at_least_float32(logits.detach()).mean(dim=0))
+            self._log(logits, weights)
         boxes, mixed = self.mix(weights)
         return Proposals(box_cxcywh_to_xyxy(boxes) * sizes.unsqueeze(1), mixed)
+
+    def end_iteration(self) -> None:
+        """A step of the temperature passes, and the centre moves."""
+        self.step += 1
+        mean = mean_over_processes(torch.stack(self._means).mean(dim=0))
+        self._means = []
+        self.center.lerp_(mean.to(self.center.dtype), 1 - self.centering)
 
     def mix(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the experts up by weight.
@@ -181,7 +205,13 @@ class DynamicProposals(nn.Module):
         Returns:
             (B, E, P) float32, at least 0, summing to 1 over the experts.
         """
-        logits = at_least_float32(self.logits(features, sizes))
+        return self.choose(self.logits(features, sizes))
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """Weights from logits, both (B, E, P): centred, divided by the temperature, softmax."""
+        logits = at_least_float32(logits)
+        if self.centering:
+            logits = logits - self.center
         return (logits / self.current_temperature()).softmax(dim=1)
 
     def logits(self, features: list[Tensor], sizes: Tensor) -> Tensor:
@@ -205,10 +235,11 @@ class DynamicProposals(nn.Module):
             return self.temperature.at(self.step)
         return self.temperature.at(torch.full_like(self.step, self.temperature.iterations))
 
-    def _log(self, weights: Tensor) -> None:
+    def _log(self, logits: Tensor, weights: Tensor) -> None:
         storage = storage_in_turn(self.log_period)
         if storage is not None:
             found = {"tau": self.current_temperature(), **mixing_statistics(weights)}
+            found["spread"] = (logits - self.center).std(dim=1, correction=0).mean()
             values = torch.stack(list(found.values())).tolist()
             named = {f"dpg/{name}": value for name, value in zip(found, values, strict=True)}
             storage.put_scalars(smoothing_hint=False, **named)

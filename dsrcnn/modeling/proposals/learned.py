@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...structures import Proposals, box_cxcywh_to_xyxy
 from .initial_boxes import initial_boxes
 
-__all__ = ["PROPOSALS_REGISTRY", "LearnedProposals"]
+__all__ = ["PROPOSALS_REGISTRY", "LearnedProposals", "ProposalSource"]
 
 PROPOSALS_REGISTRY = Registry("PROPOSALS")
 PROPOSALS_REGISTRY.__doc__ = """
@@ -16,12 +16,19 @@ Sources of proposals: what the cascade starts from.
 
 A source is built from a config and called as ``source(features, sizes)`` with pyramid levels
 (B, D, H_l, W_l), finest first, and sizes (B, 4) as ``w, h, w, h`` in pixels. It returns
-`Proposals`.
+`Proposals`. It is a `ProposalSource`, which is told about the end of every training iteration.
 """
 
 
+class ProposalSource(nn.Module):
+    """What all sources of proposals have in common."""
+
+    def end_iteration(self) -> None:
+        """A training iteration is over; for schedules. A batch may have come in several parts."""
+
+
 @PROPOSALS_REGISTRY.register()
-class LearnedProposals(nn.Module):
+class LearnedProposals(ProposalSource):
     """`P` boxes and features that are parameters; every image starts from the same ones.
 
     Attributes:

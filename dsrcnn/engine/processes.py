@@ -1,0 +1,126 @@
+"""Several processes: one per GPU, or on CPUs; started here, by ``torchrun``, or by a scheduler.
+
+Detectron2's own ``launch`` insists on CUDA and NCCL.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..compat import create_local_process_group
+
+__all__ = ["Processes", "for_all_processes", "run_processes", "started_by_torchrun"]
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+class Processes(NamedTuple):
+    """Which processes make up a training.
+
+    Attributes:
+        device: type of device, "cuda" or "cpu".
+        per_machine: on each machine.
+        machines: how many.
+        machine_rank: of this one.
+        url: where the first machine can be reached; None for one machine.
+    """
+
+    device: str
+    per_machine: int = 1
+    machines: int = 1
+    machine_rank: int = 0
+    url: str | None = None
+
+
+def started_by_torchrun() -> bool:
+    """Whether somebody has started the processes already and says so in the environment."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
+
+
+def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) -> None:
+    """Call ``work(*args)`` in every process of a training, and wait for all of them.
+
+    Under ``torchrun`` this process is one of them. A process that dies ends the others.
+
+    Args:
+        processes: which ones; ignored under ``torchrun``.
+        work: can be pickled.
+        args: of `work`.
+
+    Raises:
+        ProcessRaisedException: if a process raises.
+        ProcessExitedException: if a process ends otherwise, killed for example.
+    """
+    if started_by_torchrun():
+        _join(processes.device, int(os.environ["LOCAL_RANK"]), "env://", -1, -1)
+        try:
+            work(*args)
+        finally:
+            dist.destroy_process_group()
+    elif processes.per_machine * processes.machines == 1:
+        work(*args)
+    else:
+        url = processes.url or f"tcp://127.0.0.1:{_free_port()}"
+        mp.spawn(_worker, (processes._replace(url=url), work, args), processes.per_machine)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _worker(
+    local_rank: int, processes: Processes, work: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    if processes.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # Processes that each take all cores would only get in each other's way.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes.per_machine))
+    rank = processes.machine_rank * processes.per_machine + local_rank
+    world_size = processes.machines * processes.per_machine
+    assert processes.url is not None
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes.per_machine)
+    _join(processes.device, local_rank, processes.url, rank, world_size)
+    try:
+        work(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(device: str, local_rank: int, url: str, rank: int, world_size: int) -> None:
+    """Make this process a member; with CUDA each has its own GPU and they talk by NCCL."""
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, init_method=url, rank=rank, world_size=world_size, timeout=_TIMEOUT
+    )
+    create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()
+
+
+def for_all_processes(model: nn.Module) -> nn.Module:
+    """The model, wrapped so that gradients are averaged over processes if there are several.
+
+    Buffers are not sent around in every step; `average_norms` brings them together when it matters.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    ids = [torch.cuda.current_device()] if device.type == "cuda" else None
+    return DistributedDataParallel(
+        model,
+        device_ids=ids,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=not getattr(model, "trains_every_parameter", True),
+    )

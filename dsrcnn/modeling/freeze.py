@@ -1,0 +1,38 @@
+"""Parts of a model that stay as they are loaded."""
+
+import difflib
+from collections.abc import Sequence
+
+from detectron2.layers import FrozenBatchNorm2d
+from torch import nn
+
+from ..errors import ConfigError
+
+__all__ = ["freeze_modules"]
+
+
+def freeze_modules(model: nn.Module, names: Sequence[str]) -> None:
+    """Take modules out of training, in place; their batch norms use stored statistics for good.
+
+    Args:
+        model: whose modules they are.
+        names: such as ``backbone`` or ``head.head_series.0``.
+
+    Raises:
+        ConfigError: if there is no such module, or nothing is left to train.
+    """
+    for name in names:
+        modules = dict(model.named_modules())
+        if name not in modules or not name:
+            close = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+            raise ConfigError(
+                f"MODEL.FREEZE names {name!r}, which is no module of the model. "
+                f"Names are such as {', '.join(close or list(modules)[1:4])}."
+            )
+        frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(modules[name])
+        if frozen is not modules[name]:  # it was itself a norm
+            parent, _, child = name.rpartition(".")
+            setattr(modules[parent], child, frozen)
+        frozen.requires_grad_(False)
+    if names and not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(f"MODEL.FREEZE {tuple(names)} leaves nothing to train; name fewer.")

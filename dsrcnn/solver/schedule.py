@@ -1,0 +1,71 @@
+"""The length of a training and its learning rate, from what the config says in other units."""
+
+import logging
+
+from detectron2.config import CfgNode
+
+from ..errors import ConfigError
+
+__all__ = ["scale_learning_rate", "use_epochs"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def use_epochs(cfg: CfgNode, images: int) -> None:
+    """Turn ``SOLVER.EPOCHS`` into iterations, in place; it is zero afterwards.
+
+    Args:
+        cfg: with ``SOLVER.IMS_PER_BATCH`` final.
+        images: of the training data.
+
+    Raises:
+        ConfigError: if the data hold less than one batch.
+    """
+    epochs, batch = cfg.SOLVER.EPOCHS, cfg.SOLVER.IMS_PER_BATCH
+    if not epochs.MAX:
+        return
+    per_epoch = images / batch
+
+    def iterations(count: float) -> int:
+        return max(1, round(count * per_epoch))
+
+    if images < batch:
+        raise ConfigError(
+            f"SOLVER.EPOCHS.MAX is {epochs.MAX:g}, but an epoch of {images} images is less than "
+            f"one batch. Write SOLVER.IMS_PER_BATCH {images} or less, or use SOLVER.MAX_ITER."
+        )
+    cfg.SOLVER.MAX_ITER = iterations(epochs.MAX)
+    if epochs.STEPS:
+        cfg.SOLVER.STEPS = tuple(iterations(step) for step in epochs.STEPS)
+    if epochs.WARMUP:
+        cfg.SOLVER.WARMUP_ITERS = iterations(epochs.WARMUP)
+    if epochs.CHECKPOINT:
+        cfg.SOLVER.CHECKPOINT_PERIOD = iterations(epochs.CHECKPOINT)
+    if epochs.EVAL:
+        cfg.TEST.EVAL_PERIOD = iterations(epochs.EVAL)
+    _LOGGER.info(
+        "%g epochs of %d images in batches of %d: MAX_ITER %d, STEPS %s, WARMUP_ITERS %d, "
+        "CHECKPOINT_PERIOD %d, EVAL_PERIOD %d.",
+        *(epochs.MAX, images, batch, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS),
+        *(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
+    )
+    epochs.MAX, epochs.STEPS = 0.0, ()
+    epochs.WARMUP = epochs.CHECKPOINT = epochs.EVAL = 0.0
+
+
+def scale_learning_rate(cfg: CfgNode) -> None:
+    """Scale ``BASE_LR`` from ``SOLVER.REFERENCE_BATCH`` to ``IMS_PER_BATCH`` images, in place.
+
+    In proportion (arXiv 1706.02677); ``REFERENCE_BATCH`` is the batch itself afterwards, so doing
+    it twice is doing it once.
+    """
+    solver = cfg.SOLVER
+    if solver.REFERENCE_BATCH in (0, solver.IMS_PER_BATCH):
+        return
+    before = solver.BASE_LR
+    solver.BASE_LR = before * solver.IMS_PER_BATCH / solver.REFERENCE_BATCH
+    _LOGGER.info(
+        "SOLVER.BASE_LR %g, meant for %d images, becomes %g for %d images.",
+        *(before, solver.REFERENCE_BATCH, solver.BASE_LR, solver.IMS_PER_BATCH),
+    )
+    solver.REFERENCE_BATCH = solver.IMS_PER_BATCH

@@ -1,0 +1,150 @@
+"""A run that is killed and resumed equals one that was not, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY, SMALL, quick_cfg
+
+from dsrcnn.engine.trainer import Trainer
+
+# Everything that has state: EMA, accumulation, mixed precision, DLA, DPG's temperature, dropout,
+# trainable batch norms, augmentation, the best model.
+EVERYTHING = [
+    *("MODEL.META_ARCHITECTURE", "DynamicSparseRCNN", "MODEL.SparseRCNN.DLA.ENABLED", "True"),
+    *("MODEL.SparseRCNN.DPG.ENABLED", "True", "MODEL.SparseRCNN.DPG.HIDDEN", "32"),
+    *("MODEL.SparseRCNN.DROPOUT", "0.1", "MODEL.EMA.ENABLED", "True"),
+    *("SOLVER.ACCUMULATE", "2", "SOLVER.AMP.ENABLED", "True", "SOLVER.IMS_PER_BATCH", "4"),
+    *("INPUT.MIN_SIZE_TRAIN", "(48, 64)", "INPUT.CROP.ENABLED", "True"),
+    *("INPUT.CROP.TYPE", "relative_range", "INPUT.CROP.SIZE", "(0.6, 0.6)"),
+    *("SOLVER.MAX_ITER", "10", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "6"),
+    *("TEST.LOSS", "True", "LOG.IMAGES", "0", "DATALOADER.NUM_WORKERS", "1"),
+]
+
+
+def command(folder, *options):
+    script = [sys.executable, "train_net.py", "--config-file", "quick/sparse_rcnn_shapes"]
+    return [*script, "--resume", *SMALL, *EVERYTHING, "OUTPUT_DIR", str(folder), *options]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def finish(folder, *options):
+    done = subprocess.run(
+        command(folder, *options), cwd=REPOSITORY, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def kill_when(folder, reached, *options):
+    """Start a run and kill it as soon as `reached` says so."""
+    process = subprocess.Popen(
+        command(folder, *options),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 120
+    while not reached() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert reached()
+
+
+def differences(a, b, path=""):
+    """Where two nested contents of checkpoints differ."""
+    if isinstance(a, torch.Tensor):
+        return [] if torch.equal(a, b) else [path]
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        return [d for k in a for d in differences(a[k], b[k], f"{path}/{k}")]
+    if isinstance(a, (list, tuple)):
+        return [
+            d for i, (x, y) in enumerate(zip(a, b, strict=True))
+            for d in differences(x, y, f"{path}/{i}")
+        ]  # fmt: skip
+    return [] if a == b else [path]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finish(folder)
+    return torch.load(folder / "model_final.pth")
+
+
+@pytest.mark.parametrize(
+    "last_file",
+    ["model_0000002.pth", "model_0000005.pth", "model_best.pth"],
+    ids=["soon after the first checkpoint", "at an evaluation", "after the best model was written"],
+)
+def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(tmp_path, uninterrupted, last_file):
+    kill_when(tmp_path, (tmp_path / last_file).exists)
+    assert not (tmp_path / "model_final.pth").exists()
+    finish(tmp_path)
+    assert differences(uninterrupted, torch.load(tmp_path / "model_final.pth")) == []
+
+
+def test_the_checkpoint_holds_all_that_changes(uninterrupted):
+    trainer = uninterrupted["trainer"]
+    assert uninterrupted["ema"]["updates"] == 11  # the copy at the start and ten iterations
+    assert trainer["_trainer"]["optimizer"]["state"]
+    assert trainer["seed"] == 40244023
+    assert uninterrupted["model"]["proposal_generator.step"] == 10
+    assert trainer["hooks"]["Evaluation"]["done"] == 5
+    assert uninterrupted["iteration"] == 9
+
+
+def train(cfg, *, resume=True):
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def losses_of(folder):
+    lines = (folder / "metrics.json").read_text().splitlines()
+    return [json.loads(line).get("total_loss") for line in lines]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty"])
+def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, caplog, damage):
+    options = ["SOLVER.CHECKPOINT_PERIOD", 2, "LOG.IMAGES", 0]
+    train(quick_cfg(tmp_path, *options, "SOLVER.MAX_ITER", 5))
+    newest = [tmp_path / name for name in ("model_final.pth", "model_0000003.pth")]
+    for path in newest:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    trainer = Trainer(quick_cfg(tmp_path, *options, "SOLVER.MAX_ITER", 5))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2
+    assert caplog.text.count("Trying the checkpoint before it") == 2
+
+
+def test_a_seed_that_was_drawn_is_kept_on_resume(tmp_path):
+    train(quick_cfg(tmp_path, "SEED", -1, "SOLVER.MAX_ITER", 1, "LOG.IMAGES", 0))
+    seed = torch.load(tmp_path / "model_final.pth")["trainer"]["seed"]
+    trainer = train(quick_cfg(tmp_path, "SEED", -1, "SOLVER.MAX_ITER", 2, "LOG.IMAGES", 0))
+    assert trainer._trainer.seed == trainer.data_loader.batch_sampler.seed == seed
+    assert seed != trainer.cfg.SEED
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_does_not(tmp_path):
+    found = {}
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        options = ["SEED", seed, "SOLVER.MAX_ITER", 3, "LOG.IMAGES", 0]
+        torch.manual_seed(seed)  # what `default_setup` does before the model is built
+        trainer = train(quick_cfg(tmp_path / name, *options))
+        found[name] = [value for value, _ in trainer.storage.history("total_loss").values()]
+    assert found["a"] == found["b"]
+    assert found["a"] != found["c"]

@@ -1,0 +1,154 @@
+"""Two processes on the CPU, by gloo: the same training as one process, and no hanging."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY, SMALL, write_coco
+
+# No batch norms: their statistics are those of a process.
+FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.DEVICE", "cpu", "LOG.IMAGES", "0"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_coco(tmp_path / "annotations.json", tmp_path / "images", count=7)
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    for annotation in content["annotations"]:  # of three images without objects
+        if annotation["image_id"] in (2, 4, 5):
+            annotation["iscrowd"] = 1
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    files, images = str(tmp_path / "annotations.json"), str(tmp_path / "images")
+    return [
+        *("DATASETS.CUSTOM.NAME", tmp_path.name, "DATASETS.CUSTOM.TRAIN_JSON", files),
+        *("DATASETS.CUSTOM.TRAIN_IMAGES", images, "DATASETS.CUSTOM.TEST_JSON", files),
+        *("DATASETS.CUSTOM.TEST_IMAGES", images),
+    ]
+
+
+def arguments(folder, *options):
+    config = ["train_net.py", "--config-file", "quick/sparse_rcnn_shapes"]
+    return config, [*SMALL, *FROZEN, "OUTPUT_DIR", str(folder), *map(str, options)]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(command, *, fails=False):
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stderr
+
+
+def by_spawn(folder, *options, processes=1, flags=()):
+    config, opts = arguments(folder, *options)
+    return [sys.executable, *config, "--num-gpus", str(processes), *flags, *opts]
+
+
+def by_torchrun(folder, *options):
+    config, opts = arguments(folder, *options)
+    module = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return [*module, "--master-port", str(29500 + os.getpid() % 1000), *config, *opts]
+
+
+def logged(folder):
+    """The last value of everything in the log."""
+    lines = (folder / "metrics.json").read_text().splitlines()
+    return {name: value for line in lines for name, value in json.loads(line).items()}
+
+
+def detections(folder):
+    path = folder / "inference/coco_instances_results.json"
+    return sorted(json.loads(path.read_text()), key=lambda d: (d["image_id"], -d["score"]))
+
+
+@pytest.mark.parametrize("start", [by_torchrun, None], ids=["torchrun", "--num-gpus 2"])
+def test_two_processes_train_and_evaluate_as_one_does(tmp_path, data, start):
+    # Positives as the normaliser, accumulation, and an odd number of images to evaluate.
+    options = [*data, "MODEL.SparseRCNN.DLA.ENABLED", True, "SOLVER.IMS_PER_BATCH", 4]
+    options += ["SOLVER.ACCUMULATE", 2, "SOLVER.MAX_ITER", 3, "TEST.LOSS", True]
+    # AdamW's first steps are as long for a gradient of rounding errors as for any other.
+    options += ["SOLVER.OPTIMIZER", "SGD", "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.01]
+    run(by_spawn(tmp_path / "one", *options))
+    two = start or (lambda *a: by_spawn(*a, processes=2))
+    run(two(tmp_path / "two", *options))
+    one, other = logged(tmp_path / "one"), logged(tmp_path / "two")
+    names = [n for n in one if n.startswith(("total_loss", "loss", "validation", "gradient"))]
+    assert {"total_loss", "validation/total_loss", "gradient_norm"} <= set(names)
+    for name in names:
+        assert other[name] == pytest.approx(one[name], rel=2e-4), name
+    first, second = (torch.load(tmp_path / n / "model_final.pth")["model"] for n in ("one", "two"))
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)
+    assert other["bbox/AP50"] == pytest.approx(one["bbox/AP50"], abs=0.5)
+
+
+def test_evaluation_in_two_processes_equals_evaluation_in_one(tmp_path, data):
+    run(by_spawn(tmp_path / "out", *data, "SOLVER.MAX_ITER", 1))
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "out/model_final.pth")]
+    found = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        command = by_spawn(folder, *data, *weights, processes=processes, flags=["--eval-only"])
+        run(command)
+        found[processes] = detections(folder)
+    assert {d["image_id"] for d in found[1]} == set(range(1, 8))
+    for a, b in zip(found[1], found[2], strict=True):
+        assert a["image_id"] == b["image_id"]
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-3)
+
+
+def children(pid):
+    path = f"/proc/{pid}/task/{pid}/children"
+    with open(path) as file:
+        return [int(x) for x in file.read().split()]
+
+
+def is_worker(pid):
+    with open(f"/proc/{pid}/cmdline") as file:
+        return "spawn_main" in file.read()
+
+
+def test_when_a_process_is_killed_the_run_ends_with_a_message(tmp_path, data):
+    options = [*data, "SOLVER.MAX_ITER", 100000, "SOLVER.CHECKPOINT_PERIOD", 2]
+    process = subprocess.Popen(
+        by_spawn(tmp_path / "out", *options, processes=2),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 120
+        while not (tmp_path / "out/model_0000001.pth").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        workers = [pid for pid in children(process.pid) if is_worker(pid)]
+        os.kill(workers[-1], signal.SIGKILL)
+        killed = time.monotonic()
+        _, message = process.communicate(timeout=60)
+        assert time.monotonic() - killed < 60
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1
+    assert "was killed by SIGKILL" in message
+    assert "--resume goes on" in message
+    assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+
+
+def test_bad_input_of_one_process_ends_both_with_its_message(tmp_path, data):
+    (tmp_path / "images" / "3.jpg").write_bytes(b"broken")
+    options = [*data, "SOLVER.MAX_ITER", 100]
+    message = run(by_spawn(tmp_path / "out", *options, processes=2), fails=True)
+    assert "3.jpg cannot be read" in message
+    assert "\nerror: Image" in message

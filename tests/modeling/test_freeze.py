@@ -1,0 +1,40 @@
+import pytest
+import torch
+from conftest import batch, tiny_cfg
+from detectron2.modeling import build_model
+
+from dsrcnn.errors import ConfigError
+from dsrcnn.modeling.freeze import freeze_modules
+
+TRAINED = ["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
+
+
+def test_frozen_modules_do_not_learn_and_their_norms_stand_still():
+    model = build_model(tiny_cfg(*TRAINED))
+    freeze_modules(model, ["backbone.bottom_up", "head.head_series.0"])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    sum(model(batch([(64, 64)], [2])).values()).backward()
+    optimizer.step()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    frozen = ("backbone.bottom_up.", "head.head_series.0.")
+    assert changed
+    assert not any(k.startswith(frozen) for k in changed)
+
+
+def test_a_module_that_does_not_exist_is_an_error_with_close_names():
+    with pytest.raises(ConfigError, match=r"'head.head_serie.1'.*head\.head_series\.1"):
+        freeze_modules(build_model(tiny_cfg()), ["head.head_serie.1"])
+
+
+def test_freezing_everything_is_an_error():
+    with pytest.raises(ConfigError, match="nothing to train"):
+        freeze_modules(build_model(tiny_cfg()), ["backbone", "proposals", "head", "criterion"])
+
+
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_a_model_knows_whether_its_losses_reach_every_parameter(deep_supervision):
+    model = build_model(tiny_cfg("MODEL.SparseRCNN.DEEP_SUPERVISION", deep_supervision))
+    sum(model(batch([(64, 64)], [2])).values()).backward()
+    reached = all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert reached == model.trains_every_parameter == deep_supervision

@@ -1,0 +1,46 @@
+import logging
+
+import pytest
+from conftest import tiny_cfg
+
+from dsrcnn.errors import ConfigError
+from dsrcnn.solver import scale_learning_rate, use_epochs
+
+
+def test_epochs_become_iterations():
+    cfg = tiny_cfg("SOLVER.IMS_PER_BATCH", 4, "SOLVER.EPOCHS.MAX", 12)
+    epochs = cfg.SOLVER.EPOCHS
+    epochs.STEPS, epochs.WARMUP, epochs.CHECKPOINT, epochs.EVAL = (8, 11), 0.5, 2.0, 1.0
+    use_epochs(cfg, images=203)  # 50.75 iterations an epoch
+    solver = cfg.SOLVER
+    assert (solver.MAX_ITER, solver.STEPS) == (609, (406, 558))
+    assert (solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (25, 102, 51)
+    use_epochs(cfg, images=1000)
+    assert solver.MAX_ITER == 609  # once and for all
+
+
+def test_what_is_not_given_in_epochs_stays_in_iterations():
+    cfg = tiny_cfg("SOLVER.EPOCHS.MAX", 2, "SOLVER.WARMUP_ITERS", 7)
+    use_epochs(cfg, images=160)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS) == (20, 7)
+
+
+def test_less_data_than_a_batch_have_no_epochs():
+    with pytest.raises(ConfigError, match="an epoch of 5 images is less than one batch"):
+        use_epochs(tiny_cfg("SOLVER.EPOCHS.MAX", 2), images=5)
+
+
+def test_the_learning_rate_follows_the_batch_and_the_log_says_so(caplog):
+    cfg = tiny_cfg("SOLVER.BASE_LR", 2.5e-5, "SOLVER.REFERENCE_BATCH", 16)
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    with caplog.at_level(logging.INFO):
+        scale_learning_rate(cfg)
+        scale_learning_rate(cfg)
+    assert pytest.approx(6.25e-6) == cfg.SOLVER.BASE_LR
+    assert caplog.text.count("becomes 6.25e-06 for 4 images") == 1
+
+
+def test_without_a_reference_the_learning_rate_is_what_is_written():
+    cfg = tiny_cfg("SOLVER.IMS_PER_BATCH", 2)
+    scale_learning_rate(cfg)
+    assert cfg.SOLVER.BASE_LR == 2.5e-5
