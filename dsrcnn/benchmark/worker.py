@@ -119,6 +119,28 @@ def infer(model: nn.Module, batch: list[dict], timer: PartTimer) -> dict[str, fl
     return {**parts, "rest": total - sum(parts.values()), "inference": total}
 
 
+def make_loop(cfg: Any, model: nn.Module, batch: list[dict]) -> Any:
+    """The package's training loop on one batch that comes again and again."""
+    from itertools import repeat
+
+    from dsrcnn.engine.train_loop import TrainLoop
+    from dsrcnn.solver import build_optimizer
+
+    loop = TrainLoop.from_config(cfg, model, repeat(batch), build_optimizer(cfg, model))
+    loop.iter = 0
+    return loop
+
+
+def loop_step(loop: Any) -> dict[str, float]:
+    """One iteration of the training loop; seconds."""
+    from detectron2.utils.events import EventStorage
+
+    with EventStorage():
+        start = now()
+        loop.run_step()
+        return {"iteration": now() - start}
+
+
 def peak_memory() -> float:
     """Peak memory of this process in MiB: of the GPU if there is one, else of main memory."""
     if torch.cuda.is_available():
@@ -130,7 +152,7 @@ def main() -> None:
     """Build, then answer lines until stdin ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config-file", required=True)
-    parser.add_argument("--mode", choices=["train", "inference"], required=True)
+    parser.add_argument("--mode", choices=["train", "inference", "loop"], required=True)
     for name in ("images", "height", "width", "objects", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--without", default="", help="optimisations to undo, comma separated")
@@ -155,7 +177,9 @@ def main() -> None:
 
         optimizer = build_optimizer(cfg, model)
         arguments.insert(1, plain_optimizer(optimizer) if "optimizer" in without else optimizer)
-    measure = train_step if args.mode == "train" else infer
+    measure: Any = train_step if args.mode == "train" else infer
+    if args.mode == "loop":
+        measure, arguments = loop_step, [make_loop(cfg, model, batch)]
     for _ in sys.stdin:
         # Once unmeasured: while the other variant ran, the system may have reclaimed memory.
         measure(*arguments)

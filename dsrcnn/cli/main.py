@@ -8,11 +8,29 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import DsrcnnError
-from . import assignment, benchmark, benchmark_matching, demo, draw, proposals, weights
+from . import (
+    assignment,
+    benchmark,
+    benchmark_matching,
+    benchmark_training,
+    demo,
+    draw,
+    proposals,
+    weights,
+)
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, draw, assignment, proposals, weights, benchmark, benchmark_matching)
+_COMMANDS = (
+    demo,
+    draw,
+    assignment,
+    proposals,
+    weights,
+    benchmark,
+    benchmark_matching,
+    benchmark_training,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -106,6 +106,13 @@ def test_more_gpus_than_there_are_is_an_error(capsys):
     assert f"--num-gpus is 2, but torch finds {torch.cuda.device_count()}" in message
 
 
+def test_torchrun_alone_says_how_many_processes_there_are(capsys, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "0")
+    message = fails_with(capsys, "--num-gpus", "2", *QUICK, "MODEL.DEVICE", "cpu")
+    assert "torchrun has started the processes already" in message
+
+
 def test_a_wrong_class_count_says_what_to_write(coco_folder, tmp_path, capsys):
     options = [*SMALL, *custom(coco_folder, output=tmp_path / "out")]
     message = fails_with(capsys, *QUICK, *options, "MODEL.SparseRCNN.NUM_CLASSES", "80")

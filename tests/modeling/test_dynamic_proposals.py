@@ -28,7 +28,7 @@ def dpg(*opts):
 
 def source(**kwargs):
     defaults = {"num_proposals": 6, "channels": 8, "hidden": 16, "resize": 5, "norm": "none"}
-    defaults["temperature"] = TemperatureSchedule(1.0, 1.0, 0)
+    defaults |= {"temperature": TemperatureSchedule(1.0, 1.0, 0), "logit_norm": "none"}
     return DynamicProposals(**{**defaults, **kwargs})
 
 
@@ -123,6 +123,7 @@ def _same_start(monkeypatch):
 def test_without_standardizing_only_the_temperature_keeps_the_first_weights_from_a_choice():
     """The paper's sum over a thousand channels; the public attempt has no temperature."""
     opts = ["MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.DPG.STANDARDIZE", False]
+    opts += ["MODEL.SparseRCNN.DPG.LOGIT_NORM", "none"]
     model = DynamicProposals(read_cfg("coco/sparse_rcnn_R50_300pro_3x", opts))
     features = [0.5 * x for x in pyramid(height=256, width=320, channels=256)]
     entropies = []
@@ -200,6 +201,7 @@ def test_parameter_counts_are_the_published_ones():
     opts = ["MODEL.SparseRCNN.DPG.ENABLED", True]
     proposals = DynamicProposals(read_cfg("coco/sparse_rcnn_R50_300pro_3x", opts))
     parts = {n: sum(p.numel() for p in m.parameters()) for n, m in proposals.named_children()}
+    assert parts.pop("logit_norm") == 0
     assert parts == {"stair": 13_824 + 3_072, "fc1": 1_351_500, "fc2": 1_801_200}
     total = sum(p.numel() for p in proposals.parameters())
     assert total - 300 * 260 == 3_403_596
@@ -278,6 +280,51 @@ def test_statistics_know_a_choice_from_a_mixture_and_an_image_from_another():
     assert "variation" not in mixing_statistics(equal[:1])  # nothing to compare with
 
 
+def mixture_after_training(logit_norm, steps=200, images=4):
+    """Statistics in evaluation, after learning features that are the same for all images."""
+    torch.manual_seed(0)
+    cfg = tiny_cfg(
+        *("MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.NUM_PROPOSALS", 20),
+        *("MODEL.SparseRCNN.DPG.LOGIT_NORM", logit_norm, "MODEL.SparseRCNN.DPG.TAU_ITERS", 0),
+    )
+    model = DynamicProposals(cfg)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    goal = torch.randn(1, 20, 32)
+    for step in range(steps):
+        features = [x.abs() for x in pyramid(images, channels=32, seed=step)]
+        loss = (model(features, sizes(images)).features - goal).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    weights = model.weights(pyramid(16, channels=32, seed=-1), sizes(16))
+    return {k: v.item() for k, v in mixing_statistics(weights).items()}
+
+
+def test_what_all_images_have_in_common_does_not_make_the_choice():
+    collapsed, alive = (mixture_after_training(name) for name in ("none", "BN"))
+    assert collapsed["variation"] < 0.05
+    assert alive["variation"] > 0.2
+    assert alive["dead"] == 0
+
+
+def test_every_logit_has_mean_0_and_variance_1_over_the_images_of_a_batch():
+    model = source(logit_norm="BN")
+    logits = model.logits(pyramid(8), sizes(8)).flatten(1)
+    torch.testing.assert_close(logits.mean(dim=0), torch.zeros(24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits.var(dim=0, correction=0), torch.ones(24), atol=0.05, rtol=0)
+
+
+def test_a_batch_of_one_image_is_compared_with_the_images_before():
+    model = source(logit_norm="BN")
+    for seed in range(40):
+        model.logits(pyramid(4, seed=seed), sizes(4))
+    one = pyramid(1, seed=99)
+    trained = model.logits(one, sizes(1))
+    torch.testing.assert_close(trained, model.eval().logits(one, sizes(1)))
+    assert trained.abs().max() > 0.1
+
+
 def test_the_default_mixture_neither_decides_nor_forgets_the_image_within_a_few_steps():
     """Without standardizing, forty steps make it one-hot and the same for all images."""
     results = {}
@@ -285,6 +332,7 @@ def test_the_default_mixture_neither_decides_nor_forgets_the_image_within_a_few_
         cfg = tiny_cfg(
             *("MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.NUM_PROPOSALS", 20),
             *("MODEL.SparseRCNN.DPG.STANDARDIZE", standardize, "SOLVER.MAX_ITER", 600),
+            *("MODEL.SparseRCNN.DPG.LOGIT_NORM", "none"),
         )
         model = DynamicProposals(cfg)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)

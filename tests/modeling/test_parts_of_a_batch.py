@@ -9,7 +9,9 @@ from dsrcnn.layers.norms import norms_at_rest
 
 SIZES = [(64, 96), (64, 96), (64, 96), (64, 96)]
 DLA = ["MODEL.SparseRCNN.DLA.ENABLED", True]
+# Without norms over the images of a batch: in parts they see less.
 DPG = ["MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.DPG.NORM", "none"]
+DPG += ["MODEL.SparseRCNN.DPG.LOGIT_NORM", "none"]
 VARIANTS = {
     "Hungarian": [],
     "DLA": DLA,

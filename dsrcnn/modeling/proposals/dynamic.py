@@ -13,16 +13,12 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...structures import (
-    Proposals,
-    at_least_float32,
-    box_cxcywh_to_xyxy,
-    mean_over_processes,
-)
+from ...structures import Proposals, at_least_float32, box_cxcywh_to_xyxy
 from ..decoder.roi_features import stride_of
 from ..event_log import storage_in_turn
 from .initial_boxes import initial_boxes
 from .learned import PROPOSALS_REGISTRY, ProposalSource
+from .logit_norm import build_logit_norm
 from .mixing_statistics import mixing_statistics
 from .staircase import StairStep, climb, resize_nearest, summarize
 from .temperature import TemperatureSchedule
@@ -43,11 +39,9 @@ class DynamicProposals(ProposalSource):
         expert_boxes: (E, P, 4) centre and size as fractions of the image.
         expert_features: (E, P, D).
         step: training iterations so far; they set the temperature.
-        center: (E, P) running mean of the logits over images.
     """
 
     step: Tensor
-    center: Tensor
 
     @configurable
     def __init__(
@@ -67,7 +61,7 @@ class DynamicProposals(ProposalSource):
         resize: int = 30,
         hidden: int = 1500,
         zero_init: bool = False,
-        centering: float = 0.9,
+        logit_norm: str = "BN",
         valid_region: bool = False,
         tiling_noise: float = 0.0,
         log_period: int = 0,
@@ -91,10 +85,9 @@ class DynamicProposals(ProposalSource):
             resize: side of the map that the linear layers see.
             hidden: width between them.
             zero_init: start the last layer at zero, so that all experts weigh the same.
-            centering: momentum of the mean over images that is taken off the logits; 0 for none.
-                Without it the mean grows faster than what tells images apart, until every image
-                gets the same experts and the others learn no more. The same cure keeps
-                self-distillation from collapsing (DINO, arXiv 2104.14294, section 3.1).
+            logit_norm: "BN", "SyncBN" or "none": standardize every logit over images. Without it
+                what is common to all images grows much faster than what tells them apart, until
+                they all get the same experts and the others learn no more.
             valid_region: resize only the image, padded as it would be alone, and not the padding of
                 the batch. Neighbours then reach an image's proposals only through the backbone, at
                 its border, and not at all where padded sizes are equal.
@@ -114,12 +107,12 @@ class DynamicProposals(ProposalSource):
         self.stair = nn.ModuleList(StairStep(channels * i, norm) for i in steps)
         self.fc1 = nn.Linear(resize**2, hidden)
         self.fc2 = nn.Linear(hidden, num_experts * num_proposals)
+        self.logit_norm = build_logit_norm(logit_norm, num_experts, num_proposals)
         if zero_init:
             nn.init.zeros_(self.fc2.weight)
             nn.init.zeros_(self.fc2.bias)
         self.reduce = reduce
         self.standardize = standardize
-        self.centering = centering
         self.resize = resize
         self.valid_region = valid_region
         self.strides = list(strides)
@@ -127,8 +120,6 @@ class DynamicProposals(ProposalSource):
         self.tiling_noise = tiling_noise
         self.log_period = log_period
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("center", torch.zeros(num_experts, num_proposals))
-        self._means: list[Tensor] = []  # of the logits of the iteration's parts so far
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -152,7 +143,7 @@ class DynamicProposals(ProposalSource):
             "resize": dpg.RESIZE,
             "hidden": dpg.HIDDEN,
             "zero_init": dpg.ZERO_INIT,
-            "centering": dpg.CENTERING,
+            "logit_norm": dpg.LOGIT_NORM,
             "valid_region": dpg.VALID_REGION,
             "temperature": TemperatureSchedule(dpg.TAU_START, dpg.TAU_END, annealing),
             "tiling_noise": dpg.TILING_NOISE,
@@ -172,17 +163,13 @@ class DynamicProposals(ProposalSource):
         logits = self.logits(features, sizes)
         weights = self.choose(logits)
         if self.training and torch.is_grad_enabled():
-            self._means.append(at_least_float32(logits.detach()).mean(dim=0))
             self._log(logits, weights)
         boxes, mixed = self.mix(weights)
         return Proposals(box_cxcywh_to_xyxy(boxes) * sizes.unsqueeze(1), mixed)
 
     def end_iteration(self) -> None:
-        """A step of the temperature passes, and the centre moves."""
+        """A step of the temperature passes."""
         self.step += 1
-        mean = mean_over_processes(torch.stack(self._means).mean(dim=0))
-        self._means = []
-        self.center.lerp_(mean.to(self.center.dtype), 1 - self.centering)
 
     def mix(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the experts up by weight.
@@ -208,11 +195,8 @@ class DynamicProposals(ProposalSource):
         return self.choose(self.logits(features, sizes))
 
     def choose(self, logits: Tensor) -> Tensor:
-        """Weights from logits, both (B, E, P): centred, divided by the temperature, softmax."""
-        logits = at_least_float32(logits)
-        if self.centering:
-            logits = logits - self.center
-        return (logits / self.current_temperature()).softmax(dim=1)
+        """Weights from logits, both (B, E, P)."""
+        return (at_least_float32(logits) / self.current_temperature()).softmax(dim=1)
 
     def logits(self, features: list[Tensor], sizes: Tensor) -> Tensor:
         """What the weight network says before the softmax, (B, E, P)."""
@@ -227,7 +211,11 @@ class DynamicProposals(ProposalSource):
         if self.standardize:
             seen = F.layer_norm(seen, seen.shape[1:])
         hidden = F.relu(self.fc1(seen))
-        return self.fc2(hidden).view(len(sizes), *self.expert_boxes.shape[:2])
+        # Not in half precision: what tells images apart is small beside what they have in common.
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = self.fc2(hidden.to(self.fc2.weight.dtype))
+            shaped: Tensor = self.logit_norm(logits.view(-1, *self.expert_boxes.shape[:2]))
+        return shaped
 
     def current_temperature(self) -> Tensor:
         """Of the step at hand; in evaluation that of the end."""
@@ -239,7 +227,7 @@ class DynamicProposals(ProposalSource):
         storage = storage_in_turn(self.log_period)
         if storage is not None:
             found = {"tau": self.current_temperature(), **mixing_statistics(weights)}
-            found["spread"] = (logits - self.center).std(dim=1, correction=0).mean()
+            found["spread"] = logits.std(dim=1, correction=0).mean()
             values = torch.stack(list(found.values())).tolist()
             named = {f"dpg/{name}": value for name, value in zip(found, values, strict=True)}
             storage.put_scalars(smoothing_hint=False, **named)

@@ -1,0 +1,71 @@
+"""What the options of training cost and save: precision, parts, checkpointing, compilation."""
+
+import itertools
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from tabulate import tabulate
+
+from ..data import build_train_loader
+from ..engine.config import load_cfg
+from .speed import Measurement, Variant, compare
+
+__all__ = ["OPTIONS", "compare_options", "images_per_second", "table_of_options"]
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "float32": (),
+    "bf16": ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bf16"),
+    "fp16": ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "fp16"),
+    "accumulate": ("SOLVER.ACCUMULATE", "2"),
+    "checkpoint": ("MODEL.CHECKPOINT.BACKBONE", "True", "MODEL.CHECKPOINT.STAGES", "True"),
+    "compile": ("MODEL.COMPILE", "True"),
+}
+
+
+def compare_options(
+    config: str, names: Sequence[str], opts: Sequence[str] = (), **shape: Any
+) -> list[Measurement]:
+    """Measure iterations of the training loop in turn, one process for each option.
+
+    Args:
+        config: YAML file or shipped name.
+        names: of `OPTIONS`.
+        opts: ``KEY, VALUE, ...`` for all.
+        **shape: of `compare`: images, height, width, objects, repeats, threads.
+    """
+    variants = [Variant(name, config, (*opts, *OPTIONS[name])) for name in names]
+    return compare(variants, mode="loop", **shape)
+
+
+def table_of_options(measured: Sequence[Measurement]) -> str:
+    """Seconds and peak memory; ratios to the first, medians over rounds paired in time."""
+    first = measured[0].rounds
+    rows = []
+    for m in measured:
+        pairs = list(zip(m.rounds, first, strict=True))
+        slower = median(a["iteration"] / b["iteration"] for a, b in pairs)
+        memory = m.median("peak memory (MiB)")
+        more = memory / measured[0].median("peak memory (MiB)")
+        rows.append([m.variant.name, m.median("iteration"), slower, memory, more])
+    headers = ["", "s / iteration", "ratio", "peak memory (MiB)", "ratio"]
+    return tabulate(rows, headers, floatfmt=("", ".3f", ".2f", ".0f", ".2f"), tablefmt="pipe")
+
+
+def images_per_second(config: str, opts: Sequence[str], batches: int = 30) -> float:
+    """How fast the loader of a config delivers training images, once it runs.
+
+    Args:
+        config: YAML file or shipped name; its training data must be there.
+        opts: ``KEY, VALUE, ...``.
+        batches: to count.
+    """
+    cfg = load_cfg(config, opts)
+    stream = iter(build_train_loader(cfg))
+    warm_up = 2 * max(1, cfg.DATALOADER.NUM_WORKERS) + 1  # what workers fetch ahead
+    for _ in range(warm_up):
+        next(stream)
+    start = time.perf_counter()
+    count = sum(len(batch) for batch in itertools.islice(stream, batches))
+    return count / (time.perf_counter() - start)

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+import torch
+from conftest import SMALL, quick_cfg
+from test_evaluation_hooks import custom
+
+from dsrcnn.engine.launch import run
+from dsrcnn.engine.recipe import final_recipe
+from dsrcnn.engine.trainer import Trainer
+
+QUICK = ["--config-file", "quick/sparse_rcnn_shapes"]
+
+
+def test_the_recipe_is_final_after_the_first_time(tmp_path):
+    options = ["SOLVER.EPOCHS.MAX", 6, "SOLVER.REFERENCE_BATCH", 4, "SOLVER.BASE_LR", 0.004]
+    cfg = quick_cfg(tmp_path / "out", *custom(tmp_path), *options, "SEED", -1)
+    first = final_recipe(cfg)
+    assert first.SOLVER.MAX_ITER == 12  # four images in batches of two
+    assert pytest.approx(0.002) == first.SOLVER.BASE_LR
+    assert first.SEED >= 0
+    assert final_recipe(first) == first
+    assert cfg.SOLVER.EPOCHS.MAX == 6  # what was given is not changed
+
+
+def test_frozen_modules_of_a_run_stay_as_they_were(tmp_path):
+    options = [*custom(tmp_path), "MODEL.FREEZE", "('backbone',)", "LOG.IMAGES", 0]
+    trainer = Trainer(quick_cfg(tmp_path / "out", *options))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    after = trainer.model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items() if k.startswith("backbone"))
+    assert not all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_the_hooks_are_the_same_on_all_processes_whatever_they_write(tmp_path, monkeypatch):
+    names = []
+    for is_main in (True, False):
+        monkeypatch.setattr(
+            "detectron2.utils.comm.is_main_process", lambda is_main=is_main: is_main
+        )
+        options = [*custom(tmp_path), "MODEL.EMA.ENABLED", True]
+        trainer = Trainer(quick_cfg(tmp_path / "out", *options))
+        names.append([type(hook).__name__ for hook in trainer._hooks])
+    assert names[0] == names[1]
+    order = ["LRScheduler", "CallbackHook", "AverageNorms", "Checkpoints", "Evaluation"]
+    assert [n for n in names[0] if n in order] == order
+    assert names[0][-2:] == ["ProgressBar", "PeriodicWriter"]
+
+
+def test_every_start_of_a_run_is_recorded(tmp_path):
+    output = tmp_path / "out"
+    options = [*SMALL, *map(str, custom(tmp_path)), "OUTPUT_DIR", str(output), "SEED", "-1"]
+    assert run([*QUICK, *options]) == 0
+    assert run([*QUICK, "--resume", *options]) == 0
+    starts = [json.loads(x) for x in (output / "environment.jsonl").read_text().splitlines()]
+    assert len(starts) == 2
+    assert torch.__version__.startswith(starts[0]["packages"]["torch"])
+    assert starts[0]["seed"] != starts[1]["seed"]  # both drawn; the first one counts
+    assert {"command", "device", "processes", "dsrcnn", "commit", "changed"} <= set(starts[0])
