@@ -96,3 +96,26 @@ def test_a_step_with_dla_works_where_one_process_has_no_object(tmp_path):
     assert torch.isfinite(gradients).all()
     assert first["loss_bbox"] > 0
     assert second["loss_bbox"] == second["loss_giou"] == 0
+
+
+def _last_stage_only(rank, folder):
+    from dsrcnn.engine.processes import for_all_processes
+
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = for_all_processes(build_model(tiny_cfg("MODEL.SparseRCNN.DEEP_SUPERVISION", False)))
+    for _ in range(2):  # the second step would fail if the first had waited for a gradient
+        losses = model(batch([(64, 96)], [2], seed=rank))
+        sum(losses.values()).backward()
+    torch.save(
+        sum(p.grad.sum() for p in model.parameters() if p.grad is not None), f"{folder}/{rank}"
+    )
+    dist.destroy_process_group()
+
+
+def test_without_deep_supervision_no_process_waits_for_gradients_that_do_not_come(tmp_path):
+    mp.spawn(_last_stage_only, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    assert first == second
