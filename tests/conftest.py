@@ -98,3 +98,14 @@ def write_coco(annotations: Path, images: Path, count: int = 2) -> None:
     classes = [{"id": 1, "name": "left"}, {"id": 2, "name": "right"}]
     content = {"images": records, "annotations": boxes, "categories": classes}
     annotations.write_text(json.dumps(content))
+
+
+def coco_options(folder: Path, count: int = 4) -> list[str]:
+    """Write a COCO data set into `folder`; the options that train and test on it."""
+    annotations, images = folder / "annotations.json", folder / "images"
+    write_coco(annotations, images, count)
+    return [
+        *("DATASETS.CUSTOM.NAME", folder.name, "DATASETS.CUSTOM.TRAIN_JSON", str(annotations)),
+        *("DATASETS.CUSTOM.TRAIN_IMAGES", str(images), "DATASETS.CUSTOM.TEST_JSON"),
+        *(str(annotations), "DATASETS.CUSTOM.TEST_IMAGES", str(images)),
+    ]

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import batch, quick_cfg, tiny_cfg
+from conftest import batch, coco_options, quick_cfg, tiny_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -85,7 +85,7 @@ def test_the_average_of_a_detector_has_its_keys_and_predicts_like_it():
 
 def test_training_evaluates_the_average_and_so_does_the_command_line(tmp_path):
     options = ["MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.5, "SOLVER.MAX_ITER", 4]
-    cfg = quick_cfg(tmp_path, *options, "LOG.IMAGES", 0)
+    cfg = quick_cfg(tmp_path, *coco_options(tmp_path / "data"), *options, "LOG.IMAGES", 0)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()

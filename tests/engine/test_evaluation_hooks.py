@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import batch, quick_cfg, tiny_cfg, write_coco
+from conftest import batch, coco_options, quick_cfg, tiny_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -118,21 +118,13 @@ def test_training_stops_when_nothing_gets_better():
     assert calls == [1, 3, 5, 7]
 
 
-def custom(folder):
-    write_coco(folder / "annotations.json", folder / "images", count=4)
-    names = ("annotations.json", "images")
-    files = [str(folder / names[i]) for i in (0, 1)]
-    return [
-        *("DATASETS.CUSTOM.NAME", folder.name, "LOG.IMAGES", 2),
-        *("DATASETS.CUSTOM.TRAIN_JSON", files[0], "DATASETS.CUSTOM.TRAIN_IMAGES", files[1]),
-        *("DATASETS.CUSTOM.TEST_JSON", files[0], "DATASETS.CUSTOM.TEST_IMAGES", files[1]),
-    ]
-
-
 def test_early_stopping_ends_a_run_with_both_models(tmp_path, caplog):
     options = ["TEST.BEST.PATIENCE", 1, "TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 50]
+    # A loss that must grow to be better.
     options += ["TEST.LOSS", True, "TEST.BEST.METRIC", "validation/total_loss"]
-    cfg = quick_cfg(tmp_path / "out", *custom(tmp_path), *options)  # a growing loss is "better"
+    cfg = quick_cfg(
+        tmp_path / "out", *coco_options(tmp_path), *options, "LOG.IMAGES", 0
+    )  # a growing loss is "better"
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     with caplog.at_level(logging.INFO):
@@ -150,7 +142,7 @@ def test_early_stopping_ends_a_run_with_both_models(tmp_path, caplog):
 def test_predictions_are_drawn_at_every_evaluation(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    cfg = quick_cfg(tmp_path / "out", *custom(tmp_path))
+    cfg = quick_cfg(tmp_path / "out", *coco_options(tmp_path), "LOG.IMAGES", 2)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()

@@ -2,8 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import SMALL, quick_cfg
-from test_evaluation_hooks import custom
+from conftest import SMALL, coco_options, quick_cfg
 
 from dsrcnn.engine.launch import run
 from dsrcnn.engine.recipe import final_recipe
@@ -14,7 +13,7 @@ QUICK = ["--config-file", "quick/sparse_rcnn_shapes"]
 
 def test_the_recipe_is_final_after_the_first_time(tmp_path):
     options = ["SOLVER.EPOCHS.MAX", 6, "SOLVER.REFERENCE_BATCH", 4, "SOLVER.BASE_LR", 0.004]
-    cfg = quick_cfg(tmp_path / "out", *custom(tmp_path), *options, "SEED", -1)
+    cfg = quick_cfg(tmp_path / "out", *coco_options(tmp_path), *options, "SEED", -1)
     first = final_recipe(cfg)
     assert first.SOLVER.MAX_ITER == 12  # four images in batches of two
     assert pytest.approx(0.002) == first.SOLVER.BASE_LR
@@ -24,7 +23,7 @@ def test_the_recipe_is_final_after_the_first_time(tmp_path):
 
 
 def test_frozen_modules_of_a_run_stay_as_they_were(tmp_path):
-    options = [*custom(tmp_path), "MODEL.FREEZE", "('backbone',)", "LOG.IMAGES", 0]
+    options = [*coco_options(tmp_path), "MODEL.FREEZE", "('backbone',)", "LOG.IMAGES", 0]
     trainer = Trainer(quick_cfg(tmp_path / "out", *options))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     trainer.resume_or_load(resume=False)
@@ -40,7 +39,7 @@ def test_the_hooks_are_the_same_on_all_processes_whatever_they_write(tmp_path, m
         monkeypatch.setattr(
             "detectron2.utils.comm.is_main_process", lambda is_main=is_main: is_main
         )
-        options = [*custom(tmp_path), "MODEL.EMA.ENABLED", True]
+        options = [*coco_options(tmp_path), "MODEL.EMA.ENABLED", True]
         trainer = Trainer(quick_cfg(tmp_path / "out", *options))
         names.append([type(hook).__name__ for hook in trainer._hooks])
     assert names[0] == names[1]
@@ -51,7 +50,7 @@ def test_the_hooks_are_the_same_on_all_processes_whatever_they_write(tmp_path, m
 
 def test_every_start_of_a_run_is_recorded(tmp_path):
     output = tmp_path / "out"
-    options = [*SMALL, *map(str, custom(tmp_path)), "OUTPUT_DIR", str(output), "SEED", "-1"]
+    options = [*SMALL, *coco_options(tmp_path), "OUTPUT_DIR", str(output), "SEED", "-1"]
     assert run([*QUICK, *options]) == 0
     assert run([*QUICK, "--resume", *options]) == 0
     starts = [json.loads(x) for x in (output / "environment.jsonl").read_text().splitlines()]

@@ -1,6 +1,5 @@
 """A run that is killed and resumed equals one that was not, bit for bit."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, quick_cfg
+from conftest import REPOSITORY, SMALL, coco_options, quick_cfg
 
 from dsrcnn.engine.trainer import Trainer
 
@@ -25,6 +24,12 @@ EVERYTHING = [
     *("SOLVER.MAX_ITER", "10", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "6"),
     *("TEST.LOSS", "True", "LOG.IMAGES", "0", "DATALOADER.NUM_WORKERS", "1"),
 ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Few images: evaluation is not what takes the time."""
+    return coco_options(tmp_path_factory.mktemp("data"), count=9)
 
 
 def command(folder, *options):
@@ -77,9 +82,9 @@ def differences(a, b, path=""):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    finish(folder)
+    finish(folder, *data)
     return torch.load(folder / "model_final.pth")
 
 
@@ -88,10 +93,12 @@ def uninterrupted(tmp_path_factory):
     ["model_0000002.pth", "model_0000005.pth", "model_best.pth"],
     ids=["soon after the first checkpoint", "at an evaluation", "after the best model was written"],
 )
-def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(tmp_path, uninterrupted, last_file):
-    kill_when(tmp_path, (tmp_path / last_file).exists)
+def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(
+    tmp_path, uninterrupted, data, last_file
+):
+    kill_when(tmp_path, (tmp_path / last_file).exists, *data)
     assert not (tmp_path / "model_final.pth").exists()
-    finish(tmp_path)
+    finish(tmp_path, *data)
     assert differences(uninterrupted, torch.load(tmp_path / "model_final.pth")) == []
 
 
@@ -112,14 +119,9 @@ def train(cfg, *, resume=True):
     return trainer
 
 
-def losses_of(folder):
-    lines = (folder / "metrics.json").read_text().splitlines()
-    return [json.loads(line).get("total_loss") for line in lines]
-
-
 @pytest.mark.parametrize("damage", ["truncated", "empty"])
 def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, caplog, damage):
-    options = ["SOLVER.CHECKPOINT_PERIOD", 2, "LOG.IMAGES", 0]
+    options = ["SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", "()"]
     train(quick_cfg(tmp_path, *options, "SOLVER.MAX_ITER", 5))
     newest = [tmp_path / name for name in ("model_final.pth", "model_0000003.pth")]
     for path in newest:
@@ -132,9 +134,9 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, caplog, damage):
 
 
 def test_a_seed_that_was_drawn_is_kept_on_resume(tmp_path):
-    train(quick_cfg(tmp_path, "SEED", -1, "SOLVER.MAX_ITER", 1, "LOG.IMAGES", 0))
+    train(quick_cfg(tmp_path, "SEED", -1, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
     seed = torch.load(tmp_path / "model_final.pth")["trainer"]["seed"]
-    trainer = train(quick_cfg(tmp_path, "SEED", -1, "SOLVER.MAX_ITER", 2, "LOG.IMAGES", 0))
+    trainer = train(quick_cfg(tmp_path, "SEED", -1, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()"))
     assert trainer._trainer.seed == trainer.data_loader.batch_sampler.seed == seed
     assert seed != trainer.cfg.SEED
 
@@ -142,7 +144,7 @@ def test_a_seed_that_was_drawn_is_kept_on_resume(tmp_path):
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(tmp_path):
     found = {}
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        options = ["SEED", seed, "SOLVER.MAX_ITER", 3, "LOG.IMAGES", 0]
+        options = ["SEED", seed, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()"]
         torch.manual_seed(seed)  # what `default_setup` does before the model is built
         trainer = train(quick_cfg(tmp_path / name, *options))
         found[name] = [value for value, _ in trainer.storage.history("total_loss").values()]

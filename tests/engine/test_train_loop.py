@@ -128,6 +128,15 @@ def test_infinite_gradients_under_a_gradient_scaler_skip_the_step_and_lower_the_
         assert loop.scaler.get_scale() == pytest.approx(5e37)
 
 
+def test_the_scale_survives_a_resume():
+    fp16 = ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "fp16"]
+    first, second = (loop_over(Model(), [], *fp16) for _ in range(2))
+    first.scaler = torch.amp.GradScaler("cpu", init_scale=123.0, enabled=True)
+    first.scaler.scale(torch.ones(1))
+    second.load_state_dict(first.state_dict())
+    assert second.scaler.get_scale() == 123.0
+
+
 def test_gradients_that_are_infinite_at_any_scale_end_training():
     model = Model()
     model.layer.weight.register_hook(lambda gradient: gradient * float("inf"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, write_coco
+from conftest import REPOSITORY, SMALL, coco_options
 
 # No batch norms: their statistics are those of a process.
 FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.DEVICE", "cpu", "LOG.IMAGES", "0"]
@@ -17,18 +18,13 @@ FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.DEVICE", "cpu", "LOG.IMAGES",
 
 @pytest.fixture
 def data(tmp_path):
-    write_coco(tmp_path / "annotations.json", tmp_path / "images", count=7)
+    options = coco_options(tmp_path, count=7)
     content = json.loads((tmp_path / "annotations.json").read_text())
-    for annotation in content["annotations"]:  # of three images without objects
+    for annotation in content["annotations"]:  # three images are left without objects
         if annotation["image_id"] in (2, 4, 5):
             annotation["iscrowd"] = 1
     (tmp_path / "annotations.json").write_text(json.dumps(content))
-    files, images = str(tmp_path / "annotations.json"), str(tmp_path / "images")
-    return [
-        *("DATASETS.CUSTOM.NAME", tmp_path.name, "DATASETS.CUSTOM.TRAIN_JSON", files),
-        *("DATASETS.CUSTOM.TRAIN_IMAGES", images, "DATASETS.CUSTOM.TEST_JSON", files),
-        *("DATASETS.CUSTOM.TEST_IMAGES", images),
-    ]
+    return options
 
 
 def arguments(folder, *options):
@@ -53,10 +49,10 @@ def by_spawn(folder, *options, processes=1, flags=()):
     return [sys.executable, *config, "--num-gpus", str(processes), *flags, *opts]
 
 
-def by_torchrun(folder, *options):
+def by_torchrun(folder, *options, flags=()):
     config, opts = arguments(folder, *options)
-    module = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    return [*module, "--master-port", str(29500 + os.getpid() % 1000), *config, *opts]
+    module = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *flags]
+    return [*module, "--master-port", str(29500 + os.getpid() % 1000), *config, "--resume", *opts]
 
 
 def logged(folder):
@@ -115,13 +111,14 @@ def children(pid):
 
 def is_worker(pid):
     with open(f"/proc/{pid}/cmdline") as file:
-        return "spawn_main" in file.read()
+        words = file.read()
+    return "spawn_main" in words or "train_net.py" in words
 
 
-def test_when_a_process_is_killed_the_run_ends_with_a_message(tmp_path, data):
-    options = [*data, "SOLVER.MAX_ITER", 100000, "SOLVER.CHECKPOINT_PERIOD", 2]
+def kill_one(command, checkpoint):
+    """Start a run, kill one of its processes after a checkpoint: status, stderr, the processes."""
     process = subprocess.Popen(
-        by_spawn(tmp_path / "out", *options, processes=2),
+        command,
         cwd=REPOSITORY,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -131,20 +128,37 @@ def test_when_a_process_is_killed_the_run_ends_with_a_message(tmp_path, data):
     )
     try:
         end = time.monotonic() + 120
-        while not (tmp_path / "out/model_0000001.pth").exists() and time.monotonic() < end:
-            time.sleep(0.1)
+        while not checkpoint.exists() and time.monotonic() < end:
+            time.sleep(0.05)
         workers = [pid for pid in children(process.pid) if is_worker(pid)]
         os.kill(workers[-1], signal.SIGKILL)
-        killed = time.monotonic()
         _, message = process.communicate(timeout=60)
-        assert time.monotonic() - killed < 60
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 1
+    return process.returncode, message, workers
+
+
+def test_when_a_process_is_killed_the_run_ends_within_a_minute_and_says_so(tmp_path, data):
+    options = [*data, "SOLVER.MAX_ITER", 100000, "SOLVER.CHECKPOINT_PERIOD", 2]
+    command = by_spawn(tmp_path / "out", *options, processes=2)
+    status, message, workers = kill_one(command, tmp_path / "out/model_0000001.pth")
+    assert status == 1
     assert "was killed by SIGKILL" in message
     assert "--resume goes on" in message
     assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+
+
+def test_torchrun_starts_a_run_again_that_goes_on_from_its_checkpoint(tmp_path, data):
+    options = [*data, "SOLVER.MAX_ITER", 60, "SOLVER.CHECKPOINT_PERIOD", 2]
+    command = by_torchrun(tmp_path / "out", *options, flags=["--max-restarts", "1"])
+    status, message, _ = kill_one(command, tmp_path / "out/model_0000001.pth")
+    assert status == 0, message
+    assert torch.load(tmp_path / "out/model_final.pth")["iteration"] == 59
+    log = (tmp_path / "out/log.txt").read_text()
+    starts = [int(x) for x in re.findall(r"Starting training from iteration (\d+)", log)]
+    assert len(starts) == 2
+    assert starts[0] == 0 < starts[1]
 
 
 def test_bad_input_of_one_process_ends_both_with_its_message(tmp_path, data):
