@@ -18,7 +18,8 @@ demo: setup
 	$(BIN)/dsrcnn demo
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope \
+	  --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

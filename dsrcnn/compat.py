@@ -12,6 +12,7 @@ import importlib.util
 import re
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,6 +112,17 @@ def _restore_numpy_aliases(root: Path) -> None:
             setattr(np, alias, builtin)
 
 
+def _import_quietly() -> None:
+    """Some modules use ``torch.jit.script`` when imported, which newer torch calls deprecated.
+
+    A user can do nothing about it, and it would head the output of every command and worker.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)
+        import detectron2.modeling  # noqa: F401
+
+
 def ensure_compatible() -> None:
     """Make the installed Detectron2 importable. Idempotent.
 
@@ -124,6 +136,7 @@ def ensure_compatible() -> None:
     _restore_pillow_linear(root)
     _restore_numpy_aliases(root)
     _provide_compiled_extension()
+    _import_quietly()
 
 
 def create_local_process_group(processes_per_machine: int) -> None:

@@ -2,12 +2,14 @@
 
 import importlib.machinery
 import importlib.util
+import subprocess
 import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from conftest import REPOSITORY
 from detectron2 import _C
 from detectron2.data import build, print_instances_class_histogram
 from detectron2.data import transforms as T
@@ -155,3 +157,9 @@ def test_a_mere_folder_called_detectron2_is_not_an_installation(monkeypatch):
     pretend_found(monkeypatch, importlib.machinery.ModuleSpec("detectron2", None, is_package=True))
     with pytest.raises(ImportError, match="not installed"):
         compat.ensure_compatible()
+
+
+def test_the_import_prints_nothing():
+    command = [sys.executable, "-c", "import dsrcnn.engine.launch"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""

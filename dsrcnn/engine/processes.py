@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +62,11 @@ def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) ->
         ProcessExitedException: if a process ends otherwise, killed for example.
     """
     if started_by_torchrun():
-        _join(processes.device, int(os.environ["LOCAL_RANK"]), "env://", -1, -1)
+        store, rank, world_size = next(dist.rendezvous("env://"))
+        # Its addresses are those of the processes before a restart, unless each start has its own.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        local_rank = int(os.environ["LOCAL_RANK"])
+        _join(processes.device, local_rank, rank, world_size, store=store)
         try:
             work(*args)
         finally:
@@ -89,21 +94,19 @@ def _worker(
     world_size = processes.machines * processes.per_machine
     assert processes.url is not None
     os.environ["LOCAL_WORLD_SIZE"] = str(processes.per_machine)
-    _join(processes.device, local_rank, processes.url, rank, world_size)
+    _join(processes.device, local_rank, rank, world_size, init_method=processes.url)
     try:
         work(*args)
     finally:
         dist.destroy_process_group()
 
 
-def _join(device: str, local_rank: int, url: str, rank: int, world_size: int) -> None:
+def _join(device: str, local_rank: int, rank: int, world_size: int, **meeting: Any) -> None:
     """Make this process a member; with CUDA each has its own GPU and they talk by NCCL."""
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, init_method=url, rank=rank, world_size=world_size, timeout=_TIMEOUT
-    )
+    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=_TIMEOUT, **meeting)
     create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
 
@@ -116,11 +119,14 @@ def for_all_processes(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
-    ids = [torch.cuda.current_device()] if device.type == "cuda" else None
+    # `broadcast_buffers` until torch 2.12; it is deprecated since.
+    known = signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {buffers: False}
     return DistributedDataParallel(
         model,
-        device_ids=ids,
-        broadcast_buffers=False,
+        device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         find_unused_parameters=not getattr(model, "trains_every_parameter", True),
+        **options,
     )

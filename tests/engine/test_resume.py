@@ -1,6 +1,7 @@
 """A run that is killed and resumed equals one that was not, bit for bit."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,17 +89,17 @@ def uninterrupted(tmp_path_factory, data):
     return torch.load(folder / "model_final.pth")
 
 
-@pytest.mark.parametrize(
-    "last_file",
-    ["model_0000002.pth", "model_0000005.pth", "model_best.pth"],
-    ids=["soon after the first checkpoint", "at an evaluation", "after the best model was written"],
-)
-def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(
-    tmp_path, uninterrupted, data, last_file
-):
-    kill_when(tmp_path, (tmp_path / last_file).exists, *data)
-    assert not (tmp_path / "model_final.pth").exists()
+def test_a_run_killed_three_times_equals_an_uninterrupted_one(tmp_path, uninterrupted, data):
+    # Soon after the first checkpoint, at an evaluation, and after the best model was written.
+    for last_file in ("model_0000002.pth", "model_0000005.pth", "model_best.pth"):
+        kill_when(tmp_path, (tmp_path / last_file).exists, *data)
+        assert not (tmp_path / "model_final.pth").exists()
     finish(tmp_path, *data)
+    starts = re.findall(
+        "Starting training from iteration ([0-9]+)", (tmp_path / "log.txt").read_text()
+    )
+    assert starts[0] == "0"
+    assert int(starts[-1]) >= 6
     assert differences(uninterrupted, torch.load(tmp_path / "model_final.pth")) == []
 
 

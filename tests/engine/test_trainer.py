@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import quick_cfg
+from conftest import coco_options, quick_cfg
 from detectron2.engine import DefaultPredictor
 
 from dsrcnn.data.datasets.shapes import draw_scene
@@ -11,6 +11,11 @@ from dsrcnn.engine.config import load_cfg
 from dsrcnn.engine.launch import evaluate
 from dsrcnn.engine.trainer import Trainer
 from dsrcnn.errors import DataError, NonFiniteLossError
+
+
+def few_images(folder, *options):
+    """The tiny model on four images of two classes."""
+    return quick_cfg(folder, *coco_options(folder / "data"), *options)
 
 
 def train(cfg, *, resume=False):
@@ -41,8 +46,8 @@ def test_a_short_training_lowers_the_loss_evaluates_and_predicts(tmp_path):
 
 
 def test_a_resumed_run_goes_on_where_it_was(tmp_path):
-    train(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 3))
-    trainer = train(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 5), resume=True)
+    train(few_images(tmp_path, "SOLVER.MAX_ITER", 3))
+    trainer = train(few_images(tmp_path, "SOLVER.MAX_ITER", 5), resume=True)
     assert trainer.start_iter == 3
     assert trainer.iter == 5
     steps = {s["step"].item() for s in trainer.optimizer.state_dict()["state"].values()}
@@ -87,15 +92,15 @@ def test_the_progress_bar_comes_before_the_writers(tmp_path):
 
 
 def test_mixed_precision_trains_on_a_cpu(tmp_path):
-    trainer = train(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 2, "SOLVER.AMP.ENABLED", True))
+    trainer = train(few_images(tmp_path, "SOLVER.AMP.ENABLED", True))
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
 def test_evaluation_with_test_time_augmentation_adds_its_metrics(tmp_path):
-    train(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 1))
+    train(few_images(tmp_path, "SOLVER.MAX_ITER", 1))
     options = ["TEST.AUG.ENABLED", True, "TEST.AUG.SCALE_FILTER", False]
     options += ["TEST.AUG.MIN_SIZES", "(64,)", "MODEL.WEIGHTS", str(tmp_path / "model_final.pth")]
-    results = evaluate(quick_cfg(tmp_path, *options))
+    results = evaluate(few_images(tmp_path, *options))
     assert set(results) == {"bbox", "bbox_TTA"}
     assert set(results["bbox_TTA"]) == set(results["bbox"])
     assert (tmp_path / "tta/inference/coco_instances_results.json").is_file()
@@ -104,8 +109,8 @@ def test_evaluation_with_test_time_augmentation_adds_its_metrics(tmp_path):
 def test_dynamic_sparse_rcnn_trains_resumes_evaluates_and_predicts(tmp_path):
     dynamic = ["MODEL.META_ARCHITECTURE", "DynamicSparseRCNN", "MODEL.SparseRCNN.DLA.ENABLED", True]
     dynamic += ["MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.DPG.TAU_ITERS", 10]
-    train(quick_cfg(tmp_path, *dynamic, "SOLVER.MAX_ITER", 3))
-    cfg = quick_cfg(tmp_path, *dynamic, "SOLVER.MAX_ITER", 20)
+    train(few_images(tmp_path, *dynamic, "SOLVER.MAX_ITER", 3))
+    cfg = few_images(tmp_path, *dynamic, "SOLVER.MAX_ITER", 20)
     trainer = train(cfg, resume=True)
     assert trainer.start_iter == 3
     proposals = trainer.model.proposals
