@@ -26,7 +26,15 @@ DETECTRON2_NEEDS = [
 ]
 VIZ = ["opencv-python-headless>=4.7"]
 EVAL = ["faster-coco-eval>=1.6"]
-DEV = ["mypy>=1.13", "pytest>=8", "pytest-xdist>=3.2", "ruff>=0.9", "types-PyYAML", "types-tabulate", "types-tqdm"]
+DEV = [
+    "mypy>=1.13",
+    "pytest>=8",
+    "pytest-xdist>=3.2",
+    "ruff>=0.9",
+    "types-PyYAML",
+    "types-tabulate",
+    "types-tqdm",
+]
 
 setup(
     name="dsrcnn",

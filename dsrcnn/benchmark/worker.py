@@ -168,18 +168,19 @@ def main() -> None:
         from dsrcnn.benchmark.plain import plain_optimizer, undo
 
         undo(model, [name for name in without if name != "optimizer"])
-    timer = PartTimer(model)
     shape = (args.images, args.height, args.width, args.objects)
     batch = make_batch(*shape, classes=cfg.MODEL.SparseRCNN.NUM_CLASSES)
-    arguments: list[Any] = [model, batch, timer]
+    measure: Any = train_step if args.mode == "train" else infer
+    arguments: list[Any]
+    if args.mode == "loop":
+        measure, arguments = loop_step, [make_loop(cfg, model, batch)]
+    else:  # hooks of a timer wait for the GPU, which a loop is not to do
+        arguments = [model, batch, PartTimer(model)]
     if args.mode == "train":
         from dsrcnn.solver import build_optimizer
 
         optimizer = build_optimizer(cfg, model)
         arguments.insert(1, plain_optimizer(optimizer) if "optimizer" in without else optimizer)
-    measure: Any = train_step if args.mode == "train" else infer
-    if args.mode == "loop":
-        measure, arguments = loop_step, [make_loop(cfg, model, batch)]
     for _ in sys.stdin:
         # Once unmeasured: while the other variant ran, the system may have reclaimed memory.
         measure(*arguments)

@@ -109,9 +109,9 @@ def _add_dynamic_proposals(cfg: CfgNode) -> None:
     node.STANDARDIZE = True  # mean 0 and variance 1 for every map; False: as the paper, collapses
     node.HIDDEN = 1500  # between its two linear layers
     node.ZERO_INIT = False  # start the last layer at zero: all experts weigh the same
-    # Every logit standardized over images: BN, SyncBN or none. Without it, as perhaps in the paper,
-    # soon every image gets the same experts, and most experts are never used.
-    node.LOGIT_NORM = "BN"
+    # Every logit standardized over the images of a step, of all processes. Without it, as perhaps
+    # in the paper, soon every image gets the same experts, and most experts are never used.
+    node.LOGIT_NORM = True
     node.VALID_REGION = False  # resize the image alone, without the padding of the batch
 
     # Softmax over experts: temperature, linear from start to end; evaluation uses the end

@@ -91,7 +91,6 @@ def _check_dynamic_proposals(node: CfgNode, key: str) -> None:
     for name in ("TAU_ITERS", "BOX_JITTER", "TILING_NOISE", "LOG_PERIOD"):
         if node[name] is not None and node[name] < 0:
             raise ConfigError(f"{key}.{name} is {node[name]}; write 0 or a number above.")
-    expect_one_of(f"{key}.LOGIT_NORM", node.LOGIT_NORM, "none", "BN", "SyncBN")
     for name in ("TAU_START", "TAU_END"):
         if not node[name] > 0:
             raise ConfigError(f"{key}.{name} is {node[name]}; write a temperature above 0.")

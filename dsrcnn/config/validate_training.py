@@ -34,6 +34,27 @@ def check_training(cfg: CfgNode) -> None:
     ):
         if value < least:
             raise ConfigError(f"{key} is {value}; write a number of at least {least}.")
+    if solver.EPOCHS.MAX == 0 and any(solver.EPOCHS.values()):
+        raise ConfigError(
+            "SOLVER.EPOCHS.MAX is 0, so the other keys of SOLVER.EPOCHS mean nothing. Write how "
+            "many epochs to train."
+        )
+    _check_best_model(cfg)
+
+
+def _check_best_model(cfg: CfgNode) -> None:
+    best = cfg.TEST.BEST
+    if "validation/" in best.METRIC:
+        if not cfg.TEST.LOSS:
+            raise ConfigError(
+                f"TEST.BEST.METRIC is {best.METRIC!r}, but TEST.LOSS is False, so there are no "
+                "losses on test data. Write TEST.LOSS True."
+            )
+        if best.MODE == "max":
+            raise ConfigError(
+                f"TEST.BEST.METRIC is {best.METRIC!r}, a loss, but TEST.BEST.MODE is 'max', which "
+                "would keep the worst model. Write TEST.BEST.MODE min."
+            )
     if cfg.TEST.BEST.PATIENCE and not cfg.TEST.BEST.METRIC:
         raise ConfigError(
             "TEST.BEST.PATIENCE ends training by TEST.BEST.METRIC, which is empty. Write a metric, "

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import nn
 
 from ..errors import UnreadableWeightsError, WeightsError
@@ -71,25 +72,34 @@ class ReportingCheckpointer(DetectionCheckpointer):
         write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Go on from the newest checkpoint that can be read, or load weights.
+        """Go on from the newest checkpoint that can be read by all processes, or load weights.
 
         Raises:
             WeightsError: if there are checkpoints, but none can be read or used.
         """
-        if not (resume and self.has_checkpoint()):
+        files = comm.all_gather(list(self._newest_first()) if resume else [])[0]
+        if not files:
             return self.load(path, checkpointables=[])
-        for file in self._newest_first():
+        for file in files:
+            content, damage = {}, None
             try:
-                return self.load(file)
+                content = self.load(file)
             except UnreadableWeightsError as error:
-                self.logger.warning("%s Trying the checkpoint before it.", error)
+                damage = str(error)
+            damages = [text for text in comm.all_gather(damage) if text]
+            if not damages:
+                return content
+            self.logger.warning("%s Trying the checkpoint before it.", damages[0])
         raise WeightsError(
             f"No checkpoint in {self.save_dir} can be read. Leave out --resume to start anew."
         )
 
     def _newest_first(self) -> Iterator[str]:
+        if not self.has_checkpoint():
+            return
         last = self.get_checkpoint_file()
-        yield last
+        if os.path.isfile(last):
+            yield last
         files = [*Path(self.save_dir).glob("model_[0-9]*.pth")]
         files += Path(self.save_dir).glob("model_final.pth")
         for file in sorted(files, key=lambda f: f.stat().st_mtime, reverse=True):
@@ -109,8 +119,15 @@ class ReportingCheckpointer(DetectionCheckpointer):
                 "Write MODEL.WEIGHTS <checkpoint>, or --resume for the last one in OUTPUT_DIR."
             )
         missing = f"Weights {path!r} do not exist; correct MODEL.WEIGHTS."
-        if path and "://" not in path and not os.path.isfile(path):
-            raise WeightsError(missing)
+        if path and "://" not in path:
+            found = comm.all_gather(os.path.isfile(path))
+            if any(found) and not all(found):
+                raise WeightsError(
+                    f"Weights {path!r} exist on some machines only. OUTPUT_DIR and MODEL.WEIGHTS "
+                    "must be where all machines find them."
+                )
+            if not all(found):
+                raise WeightsError(missing)
         try:
             return super().load(path, *args, **kwargs)
         except WeightsError:
@@ -132,6 +149,9 @@ class ReportingCheckpointer(DetectionCheckpointer):
         """Content of a file as Detectron2 gives it; called once by `load`."""
         if not filename.endswith(".pkl"):
             content = read_weights(filename, trust=self.trust)
+            if filename.endswith(".pyth"):  # pycls', as Detectron2 reads them
+                weights = content["model_state"]
+                return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
             if "model" not in content:
                 content = {"model": content}
             if self.prefer_average and "ema" in content:

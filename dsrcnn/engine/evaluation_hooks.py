@@ -11,7 +11,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from .checkpoint import ReportingCheckpointer
 
 __all__ = ["BestModel", "EarlyStop", "Evaluation"]
@@ -20,7 +20,16 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class EarlyStop(Exception):  # noqa: N818  (it is no error)
-    """Training ends before its last iteration, because no evaluation found a better model."""
+    """Training ends before its last iteration, because no evaluation found a better model.
+
+    Attributes:
+        iteration: the last one that was trained.
+    """
+
+    def __init__(self, iteration: int) -> None:
+        """End after `iteration`."""
+        super().__init__(iteration)
+        self.iteration = iteration
 
 
 class BestModel:
@@ -32,6 +41,7 @@ class BestModel:
         *,
         mode: str = "max",
         patience: int = 0,
+        required: bool = True,
         checkpointer: ReportingCheckpointer,
         weights: Callable[[], dict[str, Tensor]],
     ) -> None:
@@ -41,12 +51,14 @@ class BestModel:
             metric: name in the log, such as ``bbox/AP``.
             mode: "max" or "min".
             patience: evaluations without a better one that end training; 0 for never.
+            required: False allows that an evaluation does not give the metric; it says so then.
             checkpointer: writes the file.
             weights: state dict of what was evaluated.
         """
         self.metric = metric
         self.sign = 1 if mode == "max" else -1
         self.patience = patience
+        self.required = required
         self.checkpointer = checkpointer
         self.weights = weights
         self.value: float | None = None
@@ -56,24 +68,40 @@ class BestModel:
     def update(self, results: dict[str, float], iteration: int) -> None:
         """Compare, and write the weights if they are better than all before.
 
+        All processes call it with the same results and agree on the outcome. A file that cannot be
+        written is logged, and the next model as good is written instead.
+
         Raises:
-            ConfigError: if the metric is not among the results.
+            ConfigError: if the metric is not among the results, though `required`.
         """
         if self.metric not in results:
-            raise ConfigError(
+            message = (
                 f"TEST.BEST.METRIC is {self.metric!r}, but the evaluation gives "
                 f"{', '.join(sorted(results)) or 'nothing'}. Write one of them, or '' for none."
             )
+            if self.required:
+                raise ConfigError(message)
+            _LOGGER.warning("%s No best model is kept.", message)
+            return
         value = results[self.metric]
-        if math.isfinite(value) and (
-            self.value is None or self.sign * value > self.sign * self.value
+        if not math.isfinite(value) or (
+            self.value is not None and self.sign * value <= self.sign * self.value
         ):
-            self.value, self.iteration, self.waited = value, iteration, 0
-            content = {"model": self.weights(), "iteration": iteration, self.metric: value}
-            self.checkpointer.write("model_best.pth", content)
-        else:
             self.waited += 1
+        else:
+            self.waited = 0
+            content = {"model": self.weights(), "iteration": iteration, self.metric: value}
+            if all(comm.all_gather(self._is_written(content))):
+                self.value, self.iteration = value, iteration
         _LOGGER.info("Best %s so far: %s, iteration %d.", self.metric, self.value, self.iteration)
+
+    def _is_written(self, content: dict[str, Any]) -> bool:
+        try:
+            self.checkpointer.write("model_best.pth", content)
+        except CheckpointError as error:
+            _LOGGER.error("The best model is not kept: %s", error)
+            return False
+        return True
 
     @property
     def is_final(self) -> bool:
@@ -104,7 +132,7 @@ class Evaluation(HookBase):
         Args:
             period: in iterations; 0 for the end only.
             evaluate: called by all processes; results on the main one.
-            best: told about the results, on the main process.
+            best: told about the results, on all processes.
         """
         self.period = period
         self.evaluate = evaluate
@@ -112,12 +140,18 @@ class Evaluation(HookBase):
         self.done = -1  # the last iteration that was evaluated
 
     def before_train(self) -> None:
-        """Evaluate what was loaded, if that was missed."""
+        """Evaluate what was loaded, if that was missed.
+
+        Raises:
+            EarlyStop: if training had ended, or would have.
+        """
         reached = self.trainer.start_iter - 1
         if reached >= 0 and self._is_turn(reached) and self.done < reached:
             self.trainer.storage.iter = reached
             self._run(reached)
             self.trainer.storage.iter = self.trainer.start_iter
+        if reached >= 0:
+            self._end_if_final(reached)
 
     def after_step(self) -> None:
         """Evaluate if it is time.
@@ -128,15 +162,17 @@ class Evaluation(HookBase):
         iteration = self.trainer.iter
         if self._is_turn(iteration) and iteration + 1 < self.trainer.max_iter:
             self._run(iteration)
-            is_final = self.best is not None and self.best.is_final
-            if comm.all_gather(is_final)[0]:
-                raise EarlyStop(iteration)
+            self._end_if_final(iteration)
 
     def after_train(self) -> None:
-        """Evaluate the end; not what an error has left."""
+        """Evaluate the end; not what an error has left, on one process perhaps."""
         last = self.trainer.max_iter - 1
-        if self.trainer.iter >= last and self.done < last:
+        if self.trainer.iter > last and self.done < last:
             self._run(last)
+
+    def _end_if_final(self, iteration: int) -> None:
+        if self.best is not None and self.best.is_final:
+            raise EarlyStop(iteration)
 
     def _is_turn(self, iteration: int) -> bool:
         return self.period > 0 and (iteration + 1) % self.period == 0
@@ -147,9 +183,9 @@ class Evaluation(HookBase):
         self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # images at test size are larger; training needs the memory
-        if self.best is not None and comm.is_main_process() and numbers:
+        numbers = comm.all_gather(numbers)[0]  # only the main process has them
+        if self.best is not None and numbers:
             self.best.update(numbers, iteration)
-        comm.synchronize()
         self.done = iteration
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from .checkpoint import ReportingCheckpointer
 from .config import load_cfg
 from .environment import make_deterministic, record_environment
 from .processes import Processes, run_processes, started_by_torchrun
-from .recipe import final_recipe
+from .recipe import final_recipe, keep_drawn_seed
 from .trainer import Trainer
 
 __all__ = ["evaluate", "main", "run", "setup"]
@@ -29,12 +29,16 @@ __all__ = ["evaluate", "main", "run", "setup"]
 def setup(args: argparse.Namespace) -> CfgNode:
     """Config, output folder, loggers and seed of a run."""
     cfg = load_cfg(args.config_file, args.opts)
+    # Before Detectron2 does it: what the recipe decides belongs into the log.
+    for name in ({"name": "fvcore"}, {}, {"name": "dsrcnn"}):  # its arguments: it asks a cache
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), **name)
     if not args.eval_only:
+        if args.resume:
+            keep_drawn_seed(cfg)
         cfg = final_recipe(cfg)
     cfg.freeze()
     args.config_file = str(find_config(args.config_file))
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dsrcnn")
     if cfg.DETERMINISTIC:
         make_deterministic()
     if comm.is_main_process():
@@ -96,6 +100,16 @@ def _processes(args: argparse.Namespace, cfg: CfgNode) -> Processes:
         raise ConfigError(
             f"--num-gpus is {args.num_gpus}, but torch finds {found} CUDA devices on this machine. "
             f"Write --num-gpus {found}, or MODEL.DEVICE cpu for as many processes on the CPU."
+        )
+    if several and wants_cuda and ":" in cfg.MODEL.DEVICE:
+        raise ConfigError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but every process takes a GPU of its own. Write "
+            "MODEL.DEVICE cuda; CUDA_VISIBLE_DEVICES chooses among GPUs."
+        )
+    if args.num_machines > 1 and "127.0.0.1" in args.dist_url:
+        raise ConfigError(
+            f"--num-machines is {args.num_machines}, but --dist-url is {args.dist_url}, where no "
+            "other machine finds this one. Write --dist-url tcp://<first machine>:<port>."
         )
     # Detectron2's default for one machine is a fixed port, which two trainings would share.
     url = args.dist_url if args.num_machines > 1 else None

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from datetime import timedelta
 from inspect import signature
+from multiprocessing.queues import SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..compat import create_local_process_group
+from ..errors import ConfigError, DsrcnnError
 
 __all__ = ["Processes", "for_all_processes", "run_processes", "started_by_torchrun"]
 
@@ -44,7 +46,7 @@ class Processes(NamedTuple):
 
 def started_by_torchrun() -> bool:
     """Whether somebody has started the processes already and says so in the environment."""
-    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"} <= {*os.environ}
 
 
 def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) -> None:
@@ -58,6 +60,7 @@ def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) ->
         args: of `work`.
 
     Raises:
+        DsrcnnError: if one of the processes raises it.
         ProcessRaisedException: if a process raises.
         ProcessExitedException: if a process ends otherwise, killed for example.
     """
@@ -67,15 +70,20 @@ def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) ->
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         local_rank = int(os.environ["LOCAL_RANK"])
         _join(processes.device, local_rank, rank, world_size, store=store)
-        try:
-            work(*args)
-        finally:
-            dist.destroy_process_group()
+        work(*args)
+        dist.destroy_process_group()  # not after an error: it waits for processes that wait
     elif processes.per_machine * processes.machines == 1:
         work(*args)
     else:
-        url = processes.url or f"tcp://127.0.0.1:{_free_port()}"
-        mp.spawn(_worker, (processes._replace(url=url), work, args), processes.per_machine)
+        processes = processes._replace(url=processes.url or f"tcp://127.0.0.1:{_free_port()}")
+        messages = mp.get_context("spawn").SimpleQueue()
+        try:
+            mp.spawn(_worker, (processes, messages, work, args), processes.per_machine)
+        except (mp.ProcessRaisedException, mp.ProcessExitedException):
+            if messages.empty():
+                raise
+            # The others may have died first, of what this one left.
+            raise DsrcnnError(messages.get()) from None
 
 
 def _free_port() -> int:
@@ -85,7 +93,11 @@ def _free_port() -> int:
 
 
 def _worker(
-    local_rank: int, processes: Processes, work: Callable[..., Any], args: tuple[Any, ...]
+    local_rank: int,
+    processes: Processes,
+    messages: "SimpleQueue[str]",
+    work: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
     if processes.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # Processes that each take all cores would only get in each other's way.
@@ -97,13 +109,21 @@ def _worker(
     _join(processes.device, local_rank, rank, world_size, init_method=processes.url)
     try:
         work(*args)
-    finally:
-        dist.destroy_process_group()
+    except DsrcnnError as error:
+        messages.put(str(error))
+        raise
+    dist.destroy_process_group()
 
 
 def _join(device: str, local_rank: int, rank: int, world_size: int, **meeting: Any) -> None:
     """Make this process a member; with CUDA each has its own GPU and they talk by NCCL."""
     if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"Process {local_rank} of this machine has no GPU: torch finds "
+                f"{torch.cuda.device_count()}. Start as many processes as there are GPUs, or write "
+                "MODEL.DEVICE cpu."
+            )
         torch.cuda.set_device(local_rank)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=_TIMEOUT, **meeting)
@@ -119,6 +139,11 @@ def for_all_processes(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
+    if device.type == "cpu" and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
+        raise ConfigError(
+            "A norm of the model is SyncBN, which works on GPUs only, but MODEL.DEVICE is cpu and "
+            f"there are {comm.get_world_size()} processes. Write BN, GN or FrozenBN instead."
+        )
     # `broadcast_buffers` until torch 2.12; it is deprecated since.
     known = signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"

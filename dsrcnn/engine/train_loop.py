@@ -150,7 +150,9 @@ class TrainLoop(TrainerBase):
         if count is None:
             return {}, 1.0 / len(parts)
         with self._autocast():
-            return {"normalizers": count(parts)}, 1.0
+            normalizers = count(parts)
+        self._seed_iteration()  # dropout has to leave out the same again
+        return {"normalizers": normalizers}, 1.0
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         enabled = self.precision != torch.float32

@@ -30,9 +30,10 @@ from .evaluation_hooks import BestModel, EarlyStop, Evaluation
 from .hooks import AverageNorms, Checkpoints, ProgressBar
 from .image_log import PredictionImages
 from .processes import for_all_processes
-from .recipe import final_recipe
+from .recipe import final_recipe, warn_of_few_images
 from .train_loop import TrainLoop, unwrapped
 from .validation_loss import validation_losses
+from .weight_files import remove_partial_files
 from .writers import build_writers
 
 __all__ = ["Trainer"]
@@ -56,6 +57,7 @@ class Trainer(DefaultTrainer):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_own_error)
         self._finished: int | None = None  # the last complete step of this run
         self.cfg = cfg = final_recipe(cfg)
+        warn_of_few_images(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
@@ -70,6 +72,8 @@ class Trainer(DefaultTrainer):
         self.checkpointer = ReportingCheckpointer(
             model, cfg.OUTPUT_DIR, trust=cfg.MODEL.TRUST_WEIGHTS, trainer=weakref.proxy(self)
         )
+        if comm.is_main_process():
+            remove_partial_files(cfg.OUTPUT_DIR)
         if self.average is not None:
             self.checkpointer.add_checkpointable("ema", self.average)
         self.start_iter = 0
@@ -84,7 +88,7 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._average_hook(),
-            self._precise_norms_hook(),
+            *self._precise_norms_hooks(models),
             AverageNorms(models, self._leaves_the_process),
             # Before the evaluation: if that fails, the checkpoint is there.
             Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
@@ -101,22 +105,32 @@ class Trainer(DefaultTrainer):
             before_train=lambda _: average.start(), after_step=lambda _: average.update()
         )
 
-    def _precise_norms_hook(self) -> HookBase | None:
-        cfg, model = self.cfg, unwrapped(self.model)
-        if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model)):
-            return None
+    def _precise_norms_hooks(self, models: list[nn.Module]) -> list[HookBase]:
+        """For the weights and, where it is evaluated, for their average."""
+        cfg = self.cfg
+        if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(models[0])):
+            return []
         plain = cfg.clone()
         plain.defrost()
         plain.DATALOADER.NUM_WORKERS = 0  # rarely used, so no processes of its own
-        loader = self.build_train_loader(plain)
-        return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+        period, count = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER
+        loaders = [self.build_train_loader(plain) for _ in models]
+        return [
+            hooks.PreciseBN(period, model, loader, count)
+            for model, loader in zip(models, loaders, strict=True)
+        ]
 
     def _best_model(self) -> BestModel | None:
         node = self.cfg.TEST.BEST
         if not (node.METRIC and self.cfg.DATASETS.TEST):
             return None
+        sets = self.cfg.DATASETS.TEST
+        metric = node.METRIC
+        if len(sets) > 1 and not metric.startswith(tuple(f"{name}/" for name in sets)):
+            metric = f"{sets[0]}/{metric}"  # with several, the log names the set
         return BestModel(
-            node.METRIC,
+            metric,
+            required=node.METRIC != _DEFAULT_METRIC or node.PATIENCE > 0,
             mode=node.MODE,
             patience=node.PATIENCE,
             checkpointer=self.checkpointer,
@@ -188,13 +202,13 @@ class Trainer(DefaultTrainer):
             _LOGGER.warning("The loader is not this package's; its data start anew.")
 
     def _end_early(self, stop: EarlyStop) -> dict[str, Any]:
-        self.checkpointer.save("model_final", iteration=self.iter)
+        self.checkpointer.save("model_final", iteration=stop.iteration)
         _LOGGER.info(
             "No better %s in %d evaluations: training ends after %d iterations. The best model is "
             "model_best.pth, the last one model_final.pth.",
-            *(self.cfg.TEST.BEST.METRIC, self.cfg.TEST.BEST.PATIENCE, self.iter + 1),
+            *(self.cfg.TEST.BEST.METRIC, self.cfg.TEST.BEST.PATIENCE, stop.iteration + 1),
         )
-        return self._last_eval_results
+        return getattr(self, "_last_eval_results", {})
 
     def _save_reached(self) -> str:
         if self._finished is None:
@@ -231,7 +245,10 @@ class Trainer(DefaultTrainer):
             )
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
-        self._trainer.seed = state_dict.get("seed", self._trainer.seed)
+        seed = state_dict.get("seed", self._trainer.seed)
+        if seed != self._trainer.seed:
+            _LOGGER.info("Going on with the seed of the checkpoint, %d.", seed)
+        self._trainer.seed = seed
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -275,6 +292,9 @@ class Trainer(DefaultTrainer):
         augmented = TestTimeAugmentation(cfg, model)
         results = cls.test(tta_cfg, augmented)
         return {f"{task}_TTA": values for task, values in results.items()}
+
+
+_DEFAULT_METRIC = "bbox/AP"
 
 
 def _is_no_own_error(record: logging.LogRecord) -> bool:

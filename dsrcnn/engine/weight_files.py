@@ -1,5 +1,6 @@
 """Weight files: written whole or not at all, read without running what they may contain."""
 
+import logging
 import os
 import pickle
 import re
@@ -13,7 +14,15 @@ import torch
 
 from ..errors import CheckpointError, UnreadableWeightsError, WeightsError
 
-__all__ = ["export_weights", "read_pickle", "read_weights", "write_atomically"]
+__all__ = [
+    "export_weights",
+    "read_pickle",
+    "read_weights",
+    "remove_partial_files",
+    "write_atomically",
+]
+
+_LOGGER = logging.getLogger(__name__)
 
 _UNTRUSTED = (
     "Weights {path!r} hold more than numbers ({error}). Reading them would run code from the file. "
@@ -53,6 +62,13 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
     finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: str | Path) -> None:
+    """Remove what `write_atomically` leaves of checkpoints when its process is killed."""
+    for partial in Path(folder).glob(".*.pth.*"):
+        _LOGGER.info("Removing %s, which was not written to the end.", partial)
+        partial.unlink(missing_ok=True)
 
 
 def read_weights(path: str, *, trust: bool = False) -> Any:

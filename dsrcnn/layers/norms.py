@@ -21,8 +21,10 @@ def norms_at_rest(module: nn.Module) -> Iterator[None]:
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     before = [(m.momentum, m.num_batches_tracked) for m in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, (_, count) in zip(norms, before, strict=True):
+        norm.momentum = 0.0
+        # A counter to count in vain: SyncBatchNorm insists on having one.
+        norm.num_batches_tracked = None if count is None else count.clone()
     try:
         yield
     finally:

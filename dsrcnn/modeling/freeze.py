@@ -7,6 +7,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from ..errors import ConfigError
+from ..layers.image_norm import ImageNorm
 
 __all__ = ["freeze_modules"]
 
@@ -34,5 +35,7 @@ def freeze_modules(model: nn.Module, names: Sequence[str]) -> None:
             parent, _, child = name.rpartition(".")
             setattr(modules[parent], child, frozen)
         frozen.requires_grad_(False)
+        for norm in (m for m in frozen.modules() if isinstance(m, ImageNorm)):
+            norm.frozen = True
     if names and not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"MODEL.FREEZE {tuple(names)} leaves nothing to train; name fewer.")

@@ -14,6 +14,8 @@ _LOGGER = logging.getLogger(__name__)
 def use_epochs(cfg: CfgNode, images: int) -> None:
     """Turn ``SOLVER.EPOCHS`` into iterations, in place; it is zero afterwards.
 
+    Without ``EPOCHS.STEPS``, ``SOLVER.STEPS`` keep their place in the schedule.
+
     Args:
         cfg: with ``SOLVER.IMS_PER_BATCH`` final.
         images: of the training data.
@@ -34,9 +36,12 @@ def use_epochs(cfg: CfgNode, images: int) -> None:
             f"SOLVER.EPOCHS.MAX is {epochs.MAX:g}, but an epoch of {images} images is less than "
             f"one batch. Write SOLVER.IMS_PER_BATCH {images} or less, or use SOLVER.MAX_ITER."
         )
+    stretch = iterations(epochs.MAX) / cfg.SOLVER.MAX_ITER
     cfg.SOLVER.MAX_ITER = iterations(epochs.MAX)
     if epochs.STEPS:
         cfg.SOLVER.STEPS = tuple(iterations(step) for step in epochs.STEPS)
+    else:
+        cfg.SOLVER.STEPS = tuple(round(step * stretch) for step in cfg.SOLVER.STEPS)
     if epochs.WARMUP:
         cfg.SOLVER.WARMUP_ITERS = iterations(epochs.WARMUP)
     if epochs.CHECKPOINT:

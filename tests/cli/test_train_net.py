@@ -106,8 +106,20 @@ def test_more_gpus_than_there_are_is_an_error(capsys):
     assert f"--num-gpus is 2, but torch finds {torch.cuda.device_count()}" in message
 
 
+def test_several_machines_need_an_address_that_others_find(capsys):
+    message = fails_with(capsys, "--num-machines", "2", *QUICK, "MODEL.DEVICE", "cpu")
+    assert "--dist-url is tcp://127.0.0.1" in message
+    assert "--dist-url tcp://<first machine>" in message
+
+
+def test_several_processes_cannot_share_one_gpu(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    message = fails_with(capsys, "--num-gpus", "2", *QUICK, "MODEL.DEVICE", "cuda:1")
+    assert "every process takes a GPU of its own" in message
+
+
 def test_torchrun_alone_says_how_many_processes_there_are(capsys, monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.setenv(name, "0")
     message = fails_with(capsys, "--num-gpus", "2", *QUICK, "MODEL.DEVICE", "cpu")
     assert "torchrun has started the processes already" in message

@@ -101,3 +101,23 @@ def test_backbone_weights_in_detectron2_format_fill_the_backbone(tmp_path, caplo
         assert torch.equal(model.backbone.bottom_up.state_dict()[key], value)
     assert "Not in the file, start anew: backbone.fpn_lateral2" in caplog.text
     assert "In the file, not used: fc.weight" in caplog.text
+
+
+def test_a_last_checkpoint_that_is_gone_is_passed_over(saved):
+    (saved.parent / "last_checkpoint").write_text("model_0000009.pth")
+    saved.rename(saved.parent / "model_0000004.pth")
+    checkpointer = ReportingCheckpointer(build_model(tiny_cfg()), str(saved.parent))
+    checkpointer.resume_or_load("", resume=True)
+    assert checkpointer.get_checkpoint_file().endswith("model_0000009.pth")  # that is what it says
+    with pytest.raises(WeightsError, match="model_0000009"):
+        ReportingCheckpointer(build_model(tiny_cfg())).load(checkpointer.get_checkpoint_file())
+
+
+def test_weights_of_pycls_load_as_in_detectron2(saved, tmp_path):
+    weights = torch.load(saved)["model"]
+    path = tmp_path / "weights.pyth"
+    torch.save({"model_state": weights, "epoch": 3}, path)
+    model = load(path)
+    assert torch.equal(
+        model.state_dict()["backbone.fpn_lateral2.weight"], weights["backbone.fpn_lateral2.weight"]
+    )

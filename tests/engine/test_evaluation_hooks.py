@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from dsrcnn.engine.evaluation_hooks import BestModel, EarlyStop, Evaluation
 from dsrcnn.engine.trainer import Trainer
 from dsrcnn.engine.validation_loss import losses_without_learning, validation_losses
-from dsrcnn.errors import ConfigError
+from dsrcnn.errors import CheckpointError, ConfigError
 
 
 class Files:
@@ -18,8 +18,11 @@ class Files:
 
     def __init__(self):
         self.written = {}
+        self.full = False
 
     def write(self, name, content):
+        if self.full:
+            raise CheckpointError("No space left on device")
         self.written[name] = content
 
 
@@ -58,6 +61,24 @@ def test_patience_survives_a_resume():
 def test_an_unknown_metric_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ConfigError, match="'bbox/AP', but the evaluation gives AP, AR"):
         best().update({"AP": 1.0, "AR": 2.0}, 0)
+
+
+def test_a_metric_that_was_not_asked_for_may_be_missing(caplog):
+    model = best(required=False)
+    model.update({"AP": 1.0}, 0)
+    assert "No best model is kept" in caplog.text
+    assert not model.checkpointer.written
+
+
+def test_a_full_disk_costs_the_best_model_but_not_the_run(caplog):
+    model = best()
+    model.update({"bbox/AP": 3.0}, 0)
+    model.checkpointer.full = True
+    model.update({"bbox/AP": 5.0}, 1)
+    assert "No space left" in caplog.text
+    model.checkpointer.full = False
+    model.update({"bbox/AP": 4.0}, 2)  # better than what is in the file
+    assert model.checkpointer.written["model_best.pth"]["iteration"] == 2
 
 
 def run_hook(hook, *, start=0, stop=10, end=None):
@@ -113,25 +134,48 @@ def test_an_evaluation_that_was_finished_is_not_repeated():
 
 def test_training_stops_when_nothing_gets_better():
     hook, calls = evaluation(2, [1.0, 3.0, 2.0, 2.5, 9.0], patience=2)
-    with pytest.raises(EarlyStop):
+    with pytest.raises(EarlyStop) as stop:
         run_hook(hook)
+    assert stop.value.iteration == 7
     assert calls == [1, 3, 5, 7]
+
+
+def test_a_run_that_ended_early_or_should_have_ends_again_on_resume():
+    ended, _ = evaluation(2, [3.0, 1.0, 2.0], patience=2)
+    with pytest.raises(EarlyStop):
+        run_hook(ended)
+    cut_off, _ = evaluation(2, [3.0, 1.0], patience=2)
+    run_hook(cut_off, end=5)  # killed before the evaluation of iteration 5
+    for state, again in ((ended.state_dict(), []), (cut_off.state_dict(), [6])):
+        resumed, calls = evaluation(2, [1.5], patience=2)
+        resumed.load_state_dict(state)
+        with pytest.raises(EarlyStop) as stop:
+            run_hook(resumed, start=6)
+        assert (stop.value.iteration, calls) == (5, again)
+
+
+def test_what_an_error_leaves_in_the_last_iteration_is_not_evaluated():
+    hook, calls = evaluation(0)
+    hook.trainer = SimpleNamespace(iter=9, max_iter=10)
+    hook.after_train()
+    assert not calls
 
 
 def test_early_stopping_ends_a_run_with_both_models(tmp_path, caplog):
     options = ["TEST.BEST.PATIENCE", 1, "TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 50]
-    # A loss that must grow to be better.
-    options += ["TEST.LOSS", True, "TEST.BEST.METRIC", "validation/total_loss"]
-    cfg = quick_cfg(
-        tmp_path / "out", *coco_options(tmp_path), *options, "LOG.IMAGES", 0
-    )  # a growing loss is "better"
+    options += ["TEST.LOSS", True, "SOLVER.BASE_LR", 0.0]  # so nothing can get better
+    cfg = quick_cfg(tmp_path / "out", *coco_options(tmp_path), *options, "LOG.IMAGES", 0)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     with caplog.at_level(logging.INFO):
         results = trainer.train()
     assert "Traceback" not in caplog.text
     assert "training ends after" in caplog.text
-    assert trainer.iter < 49
+    assert torch.load(tmp_path / "out/model_final.pth")["iteration"] == 1
+    resumed = Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.train() == {}
+    assert resumed.iter == resumed.start_iter == 2
     assert set(results) == {"bbox"}
     names = {p.name for p in (tmp_path / "out").glob("*.pth")}
     assert {"model_final.pth", "model_best.pth"} <= names
@@ -184,3 +228,8 @@ def test_norms_use_stored_statistics_for_losses_on_held_out_data():
     model.eval()
     with torch.no_grad():
         torch.testing.assert_close(held_out, model.predict(inputs)[0].logits[-1])
+
+
+def test_with_several_test_sets_the_first_one_decides(tmp_path):
+    cfg = quick_cfg(tmp_path, "DATASETS.TEST", "('shapes_val', 'shapes_train')")
+    assert Trainer(cfg)._best_model().metric == "shapes_val/bbox/AP"

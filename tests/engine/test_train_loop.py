@@ -1,5 +1,6 @@
 import copy
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ class Model(nn.Module):
         return {"loss_a": values.square().mean() * 100, "loss_b": values.abs().mean()}
 
 
-def loop_over(model, batches, *opts, rate=0.1):
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+def loop_over(model, batches, *opts, rate=0.1, kind=torch.optim.SGD):
+    optimizer = kind(model.parameters(), lr=rate)
     loop = TrainLoop.from_config(tiny_cfg(*opts), model, list(batches), optimizer)
     loop.iter = 7
     return loop
@@ -117,10 +118,11 @@ def test_gradients_that_are_not_finite_stop_before_the_weights_change():
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
 
 
-def test_infinite_gradients_under_a_gradient_scaler_skip_the_step_and_lower_the_scale():
+@pytest.mark.parametrize("kind", [torch.optim.SGD, partial(torch.optim.AdamW, fused=True)])
+def test_infinite_gradients_under_a_gradient_scaler_skip_the_step_and_lower_the_scale(kind):
     model = Model()
     before = copy.deepcopy(model.state_dict())
-    loop = loop_over(model, [[record(3.0, 4.0)]] * 2)
+    loop = loop_over(model, [[record(3.0, 4.0)]] * 2, kind=kind)
     loop.scaler = torch.amp.GradScaler("cpu", init_scale=1e38, enabled=True)
     with EventStorage():
         loop.run_step()
@@ -144,6 +146,21 @@ def test_gradients_that_are_infinite_at_any_scale_end_training():
     loop.scaler = torch.amp.GradScaler("cpu", init_scale=1e-5, enabled=True)
     with EventStorage(), pytest.raises(NonFiniteLossError):
         loop.run_step()
+
+
+def test_fused_adamw_takes_the_same_steps_under_a_gradient_scaler():
+    models = [Model()]
+    models.append(copy.deepcopy(models[0]))
+    for model, scale in zip(models, (None, 2.0**10), strict=True):
+        batches = [[record(3.0, 4.0)], [record(-1.0, 0.5)], [record(2.0, 2.0)]]
+        loop = loop_over(model, batches, rate=0.01, kind=partial(torch.optim.AdamW, fused=True))
+        if scale:
+            loop.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=True)
+        with EventStorage():
+            for _ in batches:
+                loop.run_step()
+    for plain, scaled in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -189,3 +206,21 @@ def test_a_model_that_cannot_count_beforehand_has_its_losses_averaged_over_the_p
         updates.append((model.layer.weight.detach() - before, storage.latest()["total_loss"][0]))
     torch.testing.assert_close(updates[0][0], updates[1][0])
     assert updates[0][1] == pytest.approx(updates[1][1])
+
+
+def test_a_pass_that_counts_draws_what_the_pass_that_trains_draws():
+    drawn = {"counted": [], "trained": []}
+
+    class Probe(Model):
+        def loss_normalizers(self, parts):
+            drawn["counted"] = [torch.rand(1).item() for _ in parts]
+
+        def forward(self, batch, **_):
+            drawn["trained"].append(torch.rand(1).item())
+            return super().forward(batch)
+
+    loop = loop_over(Probe(), [[record(1.0, 1.0)] * 3], "SOLVER.ACCUMULATE", 3)
+    with EventStorage():
+        loop.run_step()
+    assert drawn["counted"] == drawn["trained"]
+    assert len(set(drawn["trained"])) == 3

@@ -157,3 +157,12 @@ def test_nothing_else_is_imported_by_accident():
     assert set(weight_files._NumbersOnly._ALLOWED) >= {("numpy", "ndarray"), ("numpy", "dtype")}
     assert all(m.startswith(("numpy", "collections", "_codecs"))
                for m, _ in weight_files._NumbersOnly._ALLOWED)  # fmt: skip
+
+
+def test_what_a_killed_run_left_half_written_is_removed_by_the_next(tmp_path):
+    partial, other = tmp_path / ".model_0000003.pth.x1y2z3ab", tmp_path / ".notes"
+    for path in (partial, other):
+        path.write_bytes(b"half")
+    Trainer(quick_cfg(tmp_path))
+    assert not partial.exists()
+    assert other.exists()

@@ -22,6 +22,16 @@ def test_frozen_modules_do_not_learn_and_their_norms_stand_still():
     assert not any(k.startswith(frozen) for k in changed)
 
 
+def test_frozen_proposals_of_dpg_stand_still():
+    model = build_model(tiny_cfg("MODEL.SparseRCNN.DPG.ENABLED", True))
+    freeze_modules(model, ["proposals"])
+    before = {k: v.clone() for k, v in model.proposals.state_dict().items()}
+    assert any("running_mean" in k for k in before)
+    model.train()(batch([(64, 64)] * 4, [2] * 4))
+    changed = [k for k, v in model.proposals.state_dict().items() if not torch.equal(v, before[k])]
+    assert changed == ["step"]  # of the temperature
+
+
 def test_a_module_that_does_not_exist_is_an_error_with_close_names():
     with pytest.raises(ConfigError, match=r"'head.head_serie.1'.*head\.head_series\.1"):
         freeze_modules(build_model(tiny_cfg()), ["head.head_serie.1"])
@@ -38,3 +48,10 @@ def test_a_model_knows_whether_its_losses_reach_every_parameter(deep_supervision
     sum(model(batch([(64, 64)], [2])).values()).backward()
     reached = all(p.grad is not None for p in model.parameters() if p.requires_grad)
     assert reached == model.trains_every_parameter == deep_supervision
+
+
+def test_a_level_that_nobody_uses_leaves_parameters_without_gradient():
+    model = build_model(tiny_cfg("MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"]))
+    sum(model(batch([(64, 64)], [2])).values()).backward()
+    assert any(p.grad is None for p in model.parameters() if p.requires_grad)
+    assert not model.trains_every_parameter

@@ -11,7 +11,7 @@ SIZES = [(64, 96), (64, 96), (64, 96), (64, 96)]
 DLA = ["MODEL.SparseRCNN.DLA.ENABLED", True]
 # Without norms over the images of a batch: in parts they see less.
 DPG = ["MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.DPG.NORM", "none"]
-DPG += ["MODEL.SparseRCNN.DPG.LOGIT_NORM", "none"]
+DPG += ["MODEL.SparseRCNN.DPG.LOGIT_NORM", False]
 VARIANTS = {
     "Hungarian": [],
     "DLA": DLA,

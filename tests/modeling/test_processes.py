@@ -10,6 +10,7 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 
 from dsrcnn.engine.processes import for_all_processes
+from dsrcnn.layers.image_norm import ImageNorm
 from dsrcnn.modeling.losses import SetCriterion
 from dsrcnn.structures import Predictions, Targets, TermWeights, mean_over_processes
 
@@ -103,6 +104,32 @@ def test_without_deep_supervision_no_process_waits_for_gradients_that_do_not_com
     assert first == second
 
 
+IMAGES = torch.tensor([[3.0, 1.0, 2.0], [1.0, 9.0, -4.0], [2.0, 0.5, 7.0], [-1.0, 4.0, 1.0]])
+
+
+def _standardized(part):
+    """What a norm makes of some of the images, its gradient and its statistics."""
+    norm = ImageNorm(3)
+    x = IMAGES[part].clone().requires_grad_()
+    found = norm(x)
+    (found * torch.arange(12).view(4, 3)[part] ** 0.5).sum().backward()
+    return found.detach(), x.grad, norm.running_mean, norm.running_var
+
+
+def _norm(rank):
+    return _standardized(slice(2 * rank, 2 * rank + 2))
+
+
+def test_images_are_standardized_over_all_processes(results):
+    found, gradient, mean, variance = _standardized(slice(0, 4))
+    halves = results["norm"]
+    torch.testing.assert_close(torch.cat([half[0] for half in halves]), found)
+    torch.testing.assert_close(torch.cat([half[1] for half in halves]), gradient)
+    for half in halves:
+        torch.testing.assert_close(half[2], mean)
+        torch.testing.assert_close(half[3], variance)
+
+
 def _work(rank, folder):
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
@@ -112,6 +139,7 @@ def _work(rank, folder):
         ("normalizers", _normalizers),
         ("one without objects", _one_without_objects),
         ("last stage only", _last_stage_only),
+        ("norm", _norm),
     ):
         torch.manual_seed(0)
         found[name] = part(rank)

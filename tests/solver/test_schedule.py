@@ -25,6 +25,13 @@ def test_what_is_not_given_in_epochs_stays_in_iterations():
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS) == (20, 7)
 
 
+def test_steps_that_are_not_given_in_epochs_keep_their_place_in_the_schedule():
+    cfg = tiny_cfg("SOLVER.EPOCHS.MAX", 27, "SOLVER.MAX_ITER", 270000)
+    assert cfg.SOLVER.STEPS == (210000, 250000)
+    use_epochs(cfg, images=1600)  # 100 iterations an epoch
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (2700, (2100, 2500))
+
+
 def test_less_data_than_a_batch_have_no_epochs():
     with pytest.raises(ConfigError, match="an epoch of 5 images is less than one batch"):
         use_epochs(tiny_cfg("SOLVER.EPOCHS.MAX", 2), images=5)

@@ -126,7 +126,11 @@ class SparseRCNN(nn.Module):
     @property
     def trains_every_parameter(self) -> bool:
         """Whether losses reach all parameters; several processes must know it."""
-        return bool(self.head.deep_supervision)
+        outputs = list(self.backbone.output_shape())
+        top = getattr(self.backbone, "top_block", None)
+        if top is not None and not list(top.parameters()):
+            outputs = outputs[: -top.num_levels]  # pooled, nothing is learned there
+        return bool(self.head.deep_supervision) and set(outputs) <= set(self.in_features)
 
     @property
     def device(self) -> torch.device:

@@ -18,7 +18,7 @@ from ..decoder.roi_features import stride_of
 from ..event_log import storage_in_turn
 from .initial_boxes import initial_boxes
 from .learned import PROPOSALS_REGISTRY, ProposalSource
-from .logit_norm import build_logit_norm
+from .logit_norm import LogitNorm
 from .mixing_statistics import mixing_statistics
 from .staircase import StairStep, climb, resize_nearest, summarize
 from .temperature import TemperatureSchedule
@@ -61,7 +61,7 @@ class DynamicProposals(ProposalSource):
         resize: int = 30,
         hidden: int = 1500,
         zero_init: bool = False,
-        logit_norm: str = "BN",
+        logit_norm: bool = True,
         valid_region: bool = False,
         tiling_noise: float = 0.0,
         log_period: int = 0,
@@ -85,9 +85,10 @@ class DynamicProposals(ProposalSource):
             resize: side of the map that the linear layers see.
             hidden: width between them.
             zero_init: start the last layer at zero, so that all experts weigh the same.
-            logit_norm: "BN", "SyncBN" or "none": standardize every logit over images. Without it
-                what is common to all images grows much faster than what tells them apart, until
-                they all get the same experts and the others learn no more.
+            logit_norm: standardize every logit over the images of all processes. Without it what is
+                common to all images grows much faster than what tells them apart, until they all
+                get the same experts and the others learn no more. Two images are told apart by a
+                sign alone, which no gradient changes: a batch should have four at least.
             valid_region: resize only the image, padded as it would be alone, and not the padding of
                 the batch. Neighbours then reach an image's proposals only through the backbone, at
                 its border, and not at all where padded sizes are equal.
@@ -107,7 +108,7 @@ class DynamicProposals(ProposalSource):
         self.stair = nn.ModuleList(StairStep(channels * i, norm) for i in steps)
         self.fc1 = nn.Linear(resize**2, hidden)
         self.fc2 = nn.Linear(hidden, num_experts * num_proposals)
-        self.logit_norm = build_logit_norm(logit_norm, num_experts, num_proposals)
+        self.logit_norm = LogitNorm(num_experts, num_proposals) if logit_norm else nn.Identity()
         if zero_init:
             nn.init.zeros_(self.fc2.weight)
             nn.init.zeros_(self.fc2.bias)

@@ -3,12 +3,12 @@
 Letters: ``B`` images, ``E`` experts, ``P`` proposals.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...layers.image_norm import ImageNorm
 from ...structures import at_least_float32
 
-__all__ = ["build_logit_norm"]
+__all__ = ["LogitNorm"]
 
 
 class LogitNorm(nn.Module):
@@ -18,30 +18,13 @@ class LogitNorm(nn.Module):
     an image could go up and down together, and the experts would still weigh the same.
     """
 
-    def __init__(self, experts: int, proposals: int, *, synchronized: bool = False) -> None:
-        """Make running statistics for ``E * P`` logits; `synchronized` over processes, on GPUs."""
+    def __init__(self, experts: int, proposals: int) -> None:
+        """Make running statistics for ``E * P`` logits."""
         super().__init__()
-        norm = nn.SyncBatchNorm if synchronized else _ImageNorm
-        self.norm = norm(experts * proposals, affine=False)
+        self.norm = ImageNorm(experts * proposals)
 
     def forward(self, logits: Tensor) -> Tensor:
         """(B, E, P) to (B, E, P)."""
         logits = at_least_float32(logits)
         relative = logits - logits.mean(dim=1, keepdim=True)
         return self.norm(relative.flatten(1)).view_as(logits)
-
-
-class _ImageNorm(nn.BatchNorm1d):
-    """A batch of one image has nothing to be compared with but the images before it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and len(x) == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
-        return super().forward(x)
-
-
-def build_logit_norm(name: str, experts: int, proposals: int) -> nn.Module:
-    """The norm of a name: BN, SyncBN (over the images of all processes, on GPUs) or none."""
-    if name == "none":
-        return nn.Identity()
-    return LogitNorm(experts, proposals, synchronized=name == "SyncBN")
