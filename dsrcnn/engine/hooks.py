@@ -3,11 +3,14 @@
 import contextlib
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import HookBase
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
@@ -16,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..errors import CheckpointError
 from ..structures import mean_over_processes
 
-__all__ = ["AverageNorms", "Checkpoints", "ProgressBar", "average_norms"]
+__all__ = ["AverageNorms", "Checkpoints", "ProgressBar", "average_norms", "precise_norms"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -73,6 +76,19 @@ def average_norms(model: nn.Module) -> None:
     means = mean_over_processes(torch.cat(statistics))
     for own, mean in zip(statistics, means.split([len(x) for x in statistics]), strict=True):
         own.copy_(mean)
+
+
+def precise_norms(
+    cfg: CfgNode, models: list[nn.Module], build_loader: Callable[[CfgNode], Any]
+) -> list[HookBase]:
+    """Detectron2's ``TEST.PRECISE_BN`` for several models: weights and their average, say."""
+    if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(models[0])):
+        return []
+    plain = cfg.clone()
+    plain.defrost()
+    plain.DATALOADER.NUM_WORKERS = 0  # rarely used, so no processes of its own
+    period, count = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER
+    return [hooks.PreciseBN(period, model, build_loader(plain), count) for model in models]
 
 
 class ProgressBar(HookBase):

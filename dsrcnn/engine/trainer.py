@@ -13,7 +13,6 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..data import build_test_loader, build_train_loader
@@ -27,7 +26,7 @@ from ..solver import build_optimizer
 from .average import AveragedWeights
 from .checkpoint import ReportingCheckpointer
 from .evaluation_hooks import BestModel, EarlyStop, Evaluation
-from .hooks import AverageNorms, Checkpoints, ProgressBar
+from .hooks import AverageNorms, Checkpoints, ProgressBar, precise_norms
 from .image_log import PredictionImages
 from .processes import for_all_processes
 from .recipe import final_recipe, warn_of_few_images
@@ -88,7 +87,7 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._average_hook(),
-            *self._precise_norms_hooks(models),
+            *precise_norms(cfg, models, self.build_train_loader),
             AverageNorms(models, self._leaves_the_process),
             # Before the evaluation: if that fails, the checkpoint is there.
             Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
@@ -104,21 +103,6 @@ class Trainer(DefaultTrainer):
         return hooks.CallbackHook(
             before_train=lambda _: average.start(), after_step=lambda _: average.update()
         )
-
-    def _precise_norms_hooks(self, models: list[nn.Module]) -> list[HookBase]:
-        """For the weights and, where it is evaluated, for their average."""
-        cfg = self.cfg
-        if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(models[0])):
-            return []
-        plain = cfg.clone()
-        plain.defrost()
-        plain.DATALOADER.NUM_WORKERS = 0  # rarely used, so no processes of its own
-        period, count = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER
-        loaders = [self.build_train_loader(plain) for _ in models]
-        return [
-            hooks.PreciseBN(period, model, loader, count)
-            for model, loader in zip(models, loaders, strict=True)
-        ]
 
     def _best_model(self) -> BestModel | None:
         node = self.cfg.TEST.BEST

@@ -99,3 +99,19 @@ def test_training_evaluates_the_average_and_so_does_the_command_line(tmp_path):
     best = torch.load(tmp_path / "model_best.pth")["model"]
     for key, value in averaged.items():
         assert torch.equal(best[key], value), key
+
+
+def test_precise_norms_are_those_of_the_average_too(tmp_path):
+    """Four images are one batch: their statistics under the weights are the precise ones."""
+    options = [*coco_options(tmp_path), "MODEL.RESNETS.NORM", "BN", "MODEL.EMA.ENABLED", True]
+    options += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.0]
+    options += ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 1]
+    options += ["MODEL.SparseRCNN.DPG.ENABLED", True, "LOG.IMAGES", 0]
+    trainer = Trainer(quick_cfg(tmp_path / "out", *options))
+    trainer.train()
+    own, averaged = trainer.model.state_dict(), trainer.average.weights()
+    names = [k for k in own if k.endswith("running_var")]
+    assert any("logit_norm" in k for k in names)
+    for name in names:  # running averages would still be near their start, 1
+        torch.testing.assert_close(averaged[name], own[name], rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(own[name], torch.ones_like(own[name]), atol=0.01), name
