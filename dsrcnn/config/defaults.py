@@ -116,7 +116,7 @@ def _add_dynamic_proposals(cfg: CfgNode) -> None:
 
     # Softmax over experts: temperature, linear from start to end; evaluation uses the end
     node.TAU_START = 30.0
-    node.TAU_END = 1.0
+    node.TAU_END = 4.0  # of standardized logits; 1.0, as in dynamic convolution, without LOGIT_NORM
     node.TAU_ITERS = None  # iterations; None: 10 / 36 of SOLVER.MAX_ITER
 
     # Experts

@@ -116,7 +116,7 @@ def test_dynamic_sparse_rcnn_trains_resumes_evaluates_and_predicts(tmp_path):
     proposals = trainer.model.proposals
     assert proposals.step == 20
     logged = trainer.storage.latest()
-    assert logged["dpg/tau"][0] == 1.0
+    assert logged["dpg/tau"][0] == 4.0
     assert {"dla/positives", "dpg/entropy", "dpg/variation"} <= set(logged)
 
     cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
