@@ -9,6 +9,7 @@ folder with ``images/{train,val}`` and ``annotations/instances_{train,val}.json`
     python tools/experiments.py --data DATA --sets bccd aquarium \
         --configs small/sparse_rcnn_R18_50pro --seeds 1 2 3
     python tools/experiments.py --table            # mean and spread over seeds
+    python tools/experiments.py --plot results.png # the same as a picture
 """
 
 import argparse
@@ -31,6 +32,7 @@ import torch
 
 from dsrcnn.engine.launch import evaluate
 from dsrcnn.evaluation import duplicates_per_object
+from dsrcnn.visualization import draw_results
 from dsrcnn.visualization.curves import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,7 +145,11 @@ def main() -> None:
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE ... for every run")
     parser.add_argument("--results", type=Path, default=ROOT / "docs/results.csv")
     parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--plot", type=Path, help="only draw the results into this file")
     args = parser.parse_args()
+    if args.plot:
+        draw_results(read_results(args.results), args.plot)
+        return
     if not args.table and not args.data:
         parser.error("write --data, the folder of the data sets")
     args.results.parent.mkdir(parents=True, exist_ok=True)

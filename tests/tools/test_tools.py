@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import cv2
 import torch
 import torchvision
 from conftest import REPOSITORY, TINY, batch, tiny_cfg, write_coco
@@ -62,6 +63,10 @@ def test_experiments_run_once_each_and_are_summed_up_over_seeds(tmp_path, monkey
     with results.open() as file:
         assert [row["AP"] for row in csv.DictReader(file)] == ["10.00", "10.00", "30.00", "30.00"]
     assert "| a | c | on | 1, 3 | 20.0 ± 14.1 |" in capsys.readouterr().out
+    picture = tmp_path / "results.png"
+    monkeypatch.setattr(sys, "argv", [*arguments, "1", "--plot", str(picture)])
+    experiments.main()
+    assert cv2.imread(str(picture)).std() > 5
 
 
 def test_an_experiment_trains_and_is_evaluated_without_and_with_suppression(tmp_path, monkeypatch):
