@@ -53,6 +53,10 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
     node.CLASS_WEIGHT = 2.0
     node.GIOU_WEIGHT = 2.0
     node.L1_WEIGHT = 5.0
+    # What tells how well boxes fit, weighted by GIOU_WEIGHT and DLA.GIOU_COST: iou, giou, diou, ciou
+    node.OVERLAP = CfgNode()
+    node.OVERLAP.LOSS = "giou"
+    node.OVERLAP.COST = "giou"
     node.DEEP_SUPERVISION = True  # losses on every stage, not only on the last
     node.NO_OBJECT_WEIGHT = 0.1  # weight of the background class without focal loss
 

@@ -6,6 +6,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..errors import ConfigError
+from ..structures import OVERLAPS
 from .validate_training import check_training, expect_one_of
 
 __all__ = ["check_config", "choose_device"]
@@ -53,6 +54,8 @@ def _check_sparse_rcnn(cfg: CfgNode) -> None:
             "choose NHEADS so that it divides HIDDEN_DIM."
         )
     expect_one_of(f"{key}.ACTIVATION", node.ACTIVATION, "relu", "gelu")
+    for name in ("LOSS", "COST"):
+        expect_one_of(f"{key}.OVERLAP.{name}", node.OVERLAP[name], *OVERLAPS)
     _check_label_assignment(node.DLA, f"{key}.DLA")
     modes = ("image", "center", "grid", "random")
     expect_one_of(f"{key}.PROPOSALS.BOXES", node.PROPOSALS.BOXES, *modes)

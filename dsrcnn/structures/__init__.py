@@ -1,11 +1,13 @@
 """The nouns that travel between the parts of a detector, and box arithmetic."""
 
-from .boxes import apply_deltas, box_cxcywh_to_xyxy, pairwise_iou_giou
+from .boxes import apply_deltas, box_cxcywh_to_xyxy
+from .overlaps import OVERLAPS, pairwise_overlaps
 from .precision import at_least_float32
 from .processes import each_for_itself, mean_over_processes
 from .types import Predictions, Proposals, Targets, TermWeights
 
 __all__ = [
+    "OVERLAPS",
     "Predictions",
     "Proposals",
     "Targets",
@@ -15,5 +17,5 @@ __all__ = [
     "box_cxcywh_to_xyxy",
     "each_for_itself",
     "mean_over_processes",
-    "pairwise_iou_giou",
+    "pairwise_overlaps",
 ]

@@ -1,4 +1,4 @@
-"""Box formats, the delta coding of the cascade, and pairwise overlaps over any leading axes."""
+"""Box formats and the delta coding of the cascade."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .precision import at_least_float32
 
-__all__ = ["MAX_LOG_SCALE", "apply_deltas", "box_cxcywh_to_xyxy", "pairwise_iou_giou"]
+__all__ = ["MAX_LOG_SCALE", "apply_deltas", "box_cxcywh_to_xyxy"]
 
 # Largest change of log-size in one stage, of Sparse R-CNN: a 16-pixel box may grow to 100,000.
 MAX_LOG_SCALE = math.log(100_000.0 / 16)
@@ -58,32 +58,3 @@ def apply_deltas(
         ],
         dim=-1,
     )
-
-
-def pairwise_iou_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and generalised IoU (arXiv 1902.09630) of every pair.
-
-    Degenerate boxes (no width or height, or corners in the wrong order) count as empty; they give
-    finite values and never raise.
-
-    Args:
-        boxes1: (..., P, 4) xyxy.
-        boxes2: (..., M, 4) xyxy, same leading axes.
-
-    Returns:
-        Two tensors (..., P, M).
-    """
-    tiny = torch.finfo(boxes1.dtype).tiny
-    area1 = (boxes1[..., 2:] - boxes1[..., :2]).clamp(min=0).prod(dim=-1).unsqueeze(-1)
-    area2 = (boxes2[..., 2:] - boxes2[..., :2]).clamp(min=0).prod(dim=-1).unsqueeze(-2)
-    x1, y1, x2, y2 = boxes1.unsqueeze(-2).unbind(-1)
-    u1, v1, u2, v2 = boxes2.unsqueeze(-3).unbind(-1)
-    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
-    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
-    intersection = width * height
-    union = (area1 + area2 - intersection).clamp(min=tiny)
-    hull_width = (torch.maximum(x2, u2) - torch.minimum(x1, u1)).clamp(min=0)
-    hull_height = (torch.maximum(y2, v2) - torch.minimum(y1, v1)).clamp(min=0)
-    hull = (hull_width * hull_height).clamp(min=tiny)
-    iou = intersection / union
-    return iou, iou - (hull - union).clamp(min=0) / hull

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..structures import OVERLAPS
+
 __all__ = ["draw_curves", "read_metrics"]
 
 
@@ -45,7 +47,8 @@ def draw_curves(metrics: str | Path, output: str | Path) -> None:
     left, middle, right, *rest = figure.subplots(1, count)
     _plot(left, entries, ["total_loss"], "total loss")
     _plot_beside(left, entries, "lr", "learning rate")
-    _plot(middle, entries, ["loss_ce", "loss_bbox", "loss_giou"], "losses of the last stage")
+    overlaps = [f"loss_{kind}" for kind in OVERLAPS if any(f"loss_{kind}" in e for e in entries)]
+    _plot(middle, entries, ["loss_ce", "loss_bbox", *overlaps], "losses of the last stage")
     _plot(right, entries, ["bbox/AP", "bbox/AP50", "bbox/AP75"], "validation AP", marker="o")
     right.set_ylim(0, 100)
     if positives:

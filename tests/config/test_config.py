@@ -449,6 +449,8 @@ NODE = "MODEL.SparseRCNN"
         (f"{NODE}.DPG.REDUCE", "max", ["DPG.REDUCE is 'max'", "sum, mean"]),
         (f"{NODE}.DPG.NORM", "LN", ["DPG.NORM is 'LN'", "BN, SyncBN, FrozenBN, GN"]),
         (f"{NODE}.DPG.NUM_EXPERTS", 0, ["DPG.NUM_EXPERTS is 0", "at least 1"]),
+        (f"{NODE}.OVERLAP.LOSS", "l1", ["OVERLAP.LOSS is 'l1'", "giou, diou, ciou"]),
+        (f"{NODE}.OVERLAP.COST", "l1", ["OVERLAP.COST is 'l1'", "giou, diou, ciou"]),
         (f"{NODE}.DPG.TAU_END", 0.0, ["DPG.TAU_END is 0.0", "above 0"]),
         (f"{NODE}.DPG.TAU_ITERS", -1, ["DPG.TAU_ITERS is -1", "write 0"]),
         (f"{NODE}.NMS.ENABLED", "yes", ["NMS.ENABLED is 'yes'", "True, False, or None"]),

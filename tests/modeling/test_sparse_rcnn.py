@@ -253,3 +253,14 @@ def test_parts_can_be_built_without_a_config():
     predictions = head(features, Proposals(torch.rand(1, 5, 4) * 60, torch.randn(1, 5, 16)))
     assert predictions.logits.shape == (2, 1, 5, 3)
     assert predictions.stage.tolist() == [0, 1]
+
+
+def test_boxes_are_compared_by_another_overlap_for_loss_and_cost_separately():
+    node = "MODEL.SparseRCNN.OVERLAP"
+    model = build_model(tiny_cfg(f"{node}.LOSS", "ciou", f"{node}.COST", "diou"))
+    assert model.criterion.overlap == "ciou"
+    assert model.matcher.costs.overlap == "diou"
+    losses = model(batch([(64, 96)], [3]))
+    assert set(losses) == {f"loss_{n}{s}" for n in ("ce", "bbox", "ciou") for s in ("", "_0")}
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

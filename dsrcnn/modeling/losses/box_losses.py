@@ -6,15 +6,15 @@ Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals.
 import torch
 from torch import Tensor
 
-from ...structures import pairwise_iou_giou
+from ...structures import pairwise_overlaps
 
 __all__ = ["box_losses"]
 
 
 def box_losses(
-    boxes: Tensor, wanted: Tensor, positive: Tensor, sizes: Tensor
+    boxes: Tensor, wanted: Tensor, positive: Tensor, sizes: Tensor, overlap: str = "giou"
 ) -> tuple[Tensor, Tensor]:
-    """L1 and generalised IoU loss of positive proposals (Sparse R-CNN section 3.4).
+    """L1 and overlap loss of positive proposals (Sparse R-CNN section 3.4: generalised IoU).
 
     Background proposals are replaced before the losses, not multiplied by zero after them: a
     background box that is not finite can then harm neither the losses nor the gradients.
@@ -24,6 +24,7 @@ def box_losses(
         wanted: (Q, B, P, 4) ground truth of each proposal; any values for background.
         positive: (Q, B, P) bool.
         sizes: (B, 4) ``w, h, w, h`` of each image; L1 compares boxes divided by it.
+        overlap: of `pairwise_overlaps`; the loss is 1 minus it.
 
     Returns:
         Two tensors (Q,): sums over all positives of a set.
@@ -34,7 +35,7 @@ def box_losses(
     boxes = torch.where(keep, boxes, placeholder)
     wanted = torch.where(keep, wanted.to(boxes.dtype), placeholder)
     l1 = ((boxes - wanted).abs() / sizes.unsqueeze(1)).sum(dim=(1, 2, 3))
-    # Pairs of one proposal with one ground truth each. (torchvision's loss of this name selects by
-    # a mask, which makes the host wait for the device.)
-    _, giou = pairwise_iou_giou(boxes.unsqueeze(-2), wanted.unsqueeze(-2))
-    return l1, (1 - giou.flatten(2)).masked_fill(~positive, 0.0).sum(dim=(1, 2))
+    # Pairs of one proposal with one ground truth each. (torchvision's losses of these names select
+    # by a mask, which makes the host wait for the device.)
+    _, overlaps = pairwise_overlaps(boxes.unsqueeze(-2), wanted.unsqueeze(-2), overlap)
+    return l1, (1 - overlaps.flatten(2)).masked_fill(~positive, 0.0).sum(dim=(1, 2))

@@ -36,7 +36,7 @@ class LossCounts(NamedTuple):
 
 
 class SetCriterion(nn.Module):
-    """Class, L1 and generalised IoU loss of every stage, given who learns what."""
+    """Class, L1 and overlap loss of every stage, given who learns what."""
 
     empty_weight: Tensor
 
@@ -53,6 +53,7 @@ class SetCriterion(nn.Module):
         gamma: float = 2.0,
         no_object_weight: float = 0.1,
         normalizer: str = "gt",
+        overlap: str = "giou",
     ) -> None:
         """Set the losses.
 
@@ -69,6 +70,7 @@ class SetCriterion(nn.Module):
                 "positives" by the number of proposals of the set that learn an object, for
                 one-to-many assignments. Both are the same where every ground truth has one
                 proposal. The softmax class loss uses neither: it is a weighted mean.
+            overlap: which of `pairwise_overlaps` is learned; its loss has its name.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -79,6 +81,7 @@ class SetCriterion(nn.Module):
         self.alpha = alpha
         self.gamma = gamma
         self.normalizer = normalizer
+        self.overlap = overlap
         if not focal:  # only then a part of official checkpoints
             class_weights = torch.ones(num_classes + 1)
             class_weights[-1] = no_object_weight
@@ -98,6 +101,7 @@ class SetCriterion(nn.Module):
             "gamma": node.GAMMA,
             "no_object_weight": node.NO_OBJECT_WEIGHT,
             "normalizer": node.DLA.NORMALIZER if node.DLA.ENABLED else "gt",
+            "overlap": node.OVERLAP.LOSS,
         }
 
     @property
@@ -150,15 +154,16 @@ class SetCriterion(nn.Module):
             normalizers: of a larger batch that this is a part of; None: this is the batch.
 
         Returns:
-            ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last stage, those of stage s < S - 1
-            with the suffix ``_s``. An image without ground truth contributes to ``loss_ce`` only;
-            all losses stay connected to the graph.
+            ``loss_ce``, ``loss_bbox`` and ``loss_giou`` (or of another overlap) of the last stage,
+            those of stage s < S - 1 with the suffix ``_s``. An image without ground truth
+            contributes to ``loss_ce`` only; all losses stay connected to the graph.
         """
         positive = assignment >= 0
         classes, wanted = self._gather(targets, assignment, positive)
         # Never in half precision: the sums run over all proposals and classes.
         logits, boxes = (at_least_float32(x) for x in predictions[:2])
-        l1, giou = box_losses(boxes, wanted, positive, targets.sizes.to(boxes.dtype))
+        sizes = targets.sizes.to(boxes.dtype)
+        l1, overlap = box_losses(boxes, wanted, positive, sizes, self.overlap)
         if normalizers is None:
             normalizers = self.normalizers([self.count(targets, assignment)])
         normalizer = normalizers.learners
@@ -171,7 +176,7 @@ class SetCriterion(nn.Module):
         per_set = {
             "loss_ce": self.weights.class_ * ce,
             "loss_bbox": self.weights.l1 * l1 / normalizer,
-            "loss_giou": self.weights.giou * giou / normalizer,
+            f"loss_{self.overlap}": self.weights.giou * overlap / normalizer,
         }
         return self._by_stage(per_set, predictions.stage)
 

@@ -15,7 +15,7 @@ from ...structures import (
     Targets,
     TermWeights,
     at_least_float32,
-    pairwise_iou_giou,
+    pairwise_overlaps,
 )
 
 __all__ = ["CostSettings", "class_cost", "pairwise_costs"]
@@ -25,16 +25,18 @@ class CostSettings(NamedTuple):
     """How costs are computed.
 
     Attributes:
-        weights: of the class, L1 and generalised IoU term.
+        weights: of the class, L1 and overlap term.
         focal: focal classification; False for softmax.
         alpha: focal balance.
         gamma: focal exponent.
+        overlap: of `pairwise_overlaps`, generalised IoU in Sparse R-CNN.
     """
 
     weights: TermWeights = TermWeights()
     focal: bool = True
     alpha: float = 0.25
     gamma: float = 2.0
+    overlap: str = "giou"
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "CostSettings":
@@ -43,7 +45,7 @@ class CostSettings(NamedTuple):
         weights = TermWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT)
         if node.DLA.ENABLED:
             weights = TermWeights(node.DLA.CLASS_COST, node.DLA.L1_COST, node.DLA.GIOU_COST)
-        return cls(weights, node.USE_FOCAL, node.ALPHA, node.GAMMA)
+        return cls(weights, node.USE_FOCAL, node.ALPHA, node.GAMMA, node.OVERLAP.COST)
 
 
 def class_cost(
@@ -79,12 +81,13 @@ def class_cost(
 def pairwise_costs(
     predictions: Predictions, targets: Targets, settings: CostSettings
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sum of class, L1 and generalised IoU cost, in float32 (float64 stays).
+    """Weighted sum of class, L1 and overlap cost, in float32 (float64 stays).
 
-    Boxes are compared by L1 after division by the image size, by GIoU in pixels. Seen as transport
-    with focal classification, this is the cost of a ground truth minus the cost of background for
-    the same proposal: the classes that are not the ground truth's cancel (arXiv 2205.02101 section
-    3.1). With softmax, which the paper does not treat, background simply costs nothing.
+    Boxes are compared by L1 after division by the image size, by their overlap in pixels. Seen as
+    transport with focal classification, this is the cost of a ground truth minus the cost of
+    background for the same proposal: the classes that are not the ground truth's cancel (arXiv
+    2205.02101 section 3.1). With softmax, which the paper does not treat, background simply costs
+    nothing.
 
     Returns:
         Costs and IoUs, both (Q, B, M, P); entries of padded ground truths have no meaning.
@@ -95,9 +98,9 @@ def pairwise_costs(
     wanted = targets.boxes.to(boxes.dtype)
     rows = wanted.expand(sets, images, -1, -1)
     l1 = torch.cdist((wanted / sizes).expand_as(rows), boxes / sizes, p=1.0)
-    iou, giou = pairwise_iou_giou(rows, boxes)
+    iou, overlap = pairwise_overlaps(rows, boxes, settings.overlap)
     weights = settings.weights
     classes = class_cost(
         logits, targets.labels, focal=settings.focal, alpha=settings.alpha, gamma=settings.gamma
     )
-    return weights.class_ * classes + weights.l1 * l1 - weights.giou * giou, iou
+    return weights.class_ * classes + weights.l1 * l1 - weights.giou * overlap, iou
