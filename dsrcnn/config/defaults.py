@@ -53,7 +53,7 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
     node.CLASS_WEIGHT = 2.0
     node.GIOU_WEIGHT = 2.0
     node.L1_WEIGHT = 5.0
-    # What tells how well boxes fit, weighted by GIOU_WEIGHT and DLA.GIOU_COST: iou, giou, diou, ciou
+    # How well boxes fit, weighted by GIOU_WEIGHT and DLA.GIOU_COST: iou, giou, diou or ciou
     node.OVERLAP = CfgNode()
     node.OVERLAP.LOSS = "giou"
     node.OVERLAP.COST = "giou"
