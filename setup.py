@@ -26,6 +26,7 @@ DETECTRON2_NEEDS = [
 ]
 VIZ = ["opencv-python-headless>=4.7"]
 EVAL = ["faster-coco-eval>=1.6"]
+TIMM = ["timm>=1.0.9"]
 DEV = [
     "mypy>=1.13",
     "pytest>=8",
@@ -59,7 +60,8 @@ setup(
     extras_require={
         "viz": VIZ,  # pictures and the synthetic data set
         "eval": EVAL,  # COCO metrics several times faster; pycocotools otherwise
-        "dev": [*VIZ, *EVAL, *DEV],
+        "timm": TIMM,  # backbones (MODEL.TIMM)
+        "dev": [*VIZ, *EVAL, *TIMM, *DEV],
     },
     entry_points={"console_scripts": ["dsrcnn = dsrcnn.cli.main:main"]},
 )

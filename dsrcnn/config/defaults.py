@@ -23,6 +23,7 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
     _add_schedule_in_epochs(cfg)
     _add_averaged_weights(cfg)
     _add_memory_and_weights(cfg)
+    _add_backbones(cfg)
     _add_evaluation_while_training(cfg)
     _add_log(cfg)
     _add_test_time_augmentation(cfg)
@@ -137,6 +138,21 @@ def _add_suppression(cfg: CfgNode) -> None:
     node.ENABLED = None
     node.THRESHOLD = 0.7  # IoU above which the lower score goes
     node.CLASS_WISE = True  # only boxes of the same class are duplicates
+
+
+def _add_backbones(cfg: CfgNode) -> None:
+    # For MODEL.BACKBONE.NAME build_timm_fpn_backbone or build_timm_backbone
+    node = cfg.MODEL.TIMM = CfgNode()
+    node.NAME = "resnet50"  # any network of timm with strides 4, 8, 16 and 32
+    node.PRETRAINED = False  # begin with timm's weights, where MODEL.WEIGHTS is empty
+    node.WEIGHTS = ""  # a local file of them
+    node.NORM = ""  # instead of batch norms: FrozenBN, SyncBN or GN
+    node.DROP_PATH = 0.0  # stochastic depth
+    node.PIXEL_STATISTICS = True  # PIXEL_MEAN, PIXEL_STD and FORMAT are those of the network
+    # For build_timm_fpn_backbone and build_resnet_neck_backbone; channels and norm are MODEL.FPN's
+    node = cfg.MODEL.NECK = CfgNode()
+    node.NAME = "FPN"  # FPN, PAFPN, BiFPN or ChannelMapper
+    node.ROUNDS = 3  # of BiFPN
 
 
 def _add_solver(cfg: CfgNode) -> None:

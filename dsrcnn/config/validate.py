@@ -22,7 +22,25 @@ def check_config(cfg: CfgNode) -> None:
     """
     if cfg.MODEL.META_ARCHITECTURE in ("SparseRCNN", "DynamicSparseRCNN"):
         _check_sparse_rcnn(cfg)
+    _check_backbone(cfg)
     check_training(cfg)
+
+
+def _check_backbone(cfg: CfgNode) -> None:
+    node = cfg.MODEL.NECK
+    expect_one_of("MODEL.NECK.NAME", node.NAME, "FPN", "PAFPN", "BiFPN", "ChannelMapper")
+    expect_one_of("MODEL.TIMM.NORM", cfg.MODEL.TIMM.NORM, "", "FrozenBN", "SyncBN", "GN")
+    if node.ROUNDS < 1:
+        raise ConfigError(f"MODEL.NECK.ROUNDS is {node.ROUNDS}; write a number of at least 1.")
+    if not 0 <= cfg.MODEL.TIMM.DROP_PATH < 1:
+        raise ConfigError(
+            f"MODEL.TIMM.DROP_PATH is {cfg.MODEL.TIMM.DROP_PATH}; write a rate from 0 to below 1."
+        )
+    if node.NAME != "FPN" and cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone":
+        raise ConfigError(
+            f"MODEL.NECK.NAME is {node.NAME!r}, but MODEL.BACKBONE.NAME build_resnet_fpn_backbone "
+            "always has Detectron2's FPN. Write MODEL.BACKBONE.NAME build_resnet_neck_backbone."
+        )
 
 
 def _check_sparse_rcnn(cfg: CfgNode) -> None:

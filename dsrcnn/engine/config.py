@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 
 from ..config import check_config, choose_device, read_cfg
 from ..data.datasets import resolve_num_classes, use_custom_data
+from ..modeling.backbone.timm_backbone import pixel_statistics
 
 __all__ = ["load_cfg"]
 
@@ -20,7 +21,8 @@ def load_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
 
     Returns:
         The config, not frozen. The data set of ``DATASETS.CUSTOM`` is registered, ``NUM_CLASSES 0``
-        resolved, and the device is the CPU where CUDA is absent.
+        resolved, the device is the CPU where CUDA is absent, and pixels are standardized as a
+        network of timm wants them.
 
     Raises:
         ConfigError: for a file that does not exist, an unknown key, or values that cannot work.
@@ -30,5 +32,13 @@ def load_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
     use_custom_data(cfg)
     resolve_num_classes(cfg)
     choose_device(cfg)
+    use_pixel_statistics(cfg)
     check_config(cfg)
     return cfg
+
+
+def use_pixel_statistics(cfg: CfgNode) -> None:
+    """Where the backbone is timm's: pixels as its weights know them, in place."""
+    if "timm" in cfg.MODEL.BACKBONE.NAME and cfg.MODEL.TIMM.PIXEL_STATISTICS:
+        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = pixel_statistics(cfg.MODEL.TIMM.NAME)
+        cfg.INPUT.FORMAT = "RGB"

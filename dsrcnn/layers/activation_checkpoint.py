@@ -5,7 +5,7 @@ Activations inside a block are forgotten after the forward pass and computed aga
 batch once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -28,11 +28,22 @@ def checkpointed(module: nn.Module, function: Callable[..., Any], *args: Any) ->
 def checkpoint_blocks(backbone: nn.Module) -> None:
     """Checkpoint every residual block of a backbone, in place; parameters keep their names.
 
-    Blocks are the members of the ``nn.Sequential`` stages, as in Detectron2's ResNets.
+    Blocks are the members of the ``nn.Sequential`` stages, as in Detectron2's ResNets and timm's
+    networks.
     """
-    stages = [m for m in backbone.modules() if isinstance(m, nn.Sequential)]
-    for block in (b for stage in stages for b in stage):
+    for block in list(_blocks(backbone)):
         block.forward = partial(_run, block, block.forward)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Members of the innermost stages, never a part of another block."""
+    for child in module.children():
+        if isinstance(child, nn.Sequential) and not any(
+            isinstance(m, nn.Sequential) for m in child
+        ):
+            yield from child
+        else:
+            yield from _blocks(child)
 
 
 def _run(block: nn.Module, forward: Callable[..., Any], x: torch.Tensor) -> Any:

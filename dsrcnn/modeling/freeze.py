@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..layers.image_norm import ImageNorm
+from .backbone.timm_backbone import freeze_norms_of_timm
 
 __all__ = ["freeze_modules"]
 
@@ -30,7 +31,7 @@ def freeze_modules(model: nn.Module, names: Sequence[str]) -> None:
                 f"MODEL.FREEZE names {name!r}, which is no module of the model. "
                 f"Names are such as {', '.join(close or list(modules)[1:4])}."
             )
-        frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(modules[name])
+        frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(freeze_norms_of_timm(modules[name]))
         if frozen is not modules[name]:  # it was itself a norm
             parent, _, child = name.rpartition(".")
             setattr(modules[parent], child, frozen)

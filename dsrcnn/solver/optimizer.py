@@ -59,12 +59,15 @@ def _layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
     bottom_up = getattr(getattr(model, "backbone", None), "bottom_up", None)
     if decay == 1.0 or bottom_up is None:
         return {}
-    children = dict(bottom_up.named_children())
-    parts = [name for name, part in children.items() if next(part.parameters(), None) is not None]
+    # A network that is not built of five children says itself what its parts are.
+    cut = getattr(bottom_up, "parts", lambda: [[child] for child in bottom_up.children()])
+    parts = [[p for unit in part for p in unit.parameters()] for part in cut()]
+    parts = [part for part in parts if part]
+    depths = {id(p): depth for depth, part in enumerate(parts) for p in part}
     return {
-        f"backbone.bottom_up.{part}.{name}": decay ** (len(parts) - 1 - depth)
-        for depth, part in enumerate(parts)
-        for name, _ in children[part].named_parameters()
+        name: decay ** (len(parts) - 1 - depths[id(p)])
+        for name, p in model.named_parameters()
+        if id(p) in depths
     }
 
 

@@ -1,0 +1,9 @@
+"""Feature extractors beyond Detectron2's: timm's networks, and necks for any of them."""
+
+from .build import (
+    build_resnet_neck_backbone,
+    build_timm_backbone,
+    build_timm_fpn_backbone,
+)
+
+__all__ = ["build_resnet_neck_backbone", "build_timm_backbone", "build_timm_fpn_backbone"]

@@ -1,0 +1,229 @@
+"""Any network of timm that has feature maps at 4, 8, 16 and 32 pixels."""
+
+import difflib
+from itertools import chain
+from typing import Any
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+
+from ...errors import ConfigError, WeightsError
+
+__all__ = ["STRIDES", "TimmBackbone", "freeze_norms_of_timm", "pixel_statistics"]
+
+STRIDES = (4, 8, 16, 32)
+_UNLIKELY_SEED = 271_828_182  # weights drawn from it are no trained ones
+_MISSING = "MODEL.TIMM needs the package timm, which is not installed: pip install 'dsrcnn[timm]'."
+
+
+class TimmBackbone(Backbone):
+    """``res2`` to ``res5`` of a network of timm, of Hugging Face.
+
+    Of several feature maps with the same stride the deepest is taken. Channels-last networks such
+    as Swin give their maps channels first here; those with windows take any image size.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = False,
+        weights: str = "",
+        norm: str = "",
+        drop_path: float = 0.0,
+        freeze_at: int = 0,
+    ) -> None:
+        """Build the network without its classifier.
+
+        Args:
+            name: timm's, such as ``resnet50`` or ``swin_tiny_patch4_window7_224``.
+            pretrained: load timm's weights, from its cache or the network.
+            weights: local file of timm's weights instead (``.pth``, ``.safetensors``).
+            norm: what replaces batch norms: ``FrozenBN``, ``SyncBN``, ``GN`` or, empty, nothing.
+            drop_path: rate of stochastic depth.
+            freeze_at: parts that are not trained: 1 the stem, 2 also the part up to ``res2``, and
+                so on up to 5; their norms use stored statistics.
+
+        Raises:
+            ConfigError: if timm is missing or has no such network, or the network lacks a stride
+                or does not know an option.
+            WeightsError: if the weights cannot be had.
+        """
+        super().__init__()
+        options: dict[str, Any] = {"features_only": True}
+        if norm == "GN":
+            options["norm_layer"] = "groupnorm"
+        if drop_path:
+            options["drop_path_rate"] = drop_path
+        indices, any_size = _choose_levels(name, options)
+        options |= {"out_indices": indices, **any_size}
+        if weights:
+            self.body = _create_from_file(name, options, weights)
+        else:
+            self.body = _create(name, {"pretrained": pretrained, **options})
+        info = self.body.feature_info
+        self._channels = list(info.channels())
+        self._channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
+        self._freeze(freeze_at)
+        self._replace_norms(norm)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) to ``res2`` .. ``res5``, (B, C, H / s, W / s); sides are multiples of 32."""
+        maps = self.body(images)
+        if self._channels_last:
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        return {f"res{i}": x for i, x in enumerate(maps, start=2)}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and strides."""
+        shapes = zip(self._channels, STRIDES, strict=True)
+        return {f"res{i}": ShapeSpec(channels=c, stride=s) for i, (c, s) in enumerate(shapes, 2)}
+
+    @property
+    def size_divisibility(self) -> int:
+        """What sides of images must be a multiple of."""
+        return STRIDES[-1]
+
+    def parts(self) -> list[list[nn.Module]]:
+        """The network cut behind every feature map: stem, part of ``res2``, ..., ``res5``.
+
+        The stem is what comes before the part that gives ``res2``.
+        """
+        names = self.body.feature_info.module_name()
+        ends = [name.replace(".", "_") for name in names]
+        parts: list[list[nn.Module]] = [[], []]
+        for name, unit in _units(self.body, {n.split(".")[0] for n in names if "." in n}):
+            if name == ends[0]:
+                parts[0], parts[1] = parts[1], [unit]
+            else:
+                parts[-1].append(unit)
+            if name in ends[:-1]:
+                parts.append([])
+        return parts
+
+    def _freeze(self, count: int) -> None:
+        from timm.layers import freeze_batch_norm_2d
+
+        units = list(chain(*self.parts()[:count]))
+        frozen = {id(module) for unit in units for module in unit.modules()}
+        for unit in units:
+            unit.requires_grad_(False)
+        for parent in list(self.body.modules()):
+            for name, child in list(parent.named_children()):
+                if id(child) in frozen and isinstance(child, nn.BatchNorm2d):
+                    setattr(parent, name, freeze_batch_norm_2d(child))
+
+    def _replace_norms(self, norm: str) -> None:
+        from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+
+        if norm == "FrozenBN":
+            self.body = freeze_batch_norm_2d(self.body)
+        elif norm == "SyncBN":
+            self.body = convert_sync_batchnorm(self.body)
+
+
+def _units(body: nn.Module, containers: set[str]) -> list[tuple[str, nn.Module]]:
+    """Parts of a network in their order; those that hold feature maps are opened up."""
+    units = []
+    for name, child in body.named_children():
+        if name in containers and isinstance(child, nn.Sequential):
+            units += [(f"{name}_{inner}", part) for inner, part in child.named_children()]
+        else:
+            units.append((name, child))
+    return units
+
+
+def _choose_levels(name: str, options: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+    """Indices of the deepest feature map of every stride; options that free the image size."""
+    any_size: dict[str, Any] = {"strict_img_size": False}
+    with torch.device("meta"):  # only to look at it
+        try:
+            body = _create(name, {**options, **any_size}, report=False)
+        except TypeError:  # most networks have no fixed size
+            any_size = {}
+            body = _create(name, options)
+    reductions = list(body.feature_info.reduction())
+    missing = [stride for stride in STRIDES if stride not in reductions]
+    if missing:
+        raise ConfigError(
+            f"MODEL.TIMM.NAME is {name!r}, whose feature maps have strides {reductions}; "
+            f"{STRIDES} are needed. Choose a network with a pyramid, such as resnet50, "
+            "convnext_tiny or swin_tiny_patch4_window7_224."
+        )
+    last = len(reductions) - 1
+    return [last - reductions[::-1].index(stride) for stride in STRIDES], any_size
+
+
+def _create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
+    """With timm's weights from a file; it skips what does not fit, but here that is an error."""
+    file = {"pretrained": True, "pretrained_cfg_overlay": {"file": path}}
+    with torch.random.fork_rng(devices=[]):
+        bodies = []
+        for source in (file, {}):
+            torch.manual_seed(_UNLIKELY_SEED)
+            bodies.append(_create(name, {**options, **source}))
+    loaded, random = (dict(body.named_parameters()) for body in bodies)
+    same = [k for k, v in loaded.items() if v.ndim > 1 and v.std() > 0 and v.equal(random[k])]
+    if same:
+        raise WeightsError(
+            f"MODEL.TIMM.WEIGHTS {path!r} do not fit {name!r}: they lack {len(same)} of its "
+            f"tensors, such as {same[0]}. Write the file of this network."
+        )
+    return bodies[0]
+
+
+def _create(name: str, options: dict[str, Any], *, report: bool = True) -> Any:
+    timm = _timm_that_knows(name)
+    file = options.get("pretrained_cfg_overlay", {}).get("file")
+    try:
+        return timm.create_model(name, **options)
+    except OSError as error:
+        raise WeightsError(
+            f"Weights of {name!r} cannot be had ({file or 'timm looks in its cache and on the net'}"
+            f": {type(error).__name__}). Write MODEL.TIMM.WEIGHTS <file>, or MODEL.TIMM.PRETRAINED "
+            "False to begin with random ones."
+        ) from error
+    except (RuntimeError, KeyError) as error:
+        if not file:
+            raise
+        raise WeightsError(f"MODEL.TIMM.WEIGHTS {file!r} do not fit {name!r}: {error}") from error
+    except (TypeError, ValueError) as error:
+        if not report:
+            raise
+        raise ConfigError(
+            f"MODEL.TIMM.NAME {name!r} does not take MODEL.TIMM.NORM or DROP_PATH as they are "
+            f"({error}). Leave them out."
+        ) from error
+
+
+def freeze_norms_of_timm(module: nn.Module) -> nn.Module:
+    """Freeze the batch norms that hold an activation as well, which Detectron2 would drop."""
+    found = [m for m in module.modules() if type(m).__module__.startswith("timm.")]
+    if any(isinstance(m, nn.BatchNorm2d) for m in found):
+        from timm.layers import freeze_batch_norm_2d
+
+        return freeze_batch_norm_2d(module)
+    return module
+
+
+def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of RGB that a network was trained with, for values 0 to 255."""
+    timm = _timm_that_knows(name)
+    config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    return [255.0 * x for x in config.mean], [255.0 * x for x in config.std]
+
+
+def _timm_that_knows(name: str) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(_MISSING) from error
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.5)
+        raise ConfigError(
+            f"MODEL.TIMM.NAME is {name!r}, which timm {timm.__version__} does not know. "
+            f"Close names: {', '.join(close) or 'none'}."
+        )
+    return timm

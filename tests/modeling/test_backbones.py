@@ -1,0 +1,230 @@
+"""Networks of timm, and necks for any network."""
+
+import copy
+
+import pytest
+import torch
+from conftest import batch, tiny_cfg
+from detectron2.modeling import build_backbone, build_model
+
+from dsrcnn.engine.config import load_cfg, use_pixel_statistics
+from dsrcnn.errors import ConfigError, WeightsError
+from dsrcnn.modeling.backbone.necks import BiFPN
+from dsrcnn.modeling.backbone.timm_backbone import TimmBackbone, pixel_statistics
+from dsrcnn.modeling.freeze import freeze_modules
+from dsrcnn.solver import build_optimizer
+
+timm = pytest.importorskip("timm")
+
+NECKS = ["FPN", "PAFPN", "BiFPN", "ChannelMapper"]
+# ResNet, EfficientNet, MobileNetV3, ConvNeXt, Swin (channels last), RegNet, wide ResNet
+FAMILIES = [
+    *("test_resnet", "test_efficientnet", "mobilenetv3_small_050", "test_convnext"),
+    *("swin_tiny_patch4_window7_224", "regnetx_002"),
+]
+ANY_RESNET = ["resnet34", "resnext50_32x4d", "wide_resnet50_2", "resnet152"]
+
+
+def with_timm(name, neck="FPN", *opts):
+    options = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", name]
+    return tiny_cfg(*options, "MODEL.NECK.NAME", neck, "MODEL.BACKBONE.FREEZE_AT", 0, *opts)
+
+
+def two_steps(model):
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    for _ in range(2):
+        losses = model(batch([(64, 96), (96, 64)], [2, 1]))
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert all(torch.isfinite(v) for v in losses.values())
+
+
+@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_neck_trains_with_every_family(name, neck):
+    model = build_model(with_timm(name, neck))
+    two_steps(model)
+    reached = [p.grad is not None for p in model.parameters() if p.requires_grad]
+    assert all(reached) == model.trains_every_parameter
+    model.eval()(batch([(64, 96)], [0]))
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_detectron2s_resnets_take_every_neck(neck):
+    options = ["MODEL.BACKBONE.NAME", "build_resnet_neck_backbone", "MODEL.NECK.NAME", neck]
+    two_steps(build_model(tiny_cfg(*options)))
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b3", "swin_tiny_patch4_window7_224"])
+def test_large_networks_work_at_256_pixels(name):
+    backbone = TimmBackbone(name)
+    levels = backbone(torch.randn(1, 3, 256, 224))
+    shapes = backbone.output_shape()
+    for (key, level), stride in zip(levels.items(), (4, 8, 16, 32), strict=True):
+        assert level.shape == (1, shapes[key].channels, 256 // stride, 224 // stride)
+    sum(level.mean() for level in levels.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ANY_RESNET)
+def test_resnets_of_all_kinds_have_their_levels(name):
+    with torch.device("meta"):
+        shapes = TimmBackbone(name).output_shape()
+    assert [s.stride for s in shapes.values()] == [4, 8, 16, 32]
+
+
+def test_the_deepest_map_of_every_stride_is_taken():
+    info = timm.create_model("vgg11", features_only=True).feature_info  # two maps of stride 32
+    backbone = TimmBackbone("vgg11")
+    assert [s.channels for s in backbone.output_shape().values()] == info.channels()[2:]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
+@pytest.mark.parametrize("count", range(6))
+def test_frozen_parts_do_not_learn_and_their_norms_stand_still(name, count):
+    backbone = TimmBackbone(name, freeze_at=count)
+    frozen = [p for part in backbone.parts()[:count] for unit in part for p in unit.parameters()]
+    others = [p for part in backbone.parts()[count:] for unit in part for p in unit.parameters()]
+    assert not any(p.requires_grad for p in frozen)
+    assert all(p.requires_grad for p in others)
+    assert len(frozen) + len(others) == len(list(backbone.parameters()))
+    assert (len(frozen) > 0) == (count > 0)
+    before = copy.deepcopy(backbone.state_dict())
+    levels = backbone.train()(torch.randn(2, 3, 64, 64))
+    assert levels["res5"].requires_grad == bool(others)
+    moved = {k for k, v in backbone.state_dict().items() if not torch.equal(v, before[k])}
+    if count == 5:
+        assert not moved
+    if "convnext" not in name and count < 5:  # layer norms have no statistics
+        assert moved
+
+
+def test_freezing_by_name_keeps_the_activation_in_a_norm_of_timm():
+    model = build_model(with_timm("test_efficientnet"))
+    expected = copy.deepcopy(model).eval().backbone(torch.ones(1, 3, 64, 64))["p2"]
+    freeze_modules(model, ["backbone.bottom_up"])
+    found = model.train().backbone(torch.ones(1, 3, 64, 64))["p2"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "SyncBN", "GN"])
+def test_norms_by_name(norm):
+    backbone = TimmBackbone("resnet18", norm=norm)
+    kinds = {type(m).__name__ for m in backbone.modules() if "Norm" in type(m).__name__}
+    assert any(word in kind for kind in kinds for word in {"GN": ["Group"]}.get(norm, [norm[:4]]))
+    assert "BatchNorm2d" not in kinds
+
+
+def test_stochastic_depth_and_checkpointing_change_no_gradient():
+    cfg = with_timm("test_convnext", "FPN", "MODEL.TIMM.DROP_PATH", 0.3)
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        cfg.MODEL.CHECKPOINT.BACKBONE = checkpointing
+        model = build_model(cfg)
+        torch.manual_seed(1)
+        sum(model(batch([(64, 64)], [2])).values()).backward()
+        gradients.append([p.grad for p in model.backbone.parameters() if p.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
+def test_a_local_file_of_timms_weights_is_loaded(tmp_path, name):
+    whole = timm.create_model(name)
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    backbone = TimmBackbone(name, weights=str(tmp_path / "weights.pth")).eval()
+    with torch.no_grad():
+        x = torch.randn(1, 3, 64, 64)
+        expected = whole.eval().forward_intermediates(x, intermediates_only=True)[-1]
+        torch.testing.assert_close(backbone(x)["res5"], expected)
+
+
+def test_weights_of_a_whole_model_need_none_of_timm():
+    options = ["MODEL.TIMM.PRETRAINED", True, "MODEL.TIMM.WEIGHTS", "/nothing.pth"]
+    build_backbone(with_timm("test_resnet", "FPN", *options, "MODEL.WEIGHTS", "model.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "words"),
+    [
+        ("resnet181", {}, ConfigError, ["'resnet181'", "resnet18"]),
+        ("test_vit", {}, ConfigError, ["strides [16, 16, 16]", "resnet50"]),
+        ("vgg11", {"drop_path": 0.1}, ConfigError, ["DROP_PATH", "Leave them out"]),
+        ("test_resnet", {"weights": "/nothing.pth"}, WeightsError, ["/nothing.pth", "PRETRAINED"]),
+    ],
+)
+def test_what_cannot_be_built_is_one_message(name, options, error, words):
+    with pytest.raises(error) as caught:
+        TimmBackbone(name, **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_weights_that_the_net_does_not_give_are_one_message(monkeypatch):
+    def unreachable(*_, **__):
+        raise FileNotFoundError("LocalEntryNotFoundError")
+
+    monkeypatch.setattr(timm, "create_model", _first_then(unreachable, timm.create_model))
+    with pytest.raises(WeightsError, match=r"its cache and on the net.*MODEL\.TIMM\.WEIGHTS"):
+        TimmBackbone("test_resnet", pretrained=True)
+
+
+def _first_then(fail, create):
+    return lambda name, **options: (fail if options.get("pretrained") else create)(name, **options)
+
+
+def test_weights_of_another_network_are_one_message(tmp_path):
+    torch.save(timm.create_model("test_convnext").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=r"do not fit 'test_resnet'"):
+        TimmBackbone("test_resnet", weights=str(tmp_path / "weights.pth"))
+
+
+def test_pixels_are_standardized_as_the_network_wants_them():
+    mean, std = pixel_statistics("resnet50")
+    assert mean == pytest.approx([123.675, 116.28, 103.53])
+    assert std == pytest.approx([58.395, 57.12, 57.375])
+    cfg = with_timm("test_resnet")
+    use_pixel_statistics(cfg)
+    assert pytest.approx([127.5] * 3) == cfg.MODEL.PIXEL_MEAN
+    assert cfg.INPUT.FORMAT == "RGB"
+    plain = tiny_cfg("INPUT.FORMAT", "BGR")
+    use_pixel_statistics(plain)
+    assert plain.INPUT.FORMAT == "BGR"
+
+
+def test_layer_decay_knows_the_parts_of_a_network_of_timm():
+    cfg = with_timm("test_efficientnet", "FPN", "SOLVER.LAYER_DECAY", 0.5)
+    model = build_model(cfg)
+    rates = {id(p): g["lr"] for g in build_optimizer(cfg, model).param_groups for p in g["params"]}
+    parts = model.backbone.bottom_up.parts()
+    for depth, part in enumerate(parts):
+        for parameter in (p for unit in part for p in unit.parameters()):
+            expected = cfg.SOLVER.BASE_LR * 0.5 ** (4 - depth)
+            assert rates[id(parameter)] == pytest.approx(expected)
+
+
+def test_a_neck_fuses_by_weights_that_sum_to_one():
+    neck = BiFPN(TimmBackbone("test_resnet"), ["res2", "res3", "res4", "res5"], 8, rounds=1)
+    fusion = neck.rounds[0].down[0]
+    fusion.weights.data = torch.tensor([3.0, -1.0])  # the second is off
+    x, y = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)
+    torch.testing.assert_close(fusion([x, y]), fusion([x, 5 * y]))
+    fusion.weights.data = torch.tensor([1.0, 1.0])
+    torch.testing.assert_close(fusion([x, x]), fusion([3 * x, -x]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (["MODEL.NECK.NAME", "NASFPN"], ["'NASFPN'", "PAFPN, BiFPN, ChannelMapper"]),
+        (["MODEL.NECK.NAME", "PAFPN"], ["build_resnet_fpn_backbone", "build_resnet_neck_backbone"]),
+        (["MODEL.NECK.ROUNDS", 0], ["ROUNDS is 0", "at least 1"]),
+        (["MODEL.TIMM.DROP_PATH", 1.0], ["DROP_PATH is 1.0", "below 1"]),
+        (["MODEL.TIMM.NORM", "LN"], ["'LN'", "FrozenBN, SyncBN, GN"]),
+    ],
+)
+def test_values_that_cannot_work_are_refused(opts, words):
+    with pytest.raises(ConfigError) as caught:
+        load_cfg("quick/sparse_rcnn_shapes", opts)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
