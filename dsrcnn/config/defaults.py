@@ -235,7 +235,10 @@ def _add_test_time_augmentation(cfg: CfgNode) -> None:
 
 def _add_custom_data(cfg: CfgNode) -> None:
     node = cfg.DATASETS.CUSTOM = CfgNode()
-    node.NAME = ""  # registers NAME_train and NAME_test from the files below and uses them
+    node.NAME = ""  # registers NAME_train and NAME_test from the data below and uses them
+    node.FOLDER = ""  # in the layout of COCO, Pascal VOC or YOLO; or the files, one by one:
+    node.TRAIN_SPLIT = "train"  # of the folder; "": none
+    node.TEST_SPLIT = "val"
     node.TRAIN_JSON = ""  # COCO json
     node.TRAIN_IMAGES = ""  # folder that its file names are relative to
     node.TEST_JSON = ""

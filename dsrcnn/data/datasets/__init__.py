@@ -1,4 +1,4 @@
-"""Data sets by name: synthetic shapes, and any COCO json."""
+"""Data sets by name: synthetic shapes, and one's own in the layouts of COCO, VOC and YOLO."""
 
 from .classes import class_names, resolve_num_classes
 from .coco_json import register_coco_json

@@ -1,7 +1,6 @@
 """Any COCO json as a data set, with its faults reported once and in plain words."""
 
 import json
-import logging
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -9,14 +8,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from ...errors import DataError
-from ..annotations import box_fault
+from .checks import check_records
 
-__all__ = ["load_checked_coco_json", "read_categories", "read_coco_json", "register_coco_json"]
+__all__ = [
+    "claim_name",
+    "load_checked_coco_json",
+    "read_categories",
+    "read_coco_json",
+    "register_coco_json",
+]
 
-_LOGGER = logging.getLogger(__name__)
 _REGISTERED: set[str] = set()  # by this module
-_WARNED: set[str] = set()
-_SHOWN = 5  # examples named in a message
 _ENTRIES = {  # what every entry of the three lists of a COCO detection file has
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
@@ -38,6 +40,19 @@ def register_coco_json(name: str, json_file: str, image_root: str, classes: list
     Raises:
         DataError: if something else is registered under `name`.
     """
+    claim_name(name)
+    DatasetCatalog.register(name, partial(load_checked_coco_json, json_file, image_root, name))
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco", thing_classes=classes
+    )
+
+
+def claim_name(name: str) -> None:
+    """Make room for a data set that is about to be registered.
+
+    Raises:
+        DataError: if another program has registered one under `name`.
+    """
     if name in DatasetCatalog.list() and name not in _REGISTERED:
         raise DataError(
             f"Data set {name!r} is registered already, by Detectron2 or by another program; choose "
@@ -47,10 +62,6 @@ def register_coco_json(name: str, json_file: str, image_root: str, classes: list
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)  # whoever registered the name may have given none
     _REGISTERED.add(name)
-    DatasetCatalog.register(name, partial(load_checked_coco_json, json_file, image_root, name))
-    MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="coco", thing_classes=classes
-    )
 
 
 def read_coco_json(json_file: str) -> dict:
@@ -104,11 +115,7 @@ def read_categories(json_file: str) -> list[dict]:
 
 
 def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[dict]:
-    """Records of a COCO json without unusable boxes.
-
-    Boxes that are not finite, have no area or lie wholly outside their image are left out with one
-    warning that counts and names them; boxes that reach over the border are clipped when an image
-    is loaded.
+    """Records of a COCO json without unusable boxes, see `check_records`.
 
     Args:
         json_file: annotations.
@@ -126,45 +133,5 @@ def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[d
         records = load_coco_json(json_file, image_root, name)
     except (AssertionError, KeyError, IndexError) as error:
         raise DataError(f"{json_file} cannot be used: {error}") from error
-    if not records:
-        raise DataError(f"Data set {name!r} is empty: {json_file} lists no images.")
-    _check_images(records, json_file, image_root)
-    _drop_unusable_boxes(records, json_file)
-    if not any(record["annotations"] for record in records):
-        raise DataError(
-            f"{json_file} has {len(records)} images but no box that can be used; check the "
-            "annotations."
-        )
+    check_records(records, json_file, image_root)
     return records
-
-
-def _check_images(records: list[dict], json_file: str, image_root: str) -> None:
-    missing = [r["file_name"] for r in records if not Path(r["file_name"]).is_file()]
-    if missing:
-        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
-        raise DataError(
-            f"{len(missing)} of {len(records)} images of {json_file} do not exist: {shown}. "
-            f"File names are relative to {image_root!r}; correct the image folder or the file."
-        )
-
-
-def _drop_unusable_boxes(records: list[dict], json_file: str) -> None:
-    faults: list[str] = []
-    for record in records:
-        usable = []
-        for annotation in record["annotations"]:
-            fault = box_fault(annotation, record.get("height"), record.get("width"))
-            if fault is None:
-                usable.append(annotation)
-            else:
-                faults.append(f"{Path(record['file_name']).name} {annotation['bbox']} ({fault})")
-        record["annotations"] = usable
-    if faults:
-        shown = "; ".join(faults[:_SHOWN]) + ("; ..." if len(faults) > _SHOWN else "")
-        message = (
-            f"{json_file}: {len(faults)} boxes cannot be used and are left out, the images stay: "
-            f"{shown}. Correct or remove them in the file to silence this warning."
-        )
-        if message not in _WARNED:  # loaders are built for every evaluation; once is enough
-            _WARNED.add(message)
-            _LOGGER.warning(message)
