@@ -17,7 +17,7 @@ def check_training(cfg: CfgNode) -> None:
     expect_one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, "full_model", "norm", "value")
     expect_one_of("SOLVER.OPTIMIZER", solver.OPTIMIZER, "ADAMW", "SGD")
     expect_one_of("SOLVER.AMP.PRECISION", solver.AMP.PRECISION, "bf16", "fp16")
-    schedules = ("WarmupMultiStepLR", "WarmupCosineLR")
+    schedules = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupCosineRestartsLR")
     expect_one_of("SOLVER.LR_SCHEDULER_NAME", solver.LR_SCHEDULER_NAME, *schedules)
     for name in solver.NO_DECAY:
         expect_one_of("SOLVER.NO_DECAY", name, "norm", "bias", "embedding")

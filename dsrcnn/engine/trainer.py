@@ -22,7 +22,7 @@ from ..errors import DsrcnnError, NonFiniteLossError, WeightsError
 from ..evaluation import build_evaluator
 from ..modeling.freeze import freeze_modules
 from ..modeling.test_time_augmentation import TestTimeAugmentation
-from ..solver import build_optimizer
+from ..solver import build_lr_scheduler, build_optimizer
 from .average import AveragedWeights
 from .checkpoint import ReportingCheckpointer
 from .evaluation_hooks import BestModel, EarlyStop, Evaluation
@@ -245,6 +245,13 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """See `dsrcnn.solver.build_optimizer`."""
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """See `dsrcnn.solver.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:

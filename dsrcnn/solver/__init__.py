@@ -1,6 +1,12 @@
 """Optimizers and schedules."""
 
 from .optimizer import build_optimizer, clip_full_model
-from .schedule import scale_learning_rate, use_epochs
+from .schedule import build_lr_scheduler, scale_learning_rate, use_epochs
 
-__all__ = ["build_optimizer", "clip_full_model", "scale_learning_rate", "use_epochs"]
+__all__ = [
+    "build_lr_scheduler",
+    "build_optimizer",
+    "clip_full_model",
+    "scale_learning_rate",
+    "use_epochs",
+]

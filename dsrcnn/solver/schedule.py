@@ -1,12 +1,17 @@
-"""The length of a training and its learning rate, from what the config says in other units."""
+"""The length of a training and its learning rate over time."""
 
+import itertools
 import logging
 
+import torch
 from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from detectron2.solver import build_lr_scheduler as build_detectron2_scheduler
+from fvcore.common.param_scheduler import CompositeParamScheduler, CosineParamScheduler
 
 from ..errors import ConfigError
 
-__all__ = ["scale_learning_rate", "use_epochs"]
+__all__ = ["build_lr_scheduler", "scale_learning_rate", "use_epochs"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -74,3 +79,23 @@ def scale_learning_rate(cfg: CfgNode) -> None:
         *(before, solver.REFERENCE_BATCH, solver.BASE_LR, solver.IMS_PER_BATCH),
     )
     solver.REFERENCE_BATCH = solver.IMS_PER_BATCH
+
+
+def build_lr_scheduler(
+    cfg: CfgNode, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Detectron2's schedules, and ``WarmupCosineRestartsLR``.
+
+    That one falls along a cosine from ``BASE_LR`` to zero until each of ``SOLVER.STEPS``, where it
+    starts again, and until the end (arXiv 1608.03983, with cycles of any length).
+    """
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME != "WarmupCosineRestartsLR":
+        return build_detectron2_scheduler(cfg, optimizer)
+    ends = [0, *(step for step in solver.STEPS if 0 < step < solver.MAX_ITER), solver.MAX_ITER]
+    lengths = [(end - start) / solver.MAX_ITER for start, end in itertools.pairwise(ends)]
+    cycles = [CosineParamScheduler(1.0, 0.0) for _ in lengths]
+    schedule = CompositeParamScheduler(cycles, lengths, ["rescaled"] * len(cycles))
+    warmup = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
+    schedule = WarmupParamScheduler(schedule, solver.WARMUP_FACTOR, warmup, solver.WARMUP_METHOD)
+    return LRMultiplier(optimizer, multiplier=schedule, max_iter=solver.MAX_ITER)

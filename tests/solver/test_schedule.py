@@ -1,10 +1,12 @@
 import logging
+import math
 
 import pytest
+import torch
 from conftest import tiny_cfg
 
 from dsrcnn.errors import ConfigError
-from dsrcnn.solver import scale_learning_rate, use_epochs
+from dsrcnn.solver import build_lr_scheduler, scale_learning_rate, use_epochs
 
 
 def test_epochs_become_iterations():
@@ -51,3 +53,38 @@ def test_without_a_reference_the_learning_rate_is_what_is_written():
     cfg = tiny_cfg("SOLVER.IMS_PER_BATCH", 2)
     scale_learning_rate(cfg)
     assert cfg.SOLVER.BASE_LR == 2.5e-5
+
+
+def rates(*opts, iterations):
+    cfg = tiny_cfg("SOLVER.MAX_ITER", iterations, "SOLVER.BASE_LR", 1.0, *opts)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    found = []
+    for _ in range(iterations):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_a_cosine_with_restarts_begins_anew_at_every_step():
+    opts = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineRestartsLR", "SOLVER.STEPS", (4, 10)]
+    found = rates(*opts, "SOLVER.WARMUP_ITERS", 0, iterations=20)
+    expected = [
+        0.5 * (1 + math.cos(math.pi * i / length)) for length in (4, 6, 10) for i in range(length)
+    ]
+    assert found == pytest.approx(expected)
+
+
+def test_a_cosine_with_restarts_warms_up_once():
+    opts = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineRestartsLR", "SOLVER.STEPS", (10,)]
+    warm = ["SOLVER.WARMUP_ITERS", 4, "SOLVER.WARMUP_FACTOR", 0.5, "SOLVER.WARMUP_METHOD", "linear"]
+    found = rates(*opts, *warm, iterations=20)
+    assert found[0] == pytest.approx(0.5)
+    assert found[10] == pytest.approx(1.0)
+    assert found[4:] == pytest.approx(rates(*opts, "SOLVER.WARMUP_ITERS", 0, iterations=20)[4:])
+
+
+def test_detectron2s_schedules_are_as_ever():
+    found = rates("SOLVER.STEPS", (3,), "SOLVER.GAMMA", 0.1, "SOLVER.WARMUP_ITERS", 0, iterations=5)
+    assert found == pytest.approx([1, 1, 1, 0.1, 0.1])
