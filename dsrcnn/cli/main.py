@@ -13,6 +13,7 @@ from . import (
     benchmark,
     benchmark_matching,
     benchmark_training,
+    check_data,
     demo,
     draw,
     proposals,
@@ -23,6 +24,7 @@ __all__ = ["main"]
 
 _COMMANDS = (
     demo,
+    check_data,
     draw,
     assignment,
     proposals,
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        Exit status: 0, or 2 after bad input, which is explained on stderr.
+        Exit status: 0, or 2 after bad input, which is explained on stderr; `check_data` gives 1
+        for data that should be mended.
     """
     parser = argparse.ArgumentParser(prog="dsrcnn", description="Sparse detectors for Detectron2.")
     commands = parser.add_subparsers(dest="command", required=True)

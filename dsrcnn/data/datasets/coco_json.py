@@ -6,15 +6,18 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
 
 from ...errors import DataError
 from .checks import check_records
+from .faults import Fail
 
 __all__ = [
     "claim_name",
     "load_checked_coco_json",
     "read_categories",
     "read_coco_json",
+    "read_coco_records",
     "register_coco_json",
 ]
 
@@ -112,6 +115,37 @@ def read_categories(json_file: str) -> list[dict]:
     path = Path(json_file)
     modified = path.stat().st_mtime if path.is_file() else 0.0
     return [{"id": i, "name": name} for i, name in _categories(json_file, modified)]
+
+
+def read_coco_records(json_file: str, image_root: str, fail: Fail) -> list[dict]:
+    """Records of a COCO json as they are, for a look at them; training loads them by Detectron2.
+
+    Raises:
+        DataError: if the file is missing or no COCO json.
+    """
+    content = read_coco_json(json_file)
+    labels = {c["id"]: index for index, c in enumerate(read_categories(json_file))}
+    records = {
+        image["id"]: {
+            **{key: image[key] for key in ("height", "width")},
+            "file_name": str(Path(image_root) / image["file_name"]),
+            "image_id": image["id"],
+            "annotations": [],
+        }
+        for image in content["images"]
+    }
+    for entry in content["annotations"]:
+        where = f"{json_file}: annotation {entry['id']}"
+        if entry["image_id"] not in records:
+            fail("annotation", f"{where} is of image {entry['image_id']}, which is not listed.")
+        elif entry["category_id"] not in labels:
+            fail("class", f"{where} has category {entry['category_id']}, which is not listed.")
+        else:
+            box = {"bbox": entry["bbox"], "bbox_mode": BoxMode.XYWH_ABS}
+            label = {"category_id": labels[entry["category_id"]]}
+            crowd = {"iscrowd": entry.get("iscrowd", 0)}
+            records[entry["image_id"]]["annotations"].append({**box, **label, **crowd})
+    return list(records.values())
 
 
 def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[dict]:

@@ -6,11 +6,19 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import DataError
-from .coco_json import claim_name
-from .voc import load_voc, voc_classes, voc_splits
-from .yolo import load_yolo, yolo_classes, yolo_splits
+from .coco_json import claim_name, read_categories, read_coco_records
+from .faults import Fail
+from .voc import load_voc, read_voc, voc_classes, voc_splits
+from .yolo import load_yolo, read_yolo, yolo_classes, yolo_splits
 
-__all__ = ["coco_files", "folder_classes", "folder_kind", "register_folder"]
+__all__ = [
+    "coco_files",
+    "folder_classes",
+    "folder_kind",
+    "folder_splits",
+    "read_folder",
+    "register_folder",
+]
 
 _LAYOUTS = (
     "COCO: annotations/instances_<split>.json and images/<split>/; "
@@ -43,10 +51,9 @@ def coco_files(folder: Path, split: str) -> tuple[str, str]:
     """
     annotations = folder / "annotations" / f"instances_{split}.json"
     if not annotations.is_file():
-        files = (folder / "annotations").glob("instances_*.json")
-        splits = sorted(path.stem.removeprefix("instances_") for path in files)
         raise DataError(
-            f"{annotations} does not exist; the splits of {folder} are {', '.join(splits)}."
+            f"{annotations} does not exist; the splits of {folder} are "
+            f"{', '.join(folder_splits(folder))}."
         )
     choices = (folder / "images" / split, folder / split, folder / "images", folder)
     return str(annotations), str(next(path for path in choices if path.is_dir()))
@@ -76,8 +83,33 @@ def register_folder(name: str, folder: Path, split: str, classes: list[str]) -> 
     MetadataCatalog.get(name).set(evaluator_type="coco", thing_classes=classes)
 
 
+def read_folder(folder: Path, split: str, fail: Fail) -> tuple[list[str], list[dict]]:
+    """Class names and records of a split as they are, for a look at them.
+
+    Raises:
+        DataError: if the folder cannot be read at all.
+    """
+    kind = folder_kind(folder)
+    if kind == "coco":
+        annotations, images = coco_files(folder, split)
+        names = [c["name"] for c in read_categories(annotations)]
+        return names, read_coco_records(annotations, images, fail)
+    classes = folder_classes(folder, folder_splits(folder))
+    read = read_yolo if kind == "yolo" else read_voc
+    return classes, read(folder, split, classes, fail)
+
+
+def folder_splits(folder: Path) -> list[str]:
+    """Names of the splits that a folder has."""
+    kind = folder_kind(folder)
+    if kind == "coco":
+        files = (folder / "annotations").glob("instances_*.json")
+        return sorted(path.stem.removeprefix("instances_") for path in files)
+    return yolo_splits(folder) if kind == "yolo" else voc_splits(folder)
+
+
 def _check_splits(folder: Path, splits: list[str]) -> None:
-    known = yolo_splits(folder) if folder_kind(folder) == "yolo" else voc_splits(folder)
+    known = folder_splits(folder)
     for split in splits:
         if split not in known:
             raise DataError(f"{folder} has no split {split!r}; it has {', '.join(known)}.")

@@ -1,15 +1,15 @@
 """Pascal VOC folders: ``Annotations/*.xml``, ``JPEGImages/``, ``ImageSets/Main/<split>.txt``."""
 
 from pathlib import Path
-from typing import NoReturn
 from xml.etree import ElementTree
 
 from detectron2.structures import BoxMode
 
 from ...errors import DataError
 from .checks import check_records
+from .faults import Fail, refuse
 
-__all__ = ["load_voc", "voc_classes", "voc_splits"]
+__all__ = ["load_voc", "read_voc", "voc_classes", "voc_splits"]
 
 
 def voc_splits(folder: Path) -> list[str]:
@@ -25,49 +25,78 @@ def voc_classes(folder: Path, splits: list[str]) -> list[str]:
     names = set()
     for split in splits:
         for image in _images_of(folder, split):
-            objects = _parse(folder, image).iter("object")
-            names |= {_text(folder, image, node, "name") for node in objects}
-    return sorted(names)
+            try:
+                objects = _parse(folder, image).iter("object")
+            except DataError:  # said when the split is read
+                continue
+            names |= {node.findtext("name", "").strip() for node in objects}
+    return sorted(names - {""})
 
 
 def load_voc(folder: Path, split: str, classes: list[str]) -> list[dict]:
-    """Records of a split.
-
-    VOC counts pixels from 1 and includes the last one: a box from 1 to 10 covers the first ten.
-    Objects marked ``difficult`` are treated like COCO's crowds: not learned, no fault if detected
-    or missed.
+    """Records of a split that can be trained on; see `read_voc`.
 
     Raises:
         DataError: if a file is missing or broken, or an object is of an unknown class.
     """
+    records = read_voc(folder, split, classes, refuse)
+    check_records(records, str(_list_of(folder, split)), str(folder / "JPEGImages"))
+    return records
+
+
+def read_voc(folder: Path, split: str, classes: list[str], fail: Fail) -> list[dict]:
+    """Records of a split, as they are.
+
+    VOC counts pixels from 1 and includes the last one: a box from 1 to 10 covers the first ten.
+    Objects marked ``difficult`` are treated like COCO's crowds: not learned, no fault if detected
+    or missed.
+    """
     labels = {name: index for index, name in enumerate(classes)}
     records = []
     for number, image in enumerate(_images_of(folder, split), start=1):
-        root = _parse(folder, image)
-        size = {key: int(_text(folder, image, root, f"size/{key}")) for key in ("height", "width")}
-        name = root.findtext("filename") or f"{image}.jpg"
-        path = folder / "JPEGImages" / name
-        if not path.suffix or not path.is_file():
-            path = folder / "JPEGImages" / f"{image}.jpg"
+        where = folder / "Annotations" / f"{image}.xml"
+        try:
+            root = _parse(folder, image)
+            size = {key: int(_text(where, root, f"size/{key}")) for key in ("height", "width")}
+        except (DataError, ValueError) as error:
+            fail("annotation", _said_of(where, error))
+            continue
         annotations = []
         for node in root.iter("object"):
-            label = _text(folder, image, node, "name")
+            try:
+                annotation, label = _box(where, node), _text(where, node, "name")
+            except (DataError, ValueError) as error:
+                fail("annotation", _said_of(where, error))
+                continue
             if label not in labels:
-                _refuse(folder, image, f"has the class {label!r}, known are {', '.join(classes)}")
-            edges = ("xmin", "ymin", "xmax", "ymax")
-            x1, y1, x2, y2 = (float(_text(folder, image, node, f"bndbox/{e}")) for e in edges)
-            annotations.append(
-                {
-                    "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1],
-                    "bbox_mode": BoxMode.XYWH_ABS,
-                    "category_id": labels[label],
-                    "iscrowd": int(node.findtext("difficult") or 0),
-                }
-            )
-        record = {"file_name": str(path), **size, "image_id": number, "annotations": annotations}
+                known = ", ".join(classes)
+                fail("class", f"{where} has the class {label!r}, known are {known}; correct it.")
+                continue
+            annotations.append({**annotation, "category_id": labels[label]})
+        path = str(_image_file(folder, image, root.findtext("filename")))
+        record = {"file_name": path, **size, "image_id": number, "annotations": annotations}
         records.append(record)
-    check_records(records, str(_list_of(folder, split)), str(folder / "JPEGImages"))
     return records
+
+
+def _box(where: Path, node: ElementTree.Element) -> dict:
+    edges = ("xmin", "ymin", "xmax", "ymax")
+    x1, y1, x2, y2 = (float(_text(where, node, f"bndbox/{edge}")) for edge in edges)
+    return {
+        "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "iscrowd": int(node.findtext("difficult") or 0),
+    }
+
+
+def _said_of(where: Path, error: Exception) -> str:
+    return str(error) if isinstance(error, DataError) else f"{where}: {error}; correct it."
+
+
+def _image_file(folder: Path, image: str, name: str | None) -> Path:
+    """The file that the annotation names, or the one named like it."""
+    named = folder / "JPEGImages" / (name or "")
+    return named if name and named.is_file() else folder / "JPEGImages" / f"{image}.jpg"
 
 
 def _list_of(folder: Path, split: str) -> Path:
@@ -93,12 +122,8 @@ def _parse(folder: Path, image: str) -> ElementTree.Element:
         raise DataError(f"{path} is not valid XML ({error}); export it again.") from error
 
 
-def _text(folder: Path, image: str, node: ElementTree.Element, key: str) -> str:
+def _text(where: Path, node: ElementTree.Element, key: str) -> str:
     text = node.findtext(key)
     if not text:
-        _refuse(folder, image, f"lacks {key} in <{node.tag}>")
+        raise DataError(f"{where} lacks {key} in <{node.tag}>; correct it.")
     return text.strip()
-
-
-def _refuse(folder: Path, image: str, what: str) -> NoReturn:
-    raise DataError(f"{folder / 'Annotations' / image}.xml {what}; correct it.")

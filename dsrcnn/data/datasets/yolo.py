@@ -9,8 +9,9 @@ from PIL import Image, UnidentifiedImageError
 
 from ...errors import DataError
 from .checks import check_records
+from .faults import Fail, refuse
 
-__all__ = ["load_yolo", "yolo_classes", "yolo_splits"]
+__all__ = ["load_yolo", "read_yolo", "yolo_classes", "yolo_splits"]
 
 _IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -36,23 +37,27 @@ def yolo_classes(folder: Path) -> list[str]:
 
 
 def load_yolo(folder: Path, split: str, classes: list[str]) -> list[dict]:
-    """Records of a split; an image without a label file has no objects.
+    """Records of a split that can be trained on; see `read_yolo`.
 
     Raises:
         DataError: if a file is missing or broken, or an object is of an unknown class.
     """
+    records = read_yolo(folder, split, classes, refuse)
+    check_records(records, str(folder / "data.yaml"), str(folder))
+    return records
+
+
+def read_yolo(folder: Path, split: str, classes: list[str], fail: Fail) -> list[dict]:
+    """Records of a split, as they are; an image without a label file has no objects."""
     records = []
-    for number, image in enumerate(_images_of(folder, split), start=1):
+    for number, image in enumerate(_images_of(folder, split, fail), start=1):
+        width = height = 0
         try:
             with Image.open(image) as opened:
                 width, height = opened.size
-        except FileNotFoundError as error:
-            raise DataError(f"Image {image} does not exist; correct its path.") from error
         except (OSError, UnidentifiedImageError) as error:
-            raise DataError(
-                f"Image {image} cannot be read ({error}); replace the file or remove it."
-            ) from error
-        annotations = _annotations(_label_file(image), width, height, len(classes))
+            fail("image", f"Image {image} cannot be read ({error}); replace the file or remove it.")
+        annotations = _annotations(_label_file(image), width, height, len(classes), fail)
         records.append(
             {
                 "file_name": str(image),
@@ -62,11 +67,10 @@ def load_yolo(folder: Path, split: str, classes: list[str]) -> list[dict]:
                 "annotations": annotations,
             }
         )
-    check_records(records, str(folder / "data.yaml"), str(folder))
     return records
 
 
-def _annotations(path: Path, width: int, height: int, classes: int) -> list[dict]:
+def _annotations(path: Path, width: int, height: int, classes: int, fail: Fail) -> list[dict]:
     annotations = []
     lines = path.read_text().splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
@@ -74,16 +78,17 @@ def _annotations(path: Path, width: int, height: int, classes: int) -> list[dict
             continue
         try:
             label, x, y, w, h = (float(word) for word in line.split()[:5])
-        except ValueError as error:
-            raise DataError(
+        except ValueError:
+            fail(
+                "annotation",
                 f"{path}, line {number}: {line!r}; write class, centre x, centre y, width and "
-                "height, as fractions of the image."
-            ) from error
-        if not (label.is_integer() and 0 <= label < classes):
-            raise DataError(
-                f"{path}, line {number}: class {label:g}; data.yaml names classes 0 to "
-                f"{classes - 1}."
+                "height, as fractions of the image.",
             )
+            continue
+        if not (label.is_integer() and 0 <= label < classes):
+            known = f"data.yaml names classes 0 to {classes - 1}"
+            fail("class", f"{path}, line {number}: class {label:g}; {known}.")
+            continue
         box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
         entry: dict[str, Any] = {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0}
         annotations.append({**entry, "category_id": int(label)})
@@ -99,7 +104,7 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _images_of(folder: Path, split: str) -> list[Path]:
+def _images_of(folder: Path, split: str, fail: Fail) -> list[Path]:
     content = _read(folder)
     named = content.get(split)
     if not named:
@@ -111,7 +116,11 @@ def _images_of(folder: Path, split: str) -> list[Path]:
         path = _find(folder, str(content.get("path") or ""), str(entry))
         if path.suffix == ".txt":
             lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-            images += [_find(folder, str(content.get("path") or ""), line) for line in lines]
+            for line in lines:
+                try:
+                    images.append(_find(folder, str(content.get("path") or ""), line))
+                except DataError as error:
+                    fail("image", str(error))
         else:
             images += sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES)
     return images

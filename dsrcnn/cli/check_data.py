@@ -1,0 +1,79 @@
+"""Look at a data set before training: broken files and boxes, doubles, class balance, sizes."""
+
+import argparse
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from .options import at_least_one
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("folder", type=Path, help="in the layout of COCO, Pascal VOC or YOLO")
+    parser.add_argument("--splits", nargs="+", help="default: all")
+    parser.add_argument("--output", type=Path, help="also write a sheet of pictures here (.png)")
+    size: dict[str, Any] = {"type": at_least_one, "metavar": "PIXELS"}
+    parser.add_argument("--min-size", default=800, **size, help="INPUT.MIN_SIZE_TRAIN (800)")
+    parser.add_argument("--max-size", default=1333, **size, help="INPUT.MAX_SIZE_TRAIN (1333)")
+    shown = "how many of each kind are named (default: 3)"
+    parser.add_argument("--examples", type=at_least_one, default=3, help=shown)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was found; status 1 if something should be mended."""
+    from ..data.datasets.folder import folder_splits, read_folder
+    from ..data.inspection import FAULTS, NOTES, find_overlaps, inspect_records
+
+    reports, everything = [], []
+    for split in args.splits or folder_splits(args.folder):
+        unread: list[tuple[str, str]] = []
+        note = lambda kind, text, unread=unread: unread.append((kind, text))  # noqa: E731
+        classes, records = read_folder(args.folder, split, note)
+        sizes = {"min_size": args.min_size, "max_size": args.max_size}
+        reports.append(inspect_records(split, classes, records, unread, **sizes))
+        everything += records
+    find_overlaps(reports)
+    print(_tables(reports))
+    for kind in (*FAULTS, *NOTES):
+        for report in reports:
+            found = report.found.get(kind, [])
+            for text in found[: args.examples]:
+                print(f"{report.name}, {kind}: {text}")
+            if len(found) > args.examples:
+                print(f"{report.name}, {kind}: and {len(found) - args.examples} more")
+    if args.output:
+        from ..visualization.data_sheet import draw_sheet
+
+        draw_sheet(everything, reports[0].classes, args.output)
+        print(f"pictures: {args.output}")
+    faulty = any(report.has_faults for report in reports)
+    print("\nSomething should be mended." if faulty else "\nReady to train.")
+    return int(faulty)
+
+
+def _tables(reports: list[Any]) -> str:
+    from tabulate import tabulate
+
+    from ..data.inspection import FAULTS, NOTES, SIZES
+
+    names = [report.name for report in reports]
+    counts = [["images", *(r.images for r in reports)]]
+    counts += [["boxes to learn", *(r.boxes.total() for r in reports)]]
+    counts += [[kind, *(len(r.found.get(kind, [])) for r in reports)] for kind in (*FAULTS, *NOTES)]
+    classes = [
+        [name, *(r.boxes[label] for r in reports)] for label, name in enumerate(reports[0].classes)
+    ]
+    limits = [0, *SIZES, None]
+    ranges = [f"{a} to {b}" if b else f"{a} and more" for a, b in pairwise(limits)]
+    sizes = [[text, *(r.sizes[place] for r in reports)] for place, text in enumerate(ranges)]
+    return "\n\n".join(
+        tabulate(rows, [title, *names], tablefmt="simple")
+        for title, rows in (
+            ("", counts),
+            ("boxes by class", classes),
+            ("side when trained on", sizes),
+        )
+    )

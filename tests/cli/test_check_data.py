@@ -1,0 +1,167 @@
+"""Every kind of damage is found, counted and named; exit status 1 says so."""
+
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from conftest import write_coco
+from PIL import Image
+
+from dsrcnn.cli.main import main
+
+CLEAN = {"image without boxes": 0, "image broken": 0, "boxes to learn": 6}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two splits of three images of 96 x 64 pixels, two boxes each, no two images the same."""
+    for number, split in enumerate(("train", "val")):
+        annotations = tmp_path / f"annotations/instances_{split}.json"
+        images = tmp_path / "images" / split
+        write_coco(annotations, images, count=3)
+        for path in images.glob("*.jpg"):
+            pixels = np.random.default_rng(int(path.stem) + 10 * number).integers(
+                0, 256, (64, 96, 3)
+            )
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return tmp_path
+
+
+def check(folder, capsys, *options):
+    """Exit status, numbers of train and val by row, and the whole text."""
+    status = main(["check-data", str(folder), *options])
+    text = capsys.readouterr().out
+    rows = re.findall(r"^(\S.*?) +(\d+) +(\d+)$", text, re.MULTILINE)
+    return status, {name.strip(): (int(a), int(b)) for name, a, b in rows}, text
+
+
+def edit(folder, change, split="train"):
+    path = folder / f"annotations/instances_{split}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def set_box(*box):
+    return lambda content: content["annotations"][0].update(bbox=list(box))
+
+
+def test_sound_data_are_ready_to_train(folder, capsys):
+    status, rows, text = check(folder, capsys)
+    assert status == 0
+    assert "Ready to train." in text
+    assert rows["images"] == (3, 3)
+    assert rows["boxes to learn"] == (6, 6)
+    assert rows["left"] == rows["right"] == (3, 3)
+    # 30 x 30 and 40 x 30 pixels, enlarged by 800 / 64
+    assert rows["256 and more"] == (6, 6)
+    assert check(folder, capsys, "--min-size", "64")[1]["16 to 32"] == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "shown"),
+    [
+        (set_box(5, 5, 0, 9), "box without area", "[5, 5, 0, 9]"),
+        (set_box(float("nan"), 1, 5, 5), "box not finite", "nan"),
+        (set_box(200, 1, 5, 5), "box outside", "[200, 1, 5, 5]"),
+        (set_box(5, 5, 30), "annotation broken", "[5, 5, 30]"),
+        (
+            lambda c: c["annotations"][0].update(category_id=9),
+            "unknown class",
+            "annotation 1 has category 9",
+        ),
+        (lambda c: c["annotations"][0].update(image_id=9), "annotation broken", "of image 9"),
+        (lambda c: c["images"][0].update(height=60), "image size differs", "96x64, recorded 96x60"),
+    ],
+)
+def test_damaged_annotations_are_found(folder, capsys, change, kind, shown):
+    edit(folder, change)
+    status, rows, text = check(folder, capsys)
+    assert status == 1
+    assert "Something should be mended." in text
+    assert rows[kind] == (1, 0)
+    assert shown in next(x for x in text.splitlines() if x.startswith(f"train, {kind}"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (lambda path: path.unlink(), "image missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:900]), "image broken"),
+        (lambda path: path.write_bytes(b"no image"), "image broken"),
+        (lambda path: shutil.copy(path.with_name("2.jpg"), path), "image twice"),
+        (lambda path: shutil.copy(path.parents[1] / "val/2.jpg", path), "image in two splits"),
+    ],
+)
+def test_damaged_images_are_found(folder, capsys, damage, kind):
+    damage(folder / "images/train/1.jpg")
+    status, rows, text = check(folder, capsys)
+    assert status == 1
+    found = rows[kind]
+    assert sum(found) == 1
+    assert re.search(rf"^\w+, {kind}: .*1\.jpg", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (set_box(-9, 5, 30, 30), "box over the border"),
+        (set_box(5, 5, 0.2, 30), "box tiny"),
+        (lambda c: c["annotations"][0].update(iscrowd=1), "crowd"),
+        (lambda c: c["annotations"].__delitem__(slice(0, 2)), "image without boxes"),
+    ],
+)
+def test_what_one_should_know_is_no_fault(folder, capsys, change, kind):
+    edit(folder, change)
+    status, rows, _ = check(folder, capsys)
+    assert status == 0
+    assert rows[kind] == (1, 0)
+
+
+def test_examples_are_limited_and_splits_chosen(folder, capsys):
+    for number in (1, 2, 3):
+        (folder / f"images/train/{number}.jpg").unlink()
+    options = ["--splits", "train", "--examples", "2"]
+    status = main(["check-data", str(folder), *options])
+    text = capsys.readouterr().out
+    assert status == 1
+    assert text.count("train, image missing:") == 3
+    assert "image missing: and 1 more" in text
+    assert "val" not in text
+
+
+def test_a_sheet_of_pictures_is_written(folder, capsys):
+    (folder / "images/train/1.jpg").unlink()
+    check(folder, capsys, "--output", str(folder / "sheets/cells.png"))
+    sheet = cv2.imread(str(folder / "sheets/cells.png"))
+    assert sheet.shape[0] > 600  # two rows
+    assert sheet.shape[1] > 4 * 400
+
+
+def test_a_folder_of_no_known_layout_is_one_message(tmp_path, capsys):
+    assert main(["check-data", str(tmp_path)]) == 2
+    assert "none of the known layouts" in capsys.readouterr().err
+
+
+def test_yolo_and_voc_are_looked_at_as_well(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cell]\n")
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{number}.jpg")
+    (tmp_path / "labels/0.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2\n0 0.5\n")
+    (tmp_path / "images/2.jpg").write_bytes(b"broken")
+    status = main(["check-data", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert status == 1
+    for kind, shown in (
+        ("unknown class", "line 2: class 1"),
+        ("annotation broken", "line 3: '0 0.5'"),
+        ("image broken", "2.jpg"),
+        ("image without boxes", "1.jpg"),
+    ):
+        assert re.search(rf"^train, {kind}: .*{re.escape(shown)}", text, re.MULTILINE), kind
