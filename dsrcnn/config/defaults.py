@@ -28,6 +28,7 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
     _add_log(cfg)
     _add_test_time_augmentation(cfg)
     _add_custom_data(cfg)
+    _add_augmentation(cfg)
     return cfg
 
 
@@ -244,3 +245,30 @@ def _add_custom_data(cfg: CfgNode) -> None:
     node.TEST_JSON = ""
     node.TEST_IMAGES = ""
     node.CLASSES = ()  # names; filled from the json, saved with the config for prediction elsewhere
+
+
+def _add_augmentation(cfg: CfgNode) -> None:
+    # PROB 0: never. Strengths are those of the 640-pixel recipe of liangheming/sparse_rcnnv1.
+    node = cfg.INPUT.AUG = CfgNode()
+    node.VERTICAL_FLIP = 0.0  # probability, beside INPUT.RANDOM_FLIP
+    node.MIN_VISIBLE = 0.0  # an object is left out if less of its box remains in the image
+    node.HSV = CfgNode()
+    node.HSV.PROB = 0.0
+    node.HSV.STRENGTHS = (0.014, 0.68, 0.36)  # of hue (of its circle), saturation and value
+    node.BLUR = CfgNode()
+    node.BLUR.PROB = 0.0
+    node.BLUR.MAX_SIZE = 5  # pixels
+    node.NOISE = CfgNode()
+    node.NOISE.PROB = 0.0
+    node.NOISE.MAX_SIGMA = 15.0  # grey levels
+    node.WARP = CfgNode()
+    node.WARP.PROB = 0.0
+    node.WARP.DEGREES = 10.0
+    node.WARP.SCALE = (0.8, 1.2)
+    node.WARP.TRANSLATE = 0.0  # of the sides
+    node.WARP.SHEAR = 0.0  # degrees
+    node.WARP.PERSPECTIVE = 0.0  # of the distance, below 0.5
+    node.SCALE_JITTER = CfgNode()  # large-scale jitter (arXiv 2012.07177), instead of multi-scale
+    node.SCALE_JITTER.ENABLED = False
+    node.SCALE_JITTER.SIZE = 1024
+    node.SCALE_JITTER.RANGE = (0.1, 2.0)

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 
 from ..errors import ConfigError
 from ..structures import OVERLAPS
+from .validate_data import check_augmentation
 from .validate_training import check_training, expect_one_of
 
 __all__ = ["check_config", "choose_device"]
@@ -23,6 +24,7 @@ def check_config(cfg: CfgNode) -> None:
     if cfg.MODEL.META_ARCHITECTURE in ("SparseRCNN", "DynamicSparseRCNN"):
         _check_sparse_rcnn(cfg)
     _check_backbone(cfg)
+    check_augmentation(cfg)
     check_training(cfg)
 
 

@@ -8,10 +8,12 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
 from PIL import Image
 
 from ..errors import DataError
 from .annotations import box_fault
+from .augmentation import build_augmentations, build_resizing
 
 __all__ = ["DetectionMapper", "read_image"]
 
@@ -22,9 +24,10 @@ _SIZES_BEFORE_CROP = (400, 500, 600)
 class DetectionMapper:
     """Reads an image, augments it with its boxes and makes tensors.
 
-    In training: a flip, then either a plain resize or, with ``INPUT.CROP.ENABLED`` and probability
-    one half, resize to a small size, crop, resize. Crowd annotations and boxes that cannot be used
-    are left out; images without any box stay. In evaluation: a resize.
+    In training: a flip and what ``INPUT.AUG`` asks for, then either a plain resize or, with
+    ``INPUT.CROP.ENABLED`` and probability one half, resize to a small size, crop, resize. Crowd
+    annotations and boxes that cannot be used are left out; images without any box stay. In
+    evaluation: a resize.
     """
 
     @configurable
@@ -35,6 +38,7 @@ class DetectionMapper:
         crop_augmentations: list[T.Augmentation] | None = None,
         image_format: str = "RGB",
         keep_annotations: bool = True,
+        min_visible: float = 0.0,
     ) -> None:
         """Set the two ways of augmenting.
 
@@ -43,11 +47,13 @@ class DetectionMapper:
             crop_augmentations: taken instead half of the time; None for never.
             image_format: channel order the model expects.
             keep_annotations: whether ``instances`` are wanted.
+            min_visible: an object is left out if less of its box remains in the image.
         """
         self.augmentations = augmentations
         self.crop_augmentations = crop_augmentations
         self.image_format = image_format
         self.keep_annotations = keep_annotations
+        self.min_visible = min_visible
 
     @classmethod
     def from_config(
@@ -60,18 +66,15 @@ class DetectionMapper:
         if not is_train:
             resize = T.ResizeShortestEdge(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST, "choice")
             return {"augmentations": [resize], **common}
-        flips: list[T.Augmentation] = []
-        if node.RANDOM_FLIP != "none":
-            vertical = node.RANDOM_FLIP == "vertical"
-            flips = [T.RandomFlip(horizontal=not vertical, vertical=vertical)]
-        resize = T.ResizeShortestEdge(
-            node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING
-        )
+        first, resize = build_augmentations(cfg), build_resizing(cfg)
         crop = None
         if node.CROP.ENABLED:
             before = T.ResizeShortestEdge(_SIZES_BEFORE_CROP, sample_style="choice")
-            crop = [*flips, before, T.RandomCrop(node.CROP.TYPE, node.CROP.SIZE), resize]
-        return {"augmentations": [*flips, resize], "crop_augmentations": crop, **common}
+            crop = [*first, before, T.RandomCrop(node.CROP.TYPE, node.CROP.SIZE), *resize]
+        return {
+            **{"augmentations": [*first, *resize], "crop_augmentations": crop},
+            **{"min_visible": node.AUG.MIN_VISIBLE, **common},
+        }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """Map one record; the record itself is not changed.
@@ -101,11 +104,26 @@ class DetectionMapper:
                     _box_only(a), transforms, image.shape[:2]
                 )
                 for a in annotations
-                if a.get("iscrowd", 0) == 0 and box_fault(a) is None
+                if a.get("iscrowd", 0) == 0
+                and box_fault(a) is None
+                and self._is_seen(a, transforms, image.shape[:2])
             ]
             instances = detection_utils.annotations_to_instances(usable, image.shape[:2])
             record["instances"] = detection_utils.filter_empty_instances(instances)
         return record
+
+    def _is_seen(
+        self, annotation: dict, transforms: T.TransformList, size: tuple[int, int]
+    ) -> bool:
+        """Whether enough of an object is left in the image (h, w)."""
+        if not self.min_visible:
+            return True
+        box = [float(v) for v in annotation["bbox"]]
+        box = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        whole = transforms.apply_box(np.array([box]))[0]
+        left = np.clip(whole, 0, [size[1], size[0]] * 2)
+        areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (left, whole)]
+        return bool(areas[0] >= self.min_visible * areas[1])
 
 
 def _box_only(annotation: dict) -> dict:
