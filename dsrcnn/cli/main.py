@@ -16,6 +16,7 @@ from . import (
     check_data,
     demo,
     draw,
+    draw_augmented,
     proposals,
     weights,
 )
@@ -26,6 +27,7 @@ _COMMANDS = (
     demo,
     check_data,
     draw,
+    draw_augmented,
     assignment,
     proposals,
     weights,

@@ -268,6 +268,17 @@ def _add_augmentation(cfg: CfgNode) -> None:
     node.WARP.TRANSLATE = 0.0  # of the sides
     node.WARP.SHEAR = 0.0  # degrees
     node.WARP.PERSPECTIVE = 0.0  # of the distance, below 0.5
+    # Of several images, after each was augmented by itself
+    node.MOSAIC = CfgNode()
+    node.MOSAIC.PROB = 0.0
+    node.MOSAIC.SIZE = 640
+    node.MIXUP = CfgNode()
+    node.MIXUP.PROB = 0.0
+    node.MIXUP.ALPHA = 8.0
+    node.COPY_PASTE = CfgNode()
+    node.COPY_PASTE.PROB = 0.0
+    node.COPY_PASTE.OBJECTS = 3
+    node.PLAIN_END = 0.1  # part of the training at its end in which images are not combined
     node.SCALE_JITTER = CfgNode()  # large-scale jitter (arXiv 2012.07177), instead of multi-scale
     node.SCALE_JITTER.ENABLED = False
     node.SCALE_JITTER.SIZE = 1024

@@ -14,8 +14,9 @@ def check_augmentation(cfg: CfgNode) -> None:
         ConfigError: naming key, value found and value expected.
     """
     node = cfg.INPUT.AUG
-    shares = {"VERTICAL_FLIP": node.VERTICAL_FLIP, "MIN_VISIBLE": node.MIN_VISIBLE}
-    shares |= {f"{n}.PROB": node[n].PROB for n in ("HSV", "BLUR", "NOISE", "WARP")}
+    shares = {name: node[name] for name in ("VERTICAL_FLIP", "MIN_VISIBLE", "PLAIN_END")}
+    parts = {name: part for name, part in node.items() if isinstance(part, CfgNode)}
+    shares |= {f"{name}.PROB": part.PROB for name, part in parts.items() if "PROB" in part}
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"INPUT.AUG.{name} is {value}; write a number from 0 to 1.")

@@ -19,9 +19,10 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, DataError
+from .combined import CombinedDataset
 from .datasets.classes import check_registered
 from .mapper import DetectionMapper
-from .stream import SeededDataset, TrainingBatches
+from .stream import TrainingBatches
 
 __all__ = [
     "build_test_loader",
@@ -60,10 +61,10 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         groups=groups,
         rank=comm.get_rank(),
         world_size=world_size,
+        combine_until=cfg.SOLVER.MAX_ITER * (1 - cfg.INPUT.AUG.PLAIN_END),
     )
-    dataset = SeededDataset(
-        DatasetFromList(records, copy=False), DetectionMapper(cfg, is_train=True)
-    )
+    mapper = DetectionMapper(cfg, is_train=True)
+    dataset = CombinedDataset(cfg, DatasetFromList(records, copy=False), mapper)
     return DataLoader(
         dataset,
         batch_sampler=batches,

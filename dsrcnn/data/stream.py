@@ -5,6 +5,7 @@ loader workers or processes nor on what happened before. A resumed run therefore
 state: it starts the stream at its iteration.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,12 @@ class Draw(NamedTuple):
     Attributes:
         record: its number in the data set.
         seed: of its augmentation.
+        combine: whether it may be combined with other images.
     """
 
     record: int
     seed: int
+    combine: bool = True
 
 
 class TrainingBatches(Sampler[list[Draw]]):
@@ -50,6 +53,7 @@ class TrainingBatches(Sampler[list[Draw]]):
         groups: Sequence[int] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        combine_until: float = math.inf,
     ) -> None:
         """Describe the stream.
 
@@ -61,6 +65,7 @@ class TrainingBatches(Sampler[list[Draw]]):
             groups: group of each record; None for one group.
             rank: of this process.
             world_size: number of processes; divides `batch_size`.
+            combine_until: iteration from which images are not combined any more.
         """
         self.order = order
         self.batch_size = batch_size
@@ -69,13 +74,15 @@ class TrainingBatches(Sampler[list[Draw]]):
         self.groups = groups
         self.rank = rank
         self.world_size = world_size
+        self.combine_until = combine_until
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Batches of this process."""
         for iteration, batch in enumerate(self._batches()):
             if iteration >= self.start:
                 own = batch[self.rank :: self.world_size]
-                yield [Draw(index, mixed_seed(self.seed, serial)) for index, serial in own]
+                combine = iteration < self.combine_until
+                yield [Draw(index, mixed_seed(self.seed, serial), combine) for index, serial in own]
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         """Batches of all processes: index of the record, and how many were drawn before it."""

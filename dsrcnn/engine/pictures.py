@@ -5,12 +5,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode, Instances
 from torch import Tensor
 
+from ..config import add_dsrcnn_config
 from ..data.loaders import explain_data_errors
 from ..data.mapper import DetectionMapper, read_image
 from ..errors import DataError
@@ -126,6 +127,7 @@ def training_images(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
         )
     plain = cfg.clone()
     plain.defrost()
+    plain.INPUT.AUG = add_dsrcnn_config(get_cfg()).INPUT.AUG
     plain.INPUT.RANDOM_FLIP = "none"
     plain.INPUT.CROP.ENABLED = False
     plain.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"

@@ -57,6 +57,18 @@ def test_proposals_of_a_dpg_model_are_drawn_with_numbers(tmp_path, capsys):
     assert "variation" in printed
 
 
+def test_augmented_images_are_drawn(tmp_path, capsys):
+    output = tmp_path / "drawn"
+    arguments = ["draw-augmented", "--config-file", "quick/sparse_rcnn_shapes", "--images", "2"]
+    mosaic = ["INPUT.AUG.MOSAIC.PROB", "1.0", "INPUT.AUG.MOSAIC.SIZE", "96"]
+    assert main([*arguments, "--times", "3", "--output", str(output), *SMALL, *mosaic]) == 0
+    path = output / "augmented.png"
+    assert str(path) in capsys.readouterr().out
+    picture = cv2.imread(str(path))
+    assert picture.shape[0] > 2 * 320  # two rows
+    assert picture.shape[1] > 3 * 320
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "some"])
 def test_a_count_of_pictures_that_makes_no_sense_is_refused(count, capsys):
     with pytest.raises(SystemExit):

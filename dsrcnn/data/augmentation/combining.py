@@ -1,0 +1,165 @@
+"""Images made of several: Mosaic, MixUp, copy-paste of boxes. Random numbers are numpy's."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .geometric import WarpTransform
+from .photometric import opencv
+
+__all__ = ["Sample", "copy_paste", "mixup", "mosaic"]
+
+
+class Sample(NamedTuple):
+    """An image with its objects.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        boxes: (N, 4) xyxy in pixels.
+        labels: (N,) int64.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+def mosaic(
+    samples: Sequence[Sample],
+    size: int,
+    *,
+    scale: tuple[float, float] = (0.5, 1.5),
+    translate: float = 0.1,
+    min_visible: float = 0.2,
+    fill: Sequence[float] = (0, 0, 0),
+) -> Sample:
+    """Four images around a random point, seen through a window (YOLOv4, arXiv 2004.10934, 3.3).
+
+    Each image has a longer side of `size` on a canvas of twice that; the window of `size` looks at
+    the canvas with a random zoom and shift.
+
+    Args:
+        samples: four.
+        size: side of the result in pixels.
+        scale: smallest and largest zoom.
+        translate: shift of the window as a share of `size`, either way.
+        min_visible: an object is left out if less of its box is in the window.
+        fill: colour where there is no image.
+    """
+    canvas = np.empty((2 * size, 2 * size, 3), np.uint8)
+    canvas[:] = np.round(fill)
+    x, y = np.random.uniform(0.5 * size, 1.5 * size, 2).astype(int)
+    boxes, labels = [], []
+    for place, sample in enumerate(samples):
+        image, moved = _fitted(sample, size)
+        height, width = image.shape[:2]
+        # Upper left, upper right, lower left, lower right: each touches the point with a corner.
+        left, top = (x - width, x)[place % 2], (y - height, y)[place // 2]
+        _paste(canvas, image, left, top)
+        corner = np.array([left, top, left, top])
+        boxes.append(_clipped(moved + corner, 2 * size, 2 * size))
+        labels.append(sample.labels)
+    zoom = np.random.uniform(*scale)
+    shift = np.random.uniform(-1, 1, 2) * translate * size
+    offset = size / 2 + shift - zoom * size  # the middle of the canvas comes to that of the window
+    matrix = np.array([[zoom, 0, offset[0]], [0, zoom, offset[1]], [0, 0, 1]])
+    window = WarpTransform(matrix, (size, size), fill)
+    seen = window.apply_box(np.concatenate(boxes))
+    return _cut(window.apply_image(canvas), seen, np.concatenate(labels), min_visible)
+
+
+def mixup(
+    first: Sample, second: Sample, *, alpha: float = 8.0, fill: Sequence[float] = (0, 0, 0)
+) -> Sample:
+    """A weighted mean of two images with the objects of both (arXiv 1710.09412, 1902.04103).
+
+    Args:
+        first: keeps its size.
+        second: resized to fit into it, at the upper left.
+        alpha: the weight is drawn from Beta(alpha, alpha).
+        fill: colour beside the second.
+    """
+    height, width = first.image.shape[:2]
+    image, boxes = _fitted(second, width, height)
+    other = np.empty_like(first.image)
+    other[:] = np.round(fill)
+    _paste(other, image, 0, 0)
+    weight = np.random.beta(alpha, alpha)
+    mixed = weight * first.image.astype(np.float32) + (1 - weight) * other
+    return Sample(
+        np.round(mixed).astype(np.uint8),
+        np.concatenate([first.boxes, boxes]),
+        np.concatenate([first.labels, second.labels]),
+    )
+
+
+def copy_paste(
+    first: Sample, second: Sample, *, objects: int = 3, max_covered: float = 0.7
+) -> Sample:
+    """Objects of the second image, as their boxes cut them out, at random places of the first.
+
+    Args:
+        first: taken over.
+        second: where objects come from.
+        objects: at most so many.
+        max_covered: objects of which more is covered by one pasted later are left out.
+    """
+    image, boxes, labels = first.image.copy(), first.boxes, first.labels
+    height, width = image.shape[:2]
+    for index in np.random.permutation(len(second.boxes))[:objects]:
+        x1, y1, x2, y2 = np.round(second.boxes[index]).astype(int)
+        patch = second.image[max(y1, 0) : y2, max(x1, 0) : x2]
+        if not patch.size or patch.shape[0] >= height or patch.shape[1] >= width:
+            continue
+        left = np.random.randint(width - patch.shape[1])
+        top = np.random.randint(height - patch.shape[0])
+        pasted = np.array([left, top, left + patch.shape[1], top + patch.shape[0]], float)
+        visible = _covered(boxes, pasted) <= max_covered
+        _paste(image, patch, left, top)
+        boxes = np.concatenate([boxes[visible], pasted[None]])
+        labels = np.concatenate([labels[visible], second.labels[index : index + 1]])
+    return Sample(image, boxes, labels)
+
+
+def _fitted(sample: Sample, width: int, height: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Image and boxes, resized to the largest that fits."""
+    own_height, own_width = sample.image.shape[:2]
+    ratio = min(width / own_width, (height or width) / own_height)
+    new = (max(1, int(own_width * ratio)), max(1, int(own_height * ratio)))
+    image = opencv().resize(np.ascontiguousarray(sample.image), new)
+    return image, sample.boxes * np.tile([new[0] / own_width, new[1] / own_height], 2)
+
+
+def _paste(canvas: np.ndarray, image: np.ndarray, left: int, top: int) -> None:
+    """What fits of an image onto a canvas, in place."""
+    height, width = canvas.shape[:2]
+    x1, y1 = max(left, 0), max(top, 0)
+    x2, y2 = min(left + image.shape[1], width), min(top + image.shape[0], height)
+    if x2 > x1 and y2 > y1:
+        canvas[y1:y2, x1:x2] = image[y1 - top : y2 - top, x1 - left : x2 - left]
+
+
+def _clipped(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    clipped: np.ndarray = np.clip(boxes, 0, [width, height, width, height])
+    return clipped
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    area: np.ndarray = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1)
+    return area
+
+
+def _covered(boxes: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Share of each box that lies under another one."""
+    common = np.concatenate([np.maximum(boxes[:, :2], by[:2]), np.minimum(boxes[:, 2:], by[2:])], 1)
+    share: np.ndarray = _area(common) / np.maximum(_area(boxes), 1e-9)
+    return share
+
+
+def _cut(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, min_visible: float) -> Sample:
+    """Clip boxes to their image; those of which too little, or nothing, is left go."""
+    height, width = image.shape[:2]
+    clipped = _clipped(boxes, width, height)
+    keep = (_area(clipped) >= min_visible * _area(boxes)) & (_area(clipped) >= 1.0)
+    return Sample(image, clipped[keep], labels[keep])
