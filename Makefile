@@ -58,6 +58,7 @@ $(VENV)/.detectron2: requirements-detectron2.txt | $(VENV)/.torch
 $(VENV)/.installed: setup.py pyproject.toml | $(VENV)/.torch $(VENV)/.detectron2
 	@echo "Installing dsrcnn and what it needs ..."
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps 'lvis>=0.5.3' # its list of needs has a second OpenCV, which would overwrite ours
 	@echo "(pip may say that Detectron2 lacks black, future, hydra-core and pydot: nothing here uses them.)"
 	@$(BIN)/python -W ignore -c 'import dsrcnn, cv2, faster_coco_eval' || \
 	  { echo "The installation is damaged; run 'make clean' and try again."; exit 1; }

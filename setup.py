@@ -27,6 +27,8 @@ DETECTRON2_NEEDS = [
 VIZ = ["opencv-python-headless>=4.7"]
 EVAL = ["faster-coco-eval>=1.6"]
 TIMM = ["timm>=1.0.9"]
+# Later versions have another name and licence.
+ALBUMENTATIONS = ["albumentations>=2.0.5,<2.1"]
 DEV = [
     "mypy>=1.13",
     "pytest>=8",
@@ -61,7 +63,8 @@ setup(
         "viz": VIZ,  # pictures and the synthetic data set
         "eval": EVAL,  # COCO metrics several times faster; pycocotools otherwise
         "timm": TIMM,  # backbones (MODEL.TIMM)
-        "dev": [*VIZ, *EVAL, *TIMM, *DEV],
+        "albumentations": ALBUMENTATIONS,  # INPUT.AUG.ALBUMENTATIONS
+        "dev": [*VIZ, *EVAL, *TIMM, *ALBUMENTATIONS, *DEV],
     },
     entry_points={"console_scripts": ["dsrcnn = dsrcnn.cli.main:main"]},
 )

@@ -268,6 +268,7 @@ def _add_augmentation(cfg: CfgNode) -> None:
     node.WARP.TRANSLATE = 0.0  # of the sides
     node.WARP.SHEAR = 0.0  # degrees
     node.WARP.PERSPECTIVE = 0.0  # of the distance, below 0.5
+    node.ALBUMENTATIONS = ()  # before all others: [{name: CLAHE, p: 0.3}, ...]
     # Of several images, after each was augmented by itself
     node.MOSAIC = CfgNode()
     node.MOSAIC.PROB = 0.0

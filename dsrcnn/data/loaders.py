@@ -153,5 +153,10 @@ def explain_data_errors(*names: str) -> Iterator[None]:
             f"Data set {shown} is not on this machine: {error.filename} does not exist. Put it "
             "where datasets/README.md says, or set DETECTRON2_DATASETS to its parent folder."
         ) from error
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"Data set {shown} needs the package {error.name}, which is not installed: "
+            f"pip install --no-deps {error.name}"
+        ) from error
     except AssertionError as error:
         raise DataError(f"Data set {shown} cannot be used: {error}") from error

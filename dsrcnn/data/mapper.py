@@ -13,7 +13,12 @@ from PIL import Image
 
 from ..errors import DataError
 from .annotations import box_fault
-from .augmentation import build_augmentations, build_resizing
+from .augmentation import (
+    AlbumentationsAdapter,
+    build_albumentations,
+    build_augmentations,
+    build_resizing,
+)
 
 __all__ = ["DetectionMapper", "read_image"]
 
@@ -24,7 +29,8 @@ _SIZES_BEFORE_CROP = (400, 500, 600)
 class DetectionMapper:
     """Reads an image, augments it with its boxes and makes tensors.
 
-    In training: a flip and what ``INPUT.AUG`` asks for, then either a plain resize or, with
+    In training: the transforms of ``INPUT.AUG.ALBUMENTATIONS``, a flip and what else ``INPUT.AUG``
+    asks for, then either a plain resize or, with
     ``INPUT.CROP.ENABLED`` and probability one half, resize to a small size, crop, resize. Crowd
     annotations and boxes that cannot be used are left out; images without any box stay. In
     evaluation: a resize.
@@ -36,6 +42,7 @@ class DetectionMapper:
         *,
         augmentations: list[T.Augmentation],
         crop_augmentations: list[T.Augmentation] | None = None,
+        albumentations: AlbumentationsAdapter | None = None,
         image_format: str = "RGB",
         keep_annotations: bool = True,
         min_visible: float = 0.0,
@@ -45,12 +52,14 @@ class DetectionMapper:
         Args:
             augmentations: the plain way.
             crop_augmentations: taken instead half of the time; None for never.
+            albumentations: applied before both.
             image_format: channel order the model expects.
             keep_annotations: whether ``instances`` are wanted.
             min_visible: an object is left out if less of its box remains in the image.
         """
         self.augmentations = augmentations
         self.crop_augmentations = crop_augmentations
+        self.albumentations = albumentations
         self.image_format = image_format
         self.keep_annotations = keep_annotations
         self.min_visible = min_visible
@@ -73,7 +82,8 @@ class DetectionMapper:
             crop = [*first, before, T.RandomCrop(node.CROP.TYPE, node.CROP.SIZE), *resize]
         return {
             **{"augmentations": [*first, *resize], "crop_augmentations": crop},
-            **{"min_visible": node.AUG.MIN_VISIBLE, **common},
+            **{"min_visible": node.AUG.MIN_VISIBLE, "albumentations": build_albumentations(cfg)},
+            **common,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +100,12 @@ class DetectionMapper:
         """
         record = copy.deepcopy(record)
         image = read_image(record, self.image_format)
+        annotations = [
+            _box_only(a)
+            for a in record.pop("annotations", [])
+            if self.keep_annotations and a.get("iscrowd", 0) == 0 and box_fault(a) is None
+        ]
+        image, annotations = self._by_albumentations(image, annotations, record["file_name"])
         augmentations = self.augmentations
         if self.crop_augmentations is not None and np.random.rand() <= 0.5:
             augmentations = self.crop_augmentations
@@ -97,20 +113,25 @@ class DetectionMapper:
         transforms = T.AugmentationList(augmentations)(augmented)
         image = augmented.image
         record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        annotations = record.pop("annotations", [])
         if self.keep_annotations:
             usable = [
-                detection_utils.transform_instance_annotations(
-                    _box_only(a), transforms, image.shape[:2]
-                )
+                detection_utils.transform_instance_annotations(a, transforms, image.shape[:2])
                 for a in annotations
-                if a.get("iscrowd", 0) == 0
-                and box_fault(a) is None
-                and self._is_seen(a, transforms, image.shape[:2])
+                if self._is_seen(a, transforms, image.shape[:2])
             ]
             instances = detection_utils.annotations_to_instances(usable, image.shape[:2])
             record["instances"] = detection_utils.filter_empty_instances(instances)
         return record
+
+    def _by_albumentations(
+        self, image: np.ndarray, annotations: list[dict], name: str
+    ) -> tuple[np.ndarray, list[dict]]:
+        if self.albumentations is None:
+            return image, annotations
+        try:
+            return self.albumentations(image, annotations)
+        except DataError as error:
+            raise DataError(f"Image {name}: {error}") from error
 
     def _is_seen(
         self, annotation: dict, transforms: T.TransformList, size: tuple[int, int]

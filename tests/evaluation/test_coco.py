@@ -370,8 +370,8 @@ def test_voc_metrics_are_chosen_for_voc():
 def test_a_data_set_of_another_type_is_refused():
     register([image_of([OBJECT])], ["one"])
     MetadataCatalog.pop(NAME)
-    MetadataCatalog.get(NAME).set(thing_classes=["one"], evaluator_type="lvis")
+    MetadataCatalog.get(NAME).set(thing_classes=["one"], evaluator_type="cityscapes")
     with pytest.raises(DataError) as caught:
         build_evaluator(tiny_cfg(), NAME)
-    for part in (NAME, "'lvis'", "'coco'", "'pascal_voc'"):
+    for part in (NAME, "'cityscapes'", "'coco'", "'lvis'", "'pascal_voc'"):
         assert part in str(caught.value)

@@ -3,10 +3,11 @@
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
+from .albumentations_adapter import AlbumentationsAdapter
 from .geometric import RandomWarp
 from .photometric import RandomBlur, RandomHSV, RandomNoise
 
-__all__ = ["build_augmentations", "build_resizing"]
+__all__ = ["build_albumentations", "build_augmentations", "build_resizing"]
 
 
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
@@ -35,6 +36,20 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
         if probability:
             found.append(T.RandomApply(augmentation, probability))
     return found
+
+
+def build_albumentations(cfg: CfgNode) -> AlbumentationsAdapter | None:
+    """The transforms of ``INPUT.AUG.ALBUMENTATIONS``; None if it is empty.
+
+    Raises:
+        ConfigError: if they cannot be built.
+    """
+    node = cfg.INPUT
+    if not node.AUG.ALBUMENTATIONS:
+        return None
+    return AlbumentationsAdapter(
+        node.AUG.ALBUMENTATIONS, image_format=node.FORMAT, min_visible=node.AUG.MIN_VISIBLE
+    )
 
 
 def build_resizing(cfg: CfgNode) -> list[T.Augmentation]:
