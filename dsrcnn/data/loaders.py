@@ -22,6 +22,7 @@ from ..errors import ConfigError, DataError
 from .combined import CombinedDataset
 from .datasets.classes import check_registered
 from .mapper import DetectionMapper
+from .opencv_reading import use_one_thread
 from .stream import TrainingBatches
 
 __all__ = [
@@ -70,6 +71,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_it_is,
+        worker_init_fn=use_one_thread,
     )
 
 

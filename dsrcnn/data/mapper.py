@@ -19,6 +19,7 @@ from .augmentation import (
     build_augmentations,
     build_resizing,
 )
+from .opencv_reading import ResizeByOpenCV, decode_jpeg
 
 __all__ = ["DetectionMapper", "read_image"]
 
@@ -44,6 +45,7 @@ class DetectionMapper:
         crop_augmentations: list[T.Augmentation] | None = None,
         albumentations: AlbumentationsAdapter | None = None,
         image_format: str = "RGB",
+        by_opencv: bool = False,
         keep_annotations: bool = True,
         min_visible: float = 0.0,
     ) -> None:
@@ -54,6 +56,7 @@ class DetectionMapper:
             crop_augmentations: taken instead half of the time; None for never.
             albumentations: applied before both.
             image_format: channel order the model expects.
+            by_opencv: decode by OpenCV, which is faster.
             keep_annotations: whether ``instances`` are wanted.
             min_visible: an object is left out if less of its box remains in the image.
         """
@@ -61,6 +64,7 @@ class DetectionMapper:
         self.crop_augmentations = crop_augmentations
         self.albumentations = albumentations
         self.image_format = image_format
+        self.by_opencv = by_opencv
         self.keep_annotations = keep_annotations
         self.min_visible = min_visible
 
@@ -76,14 +80,16 @@ class DetectionMapper:
             resize = T.ResizeShortestEdge(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST, "choice")
             return {"augmentations": [resize], **common}
         first, resize = build_augmentations(cfg), build_resizing(cfg)
+        before = [T.ResizeShortestEdge(_SIZES_BEFORE_CROP, sample_style="choice")]
+        if node.OPENCV:
+            resize, before = ([ResizeByOpenCV(a) for a in part] for part in (resize, before))
         crop = None
         if node.CROP.ENABLED:
-            before = T.ResizeShortestEdge(_SIZES_BEFORE_CROP, sample_style="choice")
-            crop = [*first, before, T.RandomCrop(node.CROP.TYPE, node.CROP.SIZE), *resize]
+            crop = [*first, *before, T.RandomCrop(node.CROP.TYPE, node.CROP.SIZE), *resize]
         return {
             **{"augmentations": [*first, *resize], "crop_augmentations": crop},
             **{"min_visible": node.AUG.MIN_VISIBLE, "albumentations": build_albumentations(cfg)},
-            **common,
+            **{"by_opencv": node.OPENCV, **common},
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +105,7 @@ class DetectionMapper:
             DataError: if the image is missing, broken or of another size than recorded.
         """
         record = copy.deepcopy(record)
-        image = read_image(record, self.image_format)
+        image = read_image(record, self.image_format, self.by_opencv)
         annotations = [
             _box_only(a)
             for a in record.pop("annotations", [])
@@ -156,12 +162,13 @@ def _box_only(annotation: dict) -> dict:
     return {**kept, "bbox": [float(v) for v in annotation["bbox"]]}
 
 
-def read_image(record: dict[str, Any], image_format: str) -> np.ndarray:
+def read_image(record: dict[str, Any], image_format: str, by_opencv: bool = False) -> np.ndarray:
     """Read the image of a record and compare its size with the recorded one.
 
     Args:
         record: with ``file_name``, and ``height`` and ``width`` if known; they are added if not.
         image_format: channel order.
+        by_opencv: decode whole JPEG files by OpenCV.
 
     Returns:
         (H, W, 3) uint8.
@@ -171,7 +178,10 @@ def read_image(record: dict[str, Any], image_format: str) -> np.ndarray:
     """
     name = record["file_name"]
     try:
-        image = detection_utils.read_image(name, format=image_format)
+        decoded = decode_jpeg(name, image_format) if by_opencv else None
+        image = (
+            detection_utils.read_image(name, format=image_format) if decoded is None else decoded
+        )
         detection_utils.check_image_size(record, image)
     except FileNotFoundError as error:
         raise DataError(f"Image {name} does not exist; correct its path or remove it.") from error
