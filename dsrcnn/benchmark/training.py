@@ -1,18 +1,14 @@
 """What the options of training cost and save: precision, parts, checkpointing, compilation."""
 
-import itertools
-import time
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from tabulate import tabulate
 
-from ..data import build_train_loader
-from ..engine.config import load_cfg
 from .speed import Measurement, Variant, compare
 
-__all__ = ["OPTIONS", "compare_options", "images_per_second", "table_of_options"]
+__all__ = ["OPTIONS", "compare_options", "table_of_options"]
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "float32": (),
@@ -51,21 +47,3 @@ def table_of_options(measured: Sequence[Measurement]) -> str:
         rows.append([m.variant.name, m.median("iteration"), slower, memory, more])
     headers = ["", "s / iteration", "ratio", "peak memory (MiB)", "ratio"]
     return tabulate(rows, headers, floatfmt=("", ".3f", ".2f", ".0f", ".2f"), tablefmt="pipe")
-
-
-def images_per_second(config: str, opts: Sequence[str], batches: int = 30) -> float:
-    """How fast the loader of a config delivers training images, once it runs.
-
-    Args:
-        config: YAML file or shipped name; its training data must be there.
-        opts: ``KEY, VALUE, ...``.
-        batches: to count.
-    """
-    cfg = load_cfg(config, opts)
-    stream = iter(build_train_loader(cfg))
-    warm_up = 2 * max(1, cfg.DATALOADER.NUM_WORKERS) + 1  # what workers fetch ahead
-    for _ in range(warm_up):
-        next(stream)
-    start = time.perf_counter()
-    count = sum(len(batch) for batch in itertools.islice(stream, batches))
-    return count / (time.perf_counter() - start)

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    from ..benchmark.training import OPTIONS, compare_options, images_per_second, table_of_options
+    from ..benchmark.loader import images_per_second
+    from ..benchmark.training import OPTIONS, compare_options, table_of_options
     from ..errors import ConfigError
 
     for name in args.options:

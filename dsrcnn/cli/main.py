@@ -11,6 +11,7 @@ from ..errors import DsrcnnError
 from . import (
     assignment,
     benchmark,
+    benchmark_loader,
     benchmark_matching,
     benchmark_training,
     check_data,
@@ -32,6 +33,7 @@ _COMMANDS = (
     proposals,
     weights,
     benchmark,
+    benchmark_loader,
     benchmark_matching,
     benchmark_training,
 )
