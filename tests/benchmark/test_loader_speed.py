@@ -9,6 +9,7 @@ from dsrcnn.config import read_cfg
 from dsrcnn.data import DetectionMapper
 
 SMALL = [*map(str, TINY), "MODEL.SparseRCNN.NUM_CLASSES", "0", "INPUT.AUG.MOSAIC.SIZE", "64"]
+SMALL += ["SOLVER.IMS_PER_BATCH", "2"]
 COMMAND = ["benchmark-loader", "--config-file", "quick/sparse_rcnn_shapes"]
 
 
