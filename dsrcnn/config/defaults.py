@@ -6,6 +6,9 @@ unchanged. Detectron2's own keys are never shadowed.
 
 from detectron2.config import CfgNode
 
+from .defaults_data import add_data_keys
+from .defaults_training import add_training_keys
+
 __all__ = ["add_dsrcnn_config"]
 
 
@@ -19,16 +22,10 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
     _add_dynamic_label_assignment(cfg)
     _add_dynamic_proposals(cfg)
     _add_suppression(cfg)
-    _add_solver(cfg)
-    _add_schedule_in_epochs(cfg)
-    _add_averaged_weights(cfg)
-    _add_memory_and_weights(cfg)
+    _add_recollection(cfg)
     _add_backbones(cfg)
-    _add_evaluation_while_training(cfg)
-    _add_log(cfg)
-    _add_test_time_augmentation(cfg)
-    _add_custom_data(cfg)
-    _add_augmentation(cfg)
+    add_training_keys(cfg)
+    add_data_keys(cfg)
     return cfg
 
 
@@ -141,6 +138,21 @@ def _add_suppression(cfg: CfgNode) -> None:
     node.CLASS_WISE = True  # only boxes of the same class are duplicates
 
 
+def _add_recollection(cfg: CfgNode) -> None:
+    # Selective query recollection (arXiv 2212.07593): in training, stages also refine proposals as
+    # earlier stages left them. Inference and parameters stay the same.
+    node = cfg.MODEL.SparseRCNN.SQR = CfgNode()
+    node.ENABLED = False
+    node.MODE = "selective"  # from one and two stages back, or dense: from all stages before
+    node.START = 1  # stages that run plainly before recollection starts; NUM_HEADS: all of them
+    node.WINDOWS = ()  # instead of both: for each stage the first and last + 1 of all groups so far
+    node.REDUCTION = "sum"  # of the losses of a stage's groups, as the paper, or mean
+    node.DETACH_INIT_BOXES = True  # initial boxes learn from the first stage only
+    node.CHUNK = 0  # groups a stage refines at once, to save memory; 0: all
+    node.CHECKPOINT = False  # compute activations of recollecting stages again for the gradient
+    node.LOG_PERIOD = 20  # iterations between entries on the plain cascade in the log; 0: none
+
+
 def _add_backbones(cfg: CfgNode) -> None:
     # For MODEL.BACKBONE.NAME build_timm_fpn_backbone or build_timm_backbone
     node = cfg.MODEL.TIMM = CfgNode()
@@ -154,134 +166,3 @@ def _add_backbones(cfg: CfgNode) -> None:
     node = cfg.MODEL.NECK = CfgNode()
     node.NAME = "FPN"  # FPN, PAFPN, BiFPN or ChannelMapper
     node.ROUNDS = 3  # of BiFPN
-
-
-def _add_solver(cfg: CfgNode) -> None:
-    node = cfg.SOLVER
-    node.OPTIMIZER = "ADAMW"  # ADAMW or SGD
-    node.BACKBONE_MULTIPLIER = 1.0  # learning rate factor of the backbone
-    node.LAYER_DECAY = 1.0  # factor per part of the backbone (stem, res2, ...) below its last one
-    node.NO_DECAY = ()  # any of norm, bias, embedding: without weight decay; officially nothing
-    node.REFERENCE_BATCH = 0  # images BASE_LR is meant for; above 0 it is scaled to IMS_PER_BATCH
-    node.ACCUMULATE = 1  # parts that a batch is processed in, one after the other, to save memory
-    node.AMP.PRECISION = "bf16"  # with AMP.ENABLED: bf16, or fp16 with a gradient scaler
-    cfg.DETERMINISTIC = False  # deterministic algorithms on GPUs too, where torch has them
-
-
-def _add_schedule_in_epochs(cfg: CfgNode) -> None:
-    # Above 0, MAX replaces SOLVER.MAX_ITER; each of the others then replaces its key if set.
-    node = cfg.SOLVER.EPOCHS = CfgNode()
-    node.MAX = 0.0
-    node.STEPS = ()  # SOLVER.STEPS
-    node.WARMUP = 0.0  # SOLVER.WARMUP_ITERS
-    node.CHECKPOINT = 0.0  # SOLVER.CHECKPOINT_PERIOD
-    node.EVAL = 0.0  # TEST.EVAL_PERIOD
-
-
-def _add_averaged_weights(cfg: CfgNode) -> None:
-    node = cfg.MODEL.EMA = CfgNode()
-    node.ENABLED = False  # evaluate, and store besides, an exponential average of the weights
-    node.DECAY = 0.9998  # per iteration
-    node.WARMUP = True  # at most (1 + n) / (10 + n) after n iterations: forget the start sooner
-
-
-def _add_memory_and_weights(cfg: CfgNode) -> None:
-    # Activation checkpointing: forget activations and compute them again for the gradient.
-    node = cfg.MODEL.CHECKPOINT = CfgNode()
-    node.BACKBONE = False  # its blocks
-    node.STAGES = False  # of the cascade, with their RoI features
-    cfg.MODEL.COMPILE = False  # torch.compile for the stages of the cascade; needs a C++ compiler
-    cfg.MODEL.FREEZE = ()  # modules that stay as loaded: ("backbone", "head.head_series.0")
-    cfg.MODEL.TRUST_WEIGHTS = False  # run code that a pickled weight file may hold
-
-
-def _add_evaluation_while_training(cfg: CfgNode) -> None:
-    cfg.TEST.LOSS = False  # also the losses on DATASETS.TEST, as validation/* in the log
-    node = cfg.TEST.BEST = CfgNode()
-    node.METRIC = "bbox/AP"  # the model that is best by it is kept as model_best.pth; "": none
-    node.MODE = "max"  # max or min
-    node.PATIENCE = 0  # evaluations without a better model after which training ends; 0: never
-
-
-def _add_log(cfg: CfgNode) -> None:
-    node = cfg.LOG = CfgNode()
-    node.IMAGES = 4  # images of the first test set drawn for TensorBoard at each evaluation
-    node.CSV = False  # metrics.csv beside metrics.json: iteration, name, value
-    node.WANDB_PROJECT = ""  # Weights & Biases, where wandb is installed
-
-
-def _add_test_time_augmentation(cfg: CfgNode) -> None:
-    node = cfg.TEST.AUG
-    # 800 comes last on purpose: the plain scale is listed after all others.
-    node.MIN_SIZES = (400, 500, 600, 640, 700, 900, 1000, 1100, 1200, 1300, 1400, 1800, 800)
-    node.CVPODS_TTA = True  # merge by soft box voting; False: by plain suppression
-    node.SCALE_FILTER = True  # keep a detection only where its size suits the scale
-    # Smallest and largest side (square root of the area) to keep, one pair per entry of MIN_SIZES.
-    node.SCALE_RANGES = (
-        [96, 10000],
-        [96, 10000],
-        [64, 10000],
-        [64, 10000],
-        [64, 10000],
-        [0, 10000],
-        [0, 10000],
-        [0, 256],
-        [0, 256],
-        [0, 192],
-        [0, 192],
-        [0, 96],
-        [0, 10000],
-    )
-
-
-def _add_custom_data(cfg: CfgNode) -> None:
-    node = cfg.DATASETS.CUSTOM = CfgNode()
-    node.NAME = ""  # registers NAME_train and NAME_test from the data below and uses them
-    node.FOLDER = ""  # in the layout of COCO, Pascal VOC or YOLO; or the files, one by one:
-    node.TRAIN_SPLIT = "train"  # of the folder; "": none
-    node.TEST_SPLIT = "val"
-    node.TRAIN_JSON = ""  # COCO json
-    node.TRAIN_IMAGES = ""  # folder that its file names are relative to
-    node.TEST_JSON = ""
-    node.TEST_IMAGES = ""
-    node.CLASSES = ()  # names; filled from the json, saved with the config for prediction elsewhere
-
-
-def _add_augmentation(cfg: CfgNode) -> None:
-    # PROB 0: never. Strengths are those of the 640-pixel recipe of liangheming/sparse_rcnnv1.
-    cfg.INPUT.OPENCV = False  # decode and resize training images by OpenCV: faster than Pillow
-    node = cfg.INPUT.AUG = CfgNode()
-    node.VERTICAL_FLIP = 0.0  # probability, beside INPUT.RANDOM_FLIP
-    node.MIN_VISIBLE = 0.0  # an object is left out if less of its box remains in the image
-    node.HSV = CfgNode()
-    node.HSV.PROB = 0.0
-    node.HSV.STRENGTHS = (0.014, 0.68, 0.36)  # of hue (of its circle), saturation and value
-    node.BLUR = CfgNode()
-    node.BLUR.PROB = 0.0
-    node.BLUR.MAX_SIZE = 5  # pixels
-    node.NOISE = CfgNode()
-    node.NOISE.PROB = 0.0
-    node.NOISE.MAX_SIGMA = 15.0  # grey levels
-    node.WARP = CfgNode()
-    node.WARP.PROB = 0.0
-    node.WARP.DEGREES = 10.0
-    node.WARP.SCALE = (0.8, 1.2)
-    node.WARP.TRANSLATE = 0.0  # of the sides
-    node.WARP.SHEAR = 0.0  # degrees
-    node.WARP.PERSPECTIVE = 0.0  # of the distance, below 0.5
-    node.ALBUMENTATIONS = ()  # before all others: [{name: CLAHE, p: 0.3}, ...]
-    # Of several images, after each was augmented by itself
-    node.MOSAIC = CfgNode()
-    node.MOSAIC.PROB = 0.0
-    node.MOSAIC.SIZE = 640
-    node.MIXUP = CfgNode()
-    node.MIXUP.PROB = 0.0
-    node.MIXUP.ALPHA = 8.0
-    node.COPY_PASTE = CfgNode()
-    node.COPY_PASTE.PROB = 0.0
-    node.COPY_PASTE.OBJECTS = 3
-    node.PLAIN_END = 0.1  # part of the training at its end in which images are not combined
-    node.SCALE_JITTER = CfgNode()  # large-scale jitter (arXiv 2012.07177), instead of multi-scale
-    node.SCALE_JITTER.ENABLED = False
-    node.SCALE_JITTER.SIZE = 1024
-    node.SCALE_JITTER.RANGE = (0.1, 2.0)

@@ -81,6 +81,7 @@ def _check_sparse_rcnn(cfg: CfgNode) -> None:
     expect_one_of(f"{key}.PROPOSALS.BOXES", node.PROPOSALS.BOXES, *modes)
     _check_dynamic_proposals(node.DPG, f"{key}.DPG")
     _check_suppression(node.NMS, f"{key}.NMS")
+    _check_recollection(node, f"{key}.SQR")
 
 
 def _check_label_assignment(node: CfgNode, key: str) -> None:
@@ -127,6 +128,26 @@ def _check_suppression(node: CfgNode, key: str) -> None:
         )
     if not 0 <= node.THRESHOLD <= 1:
         raise ConfigError(f"{key}.THRESHOLD is {node.THRESHOLD}; write an IoU between 0 and 1.")
+
+
+def _check_recollection(node: CfgNode, key: str) -> None:
+    sqr = node.SQR
+    expect_one_of(f"{key}.MODE", sqr.MODE, "selective", "dense")
+    expect_one_of(f"{key}.REDUCTION", sqr.REDUCTION, "sum", "mean")
+    for name in ("CHUNK", "LOG_PERIOD"):
+        if sqr[name] < 0:
+            raise ConfigError(f"{key}.{name} is {sqr[name]}; write 0 or a number above.")
+    if not 1 <= sqr.START <= node.NUM_HEADS:
+        raise ConfigError(
+            f"{key}.START is {sqr.START}; write a stage from 1 to {node.NUM_HEADS}, the number of "
+            "stages (MODEL.SparseRCNN.NUM_HEADS)."
+        )
+    if sqr.ENABLED and not node.DEEP_SUPERVISION:
+        raise ConfigError(
+            f"{key}.ENABLED is True, but MODEL.SparseRCNN.DEEP_SUPERVISION is False: without "
+            "losses on every stage, proposals that are recollected would teach nothing. Write "
+            "MODEL.SparseRCNN.DEEP_SUPERVISION True."
+        )
 
 
 def choose_device(cfg: CfgNode) -> None:

@@ -18,6 +18,7 @@ VARIANTS = {
     "DLA, ground truths": [*DLA, "MODEL.SparseRCNN.DLA.NORMALIZER", "gt"],
     "softmax": ["MODEL.SparseRCNN.USE_FOCAL", False],
     "DLA and DPG": [*DLA, *DPG],
+    "DLA and SQR": [*DLA, "MODEL.SparseRCNN.SQR.ENABLED", True],
 }
 
 

@@ -5,6 +5,7 @@ Letters: ``B`` images, ``G`` groups, ``P`` proposals, ``D`` channels, ``C`` clas
 """
 
 import copy
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -14,6 +15,13 @@ from torch import Tensor, nn
 from ...layers.activation_checkpoint import checkpointed
 from ...layers.roi_align import FeatureTable
 from ...structures import Predictions, Proposals
+from .recollection import (
+    GroupMemory,
+    Window,
+    check_windows,
+    plain_windows,
+    recollection_windows,
+)
 from .roi_features import RoIFeatures
 from .sparse_stage import RCNNHead
 
@@ -34,6 +42,10 @@ class DynamicHead(nn.Module):
         prior_probability: float | None = 0.01,
         checkpoint: bool = False,
         compile_stages: bool = False,
+        windows: Sequence[Window] | None = None,
+        chunk: int = 0,
+        checkpoint_recollection: bool = False,
+        detach_init_boxes: bool = True,
     ) -> None:
         """Make `num_stages` copies of `stage`, each with matrices of its own.
 
@@ -45,6 +57,10 @@ class DynamicHead(nn.Module):
             prior_probability: see `RCNNHead.initialize`.
             checkpoint: compute the activations of each stage again for the gradient.
             compile_stages: run the stages through ``torch.compile``.
+            windows: groups that stages refine in training, see `recollection`; None: plainly.
+            chunk: groups a stage refines at once; 0: all.
+            checkpoint_recollection: like `checkpoint`, in stages of several groups only.
+            detach_init_boxes: initial boxes learn from the first stage only.
         """
         super().__init__()
         self.roi_features = roi_features
@@ -53,6 +69,11 @@ class DynamicHead(nn.Module):
         for member in self.head_series:
             cast(RCNNHead, member).initialize(prior_probability)
         self.checkpoint = checkpoint
+        self.plain_windows = plain_windows(num_stages)
+        self.windows = self.plain_windows if windows is None else tuple(windows)
+        self.chunk = chunk
+        self.checkpoint_recollection = checkpoint_recollection
+        self.detach_init_boxes = detach_init_boxes
         if compile_stages:
             for member in self.head_series:
                 member.compile()
@@ -61,6 +82,13 @@ class DynamicHead(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         """Read `MODEL.SparseRCNN` and the pooler's settings."""
         node = cfg.MODEL.SparseRCNN
+        sqr = node.SQR
+        windows = None
+        if sqr.ENABLED and sqr.WINDOWS:
+            windows = check_windows(sqr.WINDOWS, node.NUM_HEADS)
+        elif sqr.ENABLED:
+            dense = sqr.MODE == "dense"
+            windows = recollection_windows(node.NUM_HEADS, start=sqr.START, dense=dense)
         return {
             "stage": RCNNHead(cfg),
             "num_stages": node.NUM_HEADS,
@@ -69,13 +97,18 @@ class DynamicHead(nn.Module):
             "prior_probability": node.PRIOR_PROB if node.USE_FOCAL else None,
             "checkpoint": cfg.MODEL.CHECKPOINT.STAGES,
             "compile_stages": cfg.MODEL.COMPILE,
+            "windows": windows,
+            "chunk": sqr.CHUNK,
+            "checkpoint_recollection": sqr.CHECKPOINT,
+            "detach_init_boxes": sqr.DETACH_INIT_BOXES,
         }
 
     def forward(self, features: list[Tensor], proposals: Proposals) -> Predictions:
         """Refine the proposals stage by stage.
 
         Boxes are detached between stages, features are not: the box loss of a stage trains that
-        stage alone, its features all earlier ones.
+        stage alone, its features all earlier ones. In training a stage may refine several groups
+        of proposals at once (`recollection`); groups never see each other.
 
         Args:
             features: pyramid levels (B, D, H_l, W_l), finest first.
@@ -83,21 +116,37 @@ class DynamicHead(nn.Module):
 
         Returns:
             The predictions of all stages in order, or of the last one in evaluation mode and
-            without deep supervision.
+            without deep supervision. Of several groups of a stage, the plain cascade is the last.
         """
         pyramid = self.roi_features.prepare(features)
+        windows = self.windows if self.training else self.plain_windows
         boxes, states = (x.unsqueeze(1) for x in proposals)  # one group: (B, 1, P, .)
+        memory = GroupMemory(windows, boxes, states, self.detach_init_boxes)
         collected: list[tuple[Tensor, Tensor]] = []
-        for stage in self.head_series:
-            arguments = (stage, pyramid, boxes, states)
-            if self.checkpoint and torch.is_grad_enabled():
-                logits, boxes, states = checkpointed(stage, self._run_stage, *arguments)
-            else:
-                logits, boxes, states = self._run_stage(*arguments)
+        for number, stage in enumerate(self.head_series):
+            logits, boxes, states = self._refine(stage, pyramid, *memory.window(number))
             collected.append((logits, boxes))
-            boxes = boxes.detach()
+            memory.add(number, boxes, states)
         kept = len(collected) if self.training and self.deep_supervision else 1
         return _as_predictions(collected[-kept:], first_stage=len(collected) - kept)
+
+    def _refine(
+        self, stage: nn.Module, pyramid: FeatureTable, boxes: Tensor, states: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run a stage on boxes (B, G, P, 4) and features (B, G, P, D), in chunks of groups."""
+        groups = boxes.shape[1]
+        forgets = self.checkpoint or (self.checkpoint_recollection and groups > 1)
+        size = self.chunk or groups
+        found = []
+        for arguments in zip(boxes.split(size, dim=1), states.split(size, dim=1), strict=True):
+            if forgets and torch.is_grad_enabled():
+                found.append(checkpointed(stage, self._run_stage, stage, pyramid, *arguments))
+            else:
+                found.append(self._run_stage(stage, pyramid, *arguments))
+        if len(found) == 1:
+            return found[0]
+        logits, boxes, states = (torch.cat(x, dim=1) for x in zip(*found, strict=True))
+        return logits, boxes, states
 
     def _run_stage(
         self, stage: nn.Module, pyramid: FeatureTable, boxes: Tensor, states: Tensor

@@ -54,6 +54,7 @@ class SetCriterion(nn.Module):
         no_object_weight: float = 0.1,
         normalizer: str = "gt",
         overlap: str = "giou",
+        reduction: str = "sum",
     ) -> None:
         """Set the losses.
 
@@ -71,6 +72,8 @@ class SetCriterion(nn.Module):
                 one-to-many assignments. Both are the same where every ground truth has one
                 proposal. The softmax class loss uses neither: it is a weighted mean.
             overlap: which of `pairwise_overlaps` is learned; its loss has its name.
+            reduction: over the prediction sets of a stage, "sum" or "mean"; there is one of each
+                unless proposals are recollected (SQR).
         """
         super().__init__()
         self.num_classes = num_classes
@@ -82,6 +85,7 @@ class SetCriterion(nn.Module):
         self.gamma = gamma
         self.normalizer = normalizer
         self.overlap = overlap
+        self.reduction = reduction
         if not focal:  # only then a part of official checkpoints
             class_weights = torch.ones(num_classes + 1)
             class_weights[-1] = no_object_weight
@@ -102,6 +106,7 @@ class SetCriterion(nn.Module):
             "no_object_weight": node.NO_OBJECT_WEIGHT,
             "normalizer": node.DLA.NORMALIZER if node.DLA.ENABLED else "gt",
             "overlap": node.OVERLAP.LOSS,
+            "reduction": node.SQR.REDUCTION,
         }
 
     @property
@@ -196,8 +201,12 @@ class SetCriterion(nn.Module):
         """Sum the sets of each stage and name the sums as the official code does."""
         losses = {}
         supervised = self.num_stages - self.first_stage
+        place = stage - self.first_stage
         for name, values in per_set.items():
-            sums = values.new_zeros(supervised).index_add(0, stage - self.first_stage, values)
+            empty = values.new_zeros(supervised)
+            sums = empty.index_add(0, place, values)
+            if self.reduction == "mean":
+                sums = sums / empty.index_add(0, place, torch.ones_like(values))
             for offset, value in enumerate(sums.unbind()):
                 index = self.first_stage + offset
                 losses[name if index == self.num_stages - 1 else f"{name}_{index}"] = value

@@ -21,6 +21,7 @@ from ..losses import LossCounts, SetCriterion
 from ..matching import Matcher, build_matcher
 from ..postprocess import detections_of, select_detections
 from ..proposals import ProposalSource, build_proposals
+from ..recollection_log import RecollectionLog
 
 __all__ = ["DynamicSparseRCNN", "SparseRCNN"]
 
@@ -52,6 +53,7 @@ class SparseRCNN(nn.Module):
         nms_threshold: float | None = None,
         nms_class_wise: bool = True,
         assignment_log: AssignmentLog | None = None,
+        recollection_log: RecollectionLog | None = None,
         checkpoint_backbone: bool = False,
     ) -> None:
         """Put the parts together.
@@ -70,6 +72,7 @@ class SparseRCNN(nn.Module):
             nms_threshold: of `suppress_duplicates`; None for no suppression.
             nms_class_wise: whether only boxes of the same class are duplicates.
             assignment_log: writes about the assignment into the training log.
+            recollection_log: writes the losses of the plain cascade into it, beside all others.
             checkpoint_backbone: compute the activations of its blocks again for the gradient.
         """
         super().__init__()
@@ -89,6 +92,7 @@ class SparseRCNN(nn.Module):
         self.nms_threshold = nms_threshold
         self.nms_class_wise = nms_class_wise
         self.assignment_log = assignment_log
+        self.recollection_log = recollection_log
         # Not persistent: official checkpoints do not have them.
         self.register_buffer(
             "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
@@ -120,6 +124,7 @@ class SparseRCNN(nn.Module):
             "nms_threshold": node.NMS.THRESHOLD if suppress else None,
             "nms_class_wise": node.NMS.CLASS_WISE,
             "assignment_log": AssignmentLog.from_config(cfg),
+            "recollection_log": RecollectionLog.from_config(cfg),
             "checkpoint_backbone": cfg.MODEL.CHECKPOINT.BACKBONE,
         }
 
@@ -164,6 +169,8 @@ class SparseRCNN(nn.Module):
             assignment = self.matcher(predictions, targets)
             if self.assignment_log is not None:
                 self.assignment_log(self.matcher, predictions, targets, assignment)
+            if self.recollection_log is not None:
+                self.recollection_log(self.criterion, predictions, targets, assignment)
             if ends_iteration and torch.is_grad_enabled():  # not while norms are being estimated
                 self.proposals.end_iteration()
             return self.criterion(predictions, targets, assignment, normalizers)

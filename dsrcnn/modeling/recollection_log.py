@@ -1,0 +1,55 @@
+"""What the training log says about the plain cascade when proposals are recollected (SQR)."""
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from ..structures import Predictions, Targets
+from .event_log import storage_in_turn
+from .losses import SetCriterion
+
+__all__ = ["RecollectionLog", "plain_cascade"]
+
+
+class RecollectionLog:
+    """Writes the losses that training without recollection would have, every `period` iterations.
+
+    Names are those of the losses after ``plain/``, with ``plain/total_loss``; they compare with
+    another training's, which the sums over groups do not.
+    """
+
+    def __init__(self, period: int) -> None:
+        """Set the period in iterations."""
+        self.period = period
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "RecollectionLog | None":
+        """Read `MODEL.SparseRCNN.SQR`; None where nothing is to be logged."""
+        node = cfg.MODEL.SparseRCNN.SQR
+        return cls(node.LOG_PERIOD) if node.ENABLED and node.LOG_PERIOD else None
+
+    def __call__(
+        self,
+        criterion: SetCriterion,
+        predictions: Predictions,
+        targets: Targets,
+        assignment: Tensor,
+    ) -> None:
+        """Log this iteration if it is its turn."""
+        storage = storage_in_turn(self.period)
+        if storage is None:
+            return
+        sets = plain_cascade(predictions)
+        plain = Predictions(*(x[sets] for x in predictions))
+        with torch.no_grad():
+            losses = criterion(plain, targets, assignment[sets])
+        values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+        scalars = {f"plain/{name}": value for name, value in values.items()}
+        scalars["plain/total_loss"] = sum(values.values())
+        storage.put_scalars(smoothing_hint=False, **scalars)
+
+
+def plain_cascade(predictions: Predictions) -> list[int]:
+    """Which of the prediction sets are the plain cascade: the last one of every stage."""
+    stages = predictions.stage.tolist()
+    return [i for i, stage in enumerate(stages) if stage not in stages[i + 1 :]]
