@@ -13,6 +13,7 @@ from . import (
     benchmark,
     benchmark_loader,
     benchmark_matching,
+    benchmark_recollection,
     benchmark_training,
     check_data,
     demo,
@@ -35,6 +36,7 @@ _COMMANDS = (
     benchmark,
     benchmark_loader,
     benchmark_matching,
+    benchmark_recollection,
     benchmark_training,
 )
 

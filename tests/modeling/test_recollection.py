@@ -6,6 +6,7 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from dsrcnn.benchmark.reference_recollection import refine_by_loop
 from dsrcnn.config import check_config
 from dsrcnn.errors import ConfigError
 from dsrcnn.modeling.decoder.recollection import recollection_windows
@@ -48,28 +49,6 @@ def losses_of(model, predictions, images):
     return model.criterion(predictions, targets, model.matcher(predictions, targets))
 
 
-def group_by_group(model, features, proposals, windows):
-    """The reference implementations' slow way: a list of groups, one call for each."""
-    head = model.head
-    table = head.roi_features.prepare(features)
-    boxes, states = [proposals.boxes], [proposals.features]
-    sets = []
-    for number, (stage, window) in enumerate(zip(head.head_series, windows, strict=True)):
-        new = []
-        for i in range(*window):
-            start = boxes[i] if number == 0 else boxes[i].detach()
-            pooled = head.roi_features(table, start.detach())
-            new.append(stage(pooled, start[:, None], states[i][:, None]))
-        boxes += [b[:, 0].detach() for _, b, _ in new]
-        states += [s[:, 0] for _, _, s in new]
-        sets += [(number, logits[:, 0], b[:, 0]) for logits, b, _ in new]
-    stage, logits, found = zip(*sets, strict=True)
-    return [
-        Predictions(a[None], b[None], torch.tensor([s]))
-        for s, a, b in zip(stage, logits, found, strict=True)
-    ]
-
-
 def gradients(model, loss, leaves):
     model.zero_grad()
     wanted = [*leaves, *(p for p in model.head.parameters())]
@@ -85,7 +64,7 @@ def test_all_groups_at_once_are_the_loop_over_groups(images, start, matching):
     leaves = [*features, *proposals]
     found = sum(losses_of(model, model.head(features, proposals), images).values())
     windows = recollection_windows(STAGES, start=start)
-    sets = group_by_group(model, features, proposals, windows)
+    sets = refine_by_loop(model.head, features, proposals, windows)
     expected = sum(sum(losses_of(model, one, images).values()) for one in sets)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     pairs = zip(gradients(model, found, leaves), gradients(model, expected, leaves), strict=True)

@@ -1,0 +1,168 @@
+"""What recollection costs: a training step of the cascade by groups, in one run."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from torch import Tensor
+from tqdm import tqdm
+
+from ..engine.config import load_cfg
+from ..modeling.decoder import DynamicHead
+from ..modeling.decoder.recollection import Window, plain_windows, recollection_windows
+from ..modeling.losses import SetCriterion
+from ..modeling.matching import build_matcher
+from ..structures import Predictions, Proposals, Targets
+from .reference_recollection import refine_by_loop
+
+__all__ = ["compare_recollection"]
+
+_MIB = 2**20
+
+
+class _Variant(NamedTuple):
+    """A way to run the cascade: its windows, and whether group by group or with checkpoints."""
+
+    windows: tuple[Window, ...]
+    loop: bool = False
+    forget: bool = False
+
+
+def compare_recollection(
+    config: str,
+    names: list[str],
+    opts: list[str],
+    *,
+    images: int = 2,
+    height: int = 480,
+    width: int = 640,
+    objects: int = 7,
+    repeats: int = 5,
+) -> str:
+    """Measure variants in turn: seconds of a training step of the cascade, and what it stores.
+
+    A step is cascade, matching and losses, forward and backward, without the backbone. Ratios are
+    to the plain cascade; ``share`` is the ratio over that of the groups.
+
+    Args:
+        config: YAML file or shipped name.
+        names: of ``start-<stage>``, ``dense``, ``loop-<stage>`` and ``checkpoint-<stage>``.
+        opts: ``KEY, VALUE, ...``.
+        images: of the batch.
+        height: of the images in pixels.
+        width: of the images in pixels.
+        objects: per image.
+        repeats: rounds.
+    """
+    cfg = load_cfg(config, ["MODEL.WEIGHTS", "", *opts])
+    stages = cfg.MODEL.SparseRCNN.NUM_HEADS
+    variants = {"plain": _Variant(plain_windows(stages))}
+    variants |= {name: _variant(name, stages) for name in names}
+    step = _Step(cfg, images, height, width, objects)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    order = [name for _ in range(repeats + 1) for name in variants]
+    for name in tqdm(order, desc="measuring"):
+        seconds[name].append(step.seconds(variants[name]))
+    plain = seconds["plain"][1:]  # the first round warms up
+    rows = []
+    for name, variant in variants.items():
+        own = seconds[name][1:]
+        groups = sum(w.end - w.start for w in variant.windows)
+        ratio = median(a / b for a, b in zip(own, plain, strict=True))
+        stored = step.stored(variant) / _MIB
+        rows.append([name, groups, median(own), ratio, ratio * stages / groups, stored])
+    headers = ["", "groups", "s / step", "ratio", "share", "stored (MiB)"]
+    return tabulate(rows, headers, floatfmt=("", "", ".3f", ".2f", ".2f", ".1f"), tablefmt="pipe")
+
+
+def _variant(name: str, stages: int) -> _Variant:
+    kind, _, start = name.partition("-")
+    if kind == "dense":
+        return _Variant(recollection_windows(stages, dense=True))
+    windows = recollection_windows(stages, start=int(start))
+    return _Variant(windows, loop=kind == "loop", forget=kind == "checkpoint")
+
+
+class _Step:
+    """A training step of a cascade on random features."""
+
+    def __init__(self, cfg: CfgNode, images: int, height: int, width: int, objects: int) -> None:
+        torch.manual_seed(0)
+        device = torch.device(cfg.MODEL.DEVICE)
+        node = cfg.MODEL.SparseRCNN
+        self.head = DynamicHead(cfg).to(device).train()
+        self.matcher = build_matcher(cfg)
+        self.criterion = SetCriterion(cfg).to(device)
+        size = torch.tensor([width, height] * 2, dtype=torch.float32, device=device)
+        strides = self.head.roi_features.strides
+        self.features = [
+            torch.randn(images, node.HIDDEN_DIM, height // s, width // s, device=device)
+            for s in strides
+        ]
+        for level in self.features:
+            level.requires_grad_()
+        shape = (images, node.NUM_PROPOSALS)
+        states = torch.randn(*shape, node.HIDDEN_DIM, device=device, requires_grad=True)
+        self.proposals = Proposals(size.mul(_random_boxes(*shape, device)), states)
+        labels = torch.randint(node.NUM_CLASSES, (images, objects), device=device)
+        self.targets = Targets(
+            size * _random_boxes(images, objects, device),
+            labels,
+            torch.ones_like(labels, dtype=torch.bool),
+            size.expand(images, 4),
+        )
+
+    def _losses(self, variant: _Variant) -> Tensor:
+        run: Callable[[Predictions], Tensor] = self._loss_of
+        if variant.loop:
+            groups = refine_by_loop(self.head, self.features, self.proposals, variant.windows)
+            return torch.stack([run(group) for group in groups]).sum()
+        self.head.windows = variant.windows
+        self.head.checkpoint_recollection = variant.forget
+        return run(self.head(self.features, self.proposals))
+
+    def _loss_of(self, predictions: Predictions) -> Tensor:
+        assignment = self.matcher(predictions, self.targets)
+        return torch.stack(
+            list(self.criterion(predictions, self.targets, assignment).values())
+        ).sum()
+
+    def seconds(self, variant: _Variant) -> float:
+        """Time of forward and backward pass."""
+        self.head.zero_grad()
+        _wait()
+        start = time.perf_counter()
+        self._losses(variant).backward()
+        _wait()
+        return time.perf_counter() - start
+
+    def stored(self, variant: _Variant) -> int:
+        """Bytes that the forward pass keeps for the gradient, parameters and features aside."""
+        own = {t.untyped_storage().data_ptr() for t in (*self.head.parameters(), *self.features)}
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            losses = self._losses(variant)
+        del losses
+        return sum(kept.values())
+
+
+def _random_boxes(images: int, count: int, device: torch.device) -> Tensor:
+    """(images, count, 4) in the unit square."""
+    corner = torch.rand(images, count, 2, device=device) * 0.6
+    return torch.cat([corner, corner + 0.05 + 0.3 * torch.rand_like(corner)], dim=-1)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
