@@ -11,7 +11,8 @@ from conftest import REPOSITORY, SMALL, write_coco
 from dsrcnn.config.defaults import add_dsrcnn_config
 from dsrcnn.config.read import find_config
 
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "datasets/README.md"]
+DOCUMENTS += sorted((REPOSITORY / "docs").glob("*.md"))
 # Few iterations of a tiny model, so that the test takes seconds.
 SHORT = [*SMALL, "LOG.IMAGES", "0", "SOLVER.WARMUP_ITERS", "0"]
 
@@ -68,7 +69,8 @@ def walk(node, prefix=""):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_configs_and_files_that_documents_name_exist(path):
     text = path.read_text()
-    for name in re.findall(r"\b((?:coco|small|quick|voc|ablation)/[a-zA-Z]\w+)\b(?![/.*])", text):
+    names = r"\b((?:coco|small|quick|voc|lvis|ablation)/[a-zA-Z]\w+)\b(?![/.*])"
+    for name in re.findall(names, text):
         find_config(name)
     for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert (path.parent / target).exists(), f"{path.name}: {target}"

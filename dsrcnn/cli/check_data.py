@@ -5,9 +5,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from .options import at_least_one
 
 __all__ = ["add_arguments", "run"]
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,18 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found; status 1 if something should be mended."""
-    from ..data.datasets.folder import folder_splits, read_folder
-    from ..data.inspection import FAULTS, NOTES, find_overlaps, inspect_records
+    from ..data.datasets.folder import read_folder
+    from ..data.inspection import FAULTS, NOTES, compare_splits, inspect_records
 
+    if args.output and args.output.suffix.lower() not in _PICTURES:
+        raise ConfigError(
+            f"--output is {args.output}; write a file that ends in one of {', '.join(_PICTURES)}."
+        )
     reports, everything = [], []
-    for split in args.splits or folder_splits(args.folder):
+    for split in args.splits or _all_splits(args.folder):
         unread: list[tuple[str, str]] = []
         note = lambda kind, text, unread=unread: unread.append((kind, text))  # noqa: E731
         classes, records = read_folder(args.folder, split, note)
         sizes = {"min_size": args.min_size, "max_size": args.max_size}
         reports.append(inspect_records(split, classes, records, unread, **sizes))
-        everything += records
-    find_overlaps(reports)
+        everything += [(record, classes) for record in records]
+    compare_splits(reports)
     print(_tables(reports))
     for kind in (*FAULTS, *NOTES):
         for report in reports:
@@ -47,11 +54,19 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         from ..visualization.data_sheet import draw_sheet
 
-        draw_sheet(everything, reports[0].classes, args.output)
+        draw_sheet(everything, args.output)
         print(f"pictures: {args.output}")
     faulty = any(report.has_faults for report in reports)
     print("\nSomething should be mended." if faulty else "\nReady to train.")
     return int(faulty)
+
+
+def _all_splits(folder: Path) -> list[str]:
+    """Splits of a folder, without VOC's union of two others."""
+    from ..data.datasets.folder import folder_splits
+
+    splits = folder_splits(folder)
+    return [s for s in splits if s != "trainval" or not {"train", "val"} <= set(splits)]
 
 
 def _tables(reports: list[Any]) -> str:
@@ -63,9 +78,8 @@ def _tables(reports: list[Any]) -> str:
     counts = [["images", *(r.images for r in reports)]]
     counts += [["boxes to learn", *(r.boxes.total() for r in reports)]]
     counts += [[kind, *(len(r.found.get(kind, [])) for r in reports)] for kind in (*FAULTS, *NOTES)]
-    classes = [
-        [name, *(r.boxes[label] for r in reports)] for label, name in enumerate(reports[0].classes)
-    ]
+    known = dict.fromkeys(name for report in reports for name in report.classes)
+    classes = [[name, *(_boxes_of(report, name) for report in reports)] for name in known]
     limits = [0, *SIZES, None]
     ranges = [f"{a} to {b}" if b else f"{a} and more" for a, b in pairwise(limits)]
     sizes = [[text, *(r.sizes[place] for r in reports)] for place, text in enumerate(ranges)]
@@ -77,3 +91,9 @@ def _tables(reports: list[Any]) -> str:
             ("side when trained on", sizes),
         )
     )
+
+
+def _boxes_of(report: Any, name: str) -> int | str:
+    """Boxes of a class in a split, which may not have the class."""
+    classes = list(report.classes)
+    return report.boxes[classes.index(name)] if name in classes else "-"

@@ -26,10 +26,13 @@ def _add_custom_data(cfg: CfgNode) -> None:
 
 def _add_augmentation(cfg: CfgNode) -> None:
     # PROB 0: never. Strengths are those of the 640-pixel recipe of liangheming/sparse_rcnnv1.
+    cfg.INPUT.PAD_TO = 0  # least side of padded batches; as large as MAX_SIZE_TRAIN: squares
     cfg.INPUT.OPENCV = False  # decode and resize training images by OpenCV: faster than Pillow
     node = cfg.INPUT.AUG = CfgNode()
     node.VERTICAL_FLIP = 0.0  # probability, beside INPUT.RANDOM_FLIP
-    node.MIN_VISIBLE = 0.0  # an object is left out if less of its box remains in the image
+    node.MIN_VISIBLE = (
+        0.0  # objects of which less remains in the image are left out; 0.2 in mosaics
+    )
     node.HSV = CfgNode()
     node.HSV.PROB = 0.0
     node.HSV.STRENGTHS = (0.014, 0.68, 0.36)  # of hue (of its circle), saturation and value
@@ -51,12 +54,15 @@ def _add_augmentation(cfg: CfgNode) -> None:
     node.MOSAIC = CfgNode()
     node.MOSAIC.PROB = 0.0
     node.MOSAIC.SIZE = 640
+    node.MOSAIC.SCALE = (0.5, 1.5)
+    node.MOSAIC.TRANSLATE = 0.1  # of the size
     node.MIXUP = CfgNode()
     node.MIXUP.PROB = 0.0
     node.MIXUP.ALPHA = 8.0
     node.COPY_PASTE = CfgNode()
     node.COPY_PASTE.PROB = 0.0
     node.COPY_PASTE.OBJECTS = 3
+    node.COPY_PASTE.MAX_COVERED = 0.7  # objects of which more is covered are left out
     node.PLAIN_END = 0.1  # part of the training at its end in which images are not combined
     node.SCALE_JITTER = CfgNode()  # large-scale jitter (arXiv 2012.07177), instead of multi-scale
     node.SCALE_JITTER.ENABLED = False

@@ -4,6 +4,7 @@ import logging
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY
 
 from ..errors import ConfigError
 from ..structures import OVERLAPS
@@ -30,6 +31,12 @@ def check_config(cfg: CfgNode) -> None:
 
 def _check_backbone(cfg: CfgNode) -> None:
     node = cfg.MODEL.NECK
+    known = [name for name, _ in BACKBONE_REGISTRY]
+    if cfg.MODEL.BACKBONE.NAME not in known:
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME!r}; write one of "
+            f"{', '.join(sorted(known))}."
+        )
     expect_one_of("MODEL.NECK.NAME", node.NAME, "FPN", "PAFPN", "BiFPN", "ChannelMapper")
     expect_one_of("MODEL.TIMM.NORM", cfg.MODEL.TIMM.NORM, "", "FrozenBN", "SyncBN", "GN")
     if node.ROUNDS < 1:

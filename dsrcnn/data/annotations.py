@@ -1,10 +1,14 @@
-"""What makes a box annotation usable."""
+"""What makes a box annotation usable, and the size of the image it is in."""
 
 import math
+from pathlib import Path
 
 from detectron2.structures import BoxMode
+from PIL import Image
 
-__all__ = ["box_fault"]
+__all__ = ["box_fault", "shown_size", "turned_size"]
+
+_ORIENTATION = 0x0112  # of EXIF
 
 
 def box_fault(annotation: dict, height: int | None = None, width: int | None = None) -> str | None:
@@ -33,3 +37,15 @@ def box_fault(annotation: dict, height: int | None = None, width: int | None = N
 def _plain(value: object) -> object:
     """A numpy scalar as a Python number."""
     return value.item() if hasattr(value, "item") else value
+
+
+def shown_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file as it is loaded: turned as its EXIF data say."""
+    with Image.open(path) as image:
+        return turned_size(image)
+
+
+def turned_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an open image once it is turned as its EXIF data say."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else (width, height)

@@ -29,10 +29,14 @@ class CombinedDataset(SeededDataset):
         *,
         mosaic: float = 0.0,
         mosaic_size: int = 640,
+        mosaic_scale: tuple[float, float] = (0.5, 1.5),
+        mosaic_translate: float = 0.1,
+        min_visible: float = 0.2,
         mixup: float = 0.0,
         mixup_alpha: float = 8.0,
         copy_paste: float = 0.0,
         objects: int = 3,
+        max_covered: float = 0.7,
         fill: Sequence[float] = (0, 0, 0),
     ) -> None:
         """Set probabilities and strengths.
@@ -42,14 +46,20 @@ class CombinedDataset(SeededDataset):
             mapper: record to model input.
             mosaic: probability.
             mosaic_size: side of a mosaic in pixels.
+            mosaic_scale: its smallest and largest zoom.
+            mosaic_translate: its shift as a share of its size.
+            min_visible: an object is left out of a mosaic if less of its box is seen.
             mixup: probability.
             mixup_alpha: of the weight's Beta distribution.
             copy_paste: probability.
             objects: that are pasted at most.
+            max_covered: objects of which more is covered by pasted ones are left out.
             fill: colour where there is no image.
         """
         super().__init__(records, mapper)
         self.mosaic, self.mosaic_size = mosaic, mosaic_size
+        self.mosaic_scale, self.mosaic_translate = mosaic_scale, mosaic_translate
+        self.min_visible, self.max_covered = min_visible, max_covered
         self.mixup, self.mixup_alpha = mixup, mixup_alpha
         self.copy_paste, self.objects = copy_paste, objects
         self.fill = fill
@@ -63,10 +73,14 @@ class CombinedDataset(SeededDataset):
             "mapper": mapper,
             "mosaic": aug.MOSAIC.PROB,
             "mosaic_size": aug.MOSAIC.SIZE,
+            "mosaic_scale": tuple(aug.MOSAIC.SCALE),
+            "mosaic_translate": aug.MOSAIC.TRANSLATE,
+            "min_visible": aug.MIN_VISIBLE or 0.2,
             "mixup": aug.MIXUP.PROB,
             "mixup_alpha": aug.MIXUP.ALPHA,
             "copy_paste": aug.COPY_PASTE.PROB,
             "objects": aug.COPY_PASTE.OBJECTS,
+            "max_covered": aug.COPY_PASTE.MAX_COVERED,
             "fill": cfg.MODEL.PIXEL_MEAN,
         }
 
@@ -83,9 +97,17 @@ class CombinedDataset(SeededDataset):
         sample = _sample_of(mapped)
         if wanted[0]:
             others = [self._another() for _ in range(3)]
-            sample = mosaic([sample, *others], self.mosaic_size, fill=self.fill)
+            sample = mosaic(
+                [sample, *others],
+                self.mosaic_size,
+                scale=self.mosaic_scale,
+                translate=self.mosaic_translate,
+                min_visible=self.min_visible,
+                fill=self.fill,
+            )
         if wanted[1]:
-            sample = copy_paste(sample, self._another(), objects=self.objects)
+            other = self._another()
+            sample = copy_paste(sample, other, objects=self.objects, max_covered=self.max_covered)
         if wanted[2]:
             sample = mixup(sample, self._another(), alpha=self.mixup_alpha, fill=self.fill)
         return {**mapped, **_as_input(sample)}

@@ -13,14 +13,15 @@ from typing import Any
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from .annotations import box_fault
+from .annotations import box_fault, turned_size
 
-__all__ = ["FAULTS", "NOTES", "SIZES", "SplitReport", "find_overlaps", "inspect_records"]
+__all__ = ["FAULTS", "NOTES", "SIZES", "SplitReport", "compare_splits", "inspect_records"]
 
 # Faults end a training or spoil its result; of the rest one should know.
 FAULTS = (
     *("image missing", "image broken", "image size differs", "image twice", "image in two splits"),
-    *("annotation broken", "unknown class", "box not finite", "box without area", "box outside"),
+    *("annotation broken", "id twice", "unknown class", "classes differ"),
+    *("box not finite", "box without area", "box outside"),
 )
 NOTES = ("image without boxes", "box over the border", "box tiny", "crowd")
 SIZES = (16, 32, 64, 128, 256)  # limits of the histogram, pixels at the training size
@@ -31,7 +32,13 @@ _BY_FAULT = {
     "no area": "box without area",
     "outside the image": "box outside",
 }
-_BY_KIND = {"annotation": "annotation broken", "class": "unknown class", "image": "image missing"}
+_BY_KIND = {
+    "annotation": "annotation broken",
+    "class": "unknown class",
+    "id": "id twice",
+    "image": "image missing",
+    "broken": "image broken",
+}
 
 
 @dataclass
@@ -90,11 +97,11 @@ def inspect_records(
         opened = pool.map(_open, [record["file_name"] for record in records])
         for record, (content, size, error) in zip(records, opened, strict=True):
             where = Path(record["file_name"]).name
-            if error:
+            recorded = (record["width"], record["height"])
+            if error and recorded != (0, 0):  # else the reader has said it
                 report.found[error].append(f"{record['file_name']}")
             if content:
                 report.contents[content].append(where)
-            recorded = (record["width"], record["height"])
             if size and recorded != (0, 0) and size != recorded:
                 text = f"{where}: {size[0]}x{size[1]}, recorded {recorded[0]}x{recorded[1]}"
                 report.found["image size differs"].append(text)
@@ -109,9 +116,16 @@ def inspect_records(
     return report
 
 
-def find_overlaps(reports: Sequence[SplitReport]) -> None:
-    """Note images that several splits hold, by content: what is tested must not be trained on."""
+def compare_splits(reports: Sequence[SplitReport]) -> None:
+    """Find images that several splits hold, by content, and splits of other classes than the first.
+
+    What is tested must not be trained on.
+    """
     for index, report in enumerate(reports):
+        first = reports[0]
+        if list(report.classes) != list(first.classes):
+            text = f"{', '.join(report.classes)}; {first.name} has {', '.join(first.classes)}"
+            report.found["classes differ"].append(text)
         for other in reports[:index]:
             for content in report.contents.keys() & other.contents.keys():
                 mine, theirs = report.contents[content][0], other.contents[content][0]
@@ -129,7 +143,7 @@ def _open(path: str) -> tuple[str | None, tuple[int, int] | None, str | None]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            return content, image.size, None
+            return content, turned_size(image), None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return content, None, "image broken"
 

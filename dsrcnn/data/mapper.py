@@ -107,9 +107,11 @@ class DetectionMapper:
         record = copy.deepcopy(record)
         image = read_image(record, self.image_format, self.by_opencv)
         annotations = [
-            _box_only(a)
+            _clipped_box(a, *image.shape[:2])
             for a in record.pop("annotations", [])
-            if self.keep_annotations and a.get("iscrowd", 0) == 0 and box_fault(a) is None
+            if self.keep_annotations
+            and a.get("iscrowd", 0) == 0
+            and box_fault(a, *image.shape[:2]) is None
         ]
         image, annotations = self._by_albumentations(image, annotations, record["file_name"])
         augmentations = self.augmentations
@@ -145,21 +147,23 @@ class DetectionMapper:
         """Whether enough of an object is left in the image (h, w)."""
         if not self.min_visible:
             return True
-        box = [float(v) for v in annotation["bbox"]]
-        box = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
-        whole = transforms.apply_box(np.array([box]))[0]
+        whole = transforms.apply_box(np.array([annotation["bbox"]]))[0]
         left = np.clip(whole, 0, [size[1], size[0]] * 2)
         areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (left, whole)]
         return bool(areas[0] >= self.min_visible * areas[1])
 
 
-def _box_only(annotation: dict) -> dict:
+def _clipped_box(annotation: dict, height: int, width: int) -> dict:
     """The annotation without masks and keypoints, which would only cost time.
 
-    The box becomes floats: Detectron2 would cut a resized box of integers down to whole pixels.
+    The box is clipped before the image is turned or moved, as what is outside cannot be seen. It
+    becomes floats: Detectron2 would cut a resized box of integers down to whole pixels.
     """
     kept = {k: v for k, v in annotation.items() if k not in ("segmentation", "keypoints")}
-    return {**kept, "bbox": [float(v) for v in annotation["bbox"]]}
+    box = [float(v) for v in annotation["bbox"]]
+    x1, y1, x2, y2 = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    inside = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
+    return {**kept, "bbox": inside, "bbox_mode": BoxMode.XYXY_ABS}
 
 
 def read_image(record: dict[str, Any], image_format: str, by_opencv: bool = False) -> np.ndarray:

@@ -153,6 +153,7 @@ def load_predictor(cfg: CfgNode) -> DefaultPredictor:
     bare = cfg.clone()
     bare.defrost()
     bare.MODEL.WEIGHTS = ""
+    bare.MODEL.TIMM.PRETRAINED, bare.MODEL.TIMM.WEIGHTS = False, ""  # the file has all
     predictor = DefaultPredictor(bare)
     average, trust = cfg.MODEL.EMA.ENABLED, cfg.MODEL.TRUST_WEIGHTS
     checkpointer = ReportingCheckpointer(

@@ -4,6 +4,7 @@ Letters: ``B`` images, ``M`` ground truths.
 """
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -14,7 +15,11 @@ __all__ = ["batch_images", "image_sizes", "pad_targets"]
 
 
 def batch_images(
-    inputs: list[dict], pixel_mean: Tensor, pixel_std: Tensor, size_divisibility: int
+    inputs: list[dict],
+    pixel_mean: Tensor,
+    pixel_std: Tensor,
+    size_divisibility: int,
+    pad_to: int = 0,
 ) -> ImageList:
     """Normalise every image, then pad all with zeros at the right and bottom to one size.
 
@@ -23,10 +28,21 @@ def batch_images(
         pixel_mean: (3, 1, 1).
         pixel_std: (3, 1, 1).
         size_divisibility: both padded sides become multiples of it.
+        pad_to: and at least this.
     """
     device = pixel_mean.device
     images = [(x["image"].to(device, non_blocking=True) - pixel_mean) / pixel_std for x in inputs]
-    return ImageList.from_tensors(images, size_divisibility)
+    sizes = [(x.shape[-2], x.shape[-1]) for x in images]
+    short = [max(pad_to - max(sides), 0) for sides in zip(*sizes, strict=True)]
+    if any(short):  # the first image takes all others along
+        images[0] = F.pad(images[0], _missing(sizes, pad_to))
+    return ImageList(ImageList.from_tensors(images, size_divisibility).tensor, sizes)
+
+
+def _missing(sizes: list[tuple[int, int]], pad_to: int) -> tuple[int, int, int, int]:
+    """What the first image lacks at its right and bottom, so that the batch has its least size."""
+    height, width = (max(*sides, pad_to) for sides in zip(*sizes, strict=True))
+    return 0, width - sizes[0][1], 0, height - sizes[0][0]
 
 
 def image_sizes(sizes: list[tuple[int, int]], device: torch.device) -> Tensor:

@@ -59,6 +59,12 @@ def use_epochs(cfg: CfgNode, images: int) -> None:
         *(epochs.MAX, images, batch, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS),
         *(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
     )
+    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER / 2:
+        _LOGGER.warning(
+            "SOLVER.WARMUP_ITERS is %d of SOLVER.MAX_ITER %d: the learning rate reaches BASE_LR "
+            "late or never. Write SOLVER.EPOCHS.WARMUP, such as 0.5.",
+            *(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER),
+        )
     epochs.MAX, epochs.STEPS = 0.0, ()
     epochs.WARMUP = epochs.CHECKPOINT = epochs.EVAL = 0.0
 

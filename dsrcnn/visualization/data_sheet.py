@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 from detectron2.structures import BoxMode
 
+from ..data.annotations import box_fault
 from .draw import draw_boxes, one_below_the_other, side_by_side
 
 __all__ = ["draw_sheet"]
 
 
 def draw_sheet(
-    records: Sequence[dict[str, Any]],
-    classes: Sequence[str],
+    samples: Sequence[tuple[dict[str, Any], Sequence[str]]],
     output: str | Path,
     *,
     images: int = 12,
@@ -24,15 +24,14 @@ def draw_sheet(
     """Draw images spread evenly over a data set with their boxes; unreadable ones are left out.
 
     Args:
-        records: in Detectron2's format.
-        classes: class names.
+        samples: records in Detectron2's format, each with the class names of its split.
         output: file to write.
         images: at most so many.
         columns: per row.
     """
-    step = max(1, len(records) // images)
+    step = max(1, len(samples) // images)
     pictures, titles = [], []
-    for record in records[::step][:images]:
+    for record, classes in samples[::step][:images]:
         image = cv2.imread(record["file_name"])
         if image is not None:
             pictures.append(_picture(image, record["annotations"], classes))
@@ -48,7 +47,7 @@ def draw_sheet(
 
 
 def _picture(image: np.ndarray, annotations: Sequence[Any], classes: Sequence[str]) -> np.ndarray:
-    drawable = [a for a in annotations if len(a["bbox"]) == 4 and np.isfinite(a["bbox"]).all()]
+    drawable = [a for a in annotations if box_fault(a) is None]
     boxes = [
         BoxMode.convert(list(map(float, a["bbox"])), a["bbox_mode"], BoxMode.XYXY_ABS)
         for a in drawable

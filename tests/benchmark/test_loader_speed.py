@@ -5,8 +5,9 @@ from conftest import TINY
 
 from dsrcnn.benchmark.loader import PIPELINES, share_of_waiting
 from dsrcnn.cli.main import main
-from dsrcnn.config import read_cfg
-from dsrcnn.data import DetectionMapper
+from dsrcnn.data import DetectionMapper, build_train_loader
+from dsrcnn.data.stream import Draw
+from dsrcnn.engine.config import load_cfg
 
 SMALL = [*map(str, TINY), "MODEL.SparseRCNN.NUM_CLASSES", "0", "INPUT.AUG.MOSAIC.SIZE", "64"]
 SMALL += ["SOLVER.IMS_PER_BATCH", "2"]
@@ -14,8 +15,9 @@ COMMAND = ["benchmark-loader", "--config-file", "quick/sparse_rcnn_shapes"]
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_every_pipeline_is_a_valid_config(name):
-    read_cfg("quick/sparse_rcnn_shapes", PIPELINES[name])
+def test_every_pipeline_gives_images(name):
+    cfg = load_cfg("quick/sparse_rcnn_shapes", [*SMALL, *PIPELINES[name]])
+    assert build_train_loader(cfg).dataset[Draw(0, 1)]["image"].shape[0] == 3
 
 
 def test_pipelines_are_measured_beside_each_other_with_waiting(capsys):

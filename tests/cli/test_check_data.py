@@ -165,3 +165,69 @@ def test_yolo_and_voc_are_looked_at_as_well(tmp_path, capsys):
         ("image without boxes", "1.jpg"),
     ):
         assert re.search(rf"^train, {kind}: .*{re.escape(shown)}", text, re.MULTILINE), kind
+    assert re.search(r"^image missing +0$", text, re.MULTILINE)  # broken, and only that
+    assert re.search(r"^image broken +1$", text, re.MULTILINE)
+
+
+def test_splits_of_other_classes_are_found(folder, capsys):
+    def swap(content):
+        first, second = content["categories"]
+        first["name"], second["name"] = second["name"], first["name"]
+
+    edit(folder, swap, "val")
+    status, rows, text = check(folder, capsys, "--output", str(folder / "sheet.png"))
+    assert status == 1
+    assert rows["classes differ"] == (0, 1)
+    assert rows["left"] == rows["right"] == (3, 3)  # by name
+    assert "right, left; train has left, right" in text
+
+
+def test_a_class_that_one_split_lacks_is_a_dash(folder, capsys):
+    edit(folder, lambda c: c["categories"].append({"id": 9, "name": "new"}), "val")
+    status, _, text = check(folder, capsys, "--output", str(folder / "sheet.png"))
+    assert status == 1
+    assert re.search(r"^new +- +0$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("part", ["images", "annotations"])
+def test_ids_that_come_twice_are_found(folder, capsys, part):
+    edit(folder, lambda c: c[part][1].update(id=c[part][0]["id"]))
+    status, rows, text = check(folder, capsys)
+    assert (status, rows["id twice"]) == (1, (1, 0))
+    assert f"several {part} have the id" in text
+
+
+def test_boxes_that_are_no_numbers_do_not_spoil_the_sheet(folder, capsys):
+    edit(folder, set_box(None, 1, 5, 5))
+    assert check(folder, capsys, "--output", str(folder / "sheet.png"))[0] == 1
+
+
+def test_a_sheet_that_is_no_picture_is_one_message(folder, capsys):
+    assert main(["check-data", str(folder), "--output", str(folder / "sheet")]) == 2
+    assert "ends in one of .png" in capsys.readouterr().err
+
+
+def test_turned_photos_are_no_fault(folder, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = sorted((folder / "images/train").glob("*.jpg"))[0]
+    Image.fromarray(np.random.default_rng(99).integers(0, 256, (96, 64, 3), dtype=np.uint8)).save(
+        path, exif=exif
+    )
+    assert check(folder, capsys)[0] == 0
+
+
+def test_vocs_union_of_two_splits_is_none_of_its_own(tmp_path, capsys):
+    for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (tmp_path / name).mkdir(parents=True)
+    box = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>40</xmax><ymax>40</ymax></bndbox>"
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"JPEGImages/{number}.jpg")
+        size = "<size><width>96</width><height>64</height></size>"
+        text = f"<annotation>{size}<object><name>cell</name>{box}</object></annotation>"
+        (tmp_path / f"Annotations/{number}.xml").write_text(text)
+    for split, lines in (("train", "0"), ("val", "1"), ("trainval", "0\n1")):
+        (tmp_path / f"ImageSets/Main/{split}.txt").write_text(lines)
+    status, rows, _ = check(tmp_path, capsys)
+    assert (status, rows["images"]) == (0, (1, 1))

@@ -128,14 +128,21 @@ def test_value_alone_scales_brightness(order):
         assert found == pytest.approx([factor] * 3, rel=0.06)
 
 
-def test_hue_turns_red_to_green_whichever_order():
-    for order, red in (("RGB", (255, 0, 0)), ("BGR", (0, 0, 255))):
-        found = {
-            tuple(changed(RandomHSV((1 / 3, 0, 0), order), np.full((2, 2, 3), red, np.uint8))[0, 0])
-            for _ in range(20)
-        }
-        assert len(found) > 5
-        assert all(max(colour) == 255 for colour in found)  # as bright as before
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_hue_turns_colours_around_the_circle_whichever_order(order):
+    import colorsys
+
+    red = np.array([255, 60, 60])
+    image = np.full((2, 2, 3), red if order == "RGB" else red[::-1], np.uint8)
+    for seed in range(20):
+        np.random.seed(seed)
+        found = changed(RandomHSV((1 / 3, 0, 0), order), image)[0, 0].astype(float)
+        np.random.seed(seed)
+        turn = np.random.uniform(-1, 1, 3)[0] / 3
+        hue, saturation, value = colorsys.rgb_to_hsv(*red / 255)
+        expected = np.array(colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)) * 255
+        # OpenCV has 180 hues: at most one of them, 195 / 60 grey levels times 2 degrees, apart.
+        assert np.abs(found[:: 1 if order == "RGB" else -1] - expected).max() < 8
 
 
 def test_blur_keeps_the_mean_and_takes_away_detail(photo):
@@ -232,3 +239,34 @@ def test_values_that_cannot_work_are_refused(opts, words):
     with pytest.raises(ConfigError) as caught:
         check_config(tiny_cfg(*opts))
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_box_over_the_border_is_clipped_before_the_image_moves(tmp_path):
+    cfg = tiny_cfg("INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN", (100,))
+    mapper = DetectionMapper(cfg, is_train=True)
+    shift = np.array([[1, 0, 50], [0, 1, 0], [0, 0, 1.0]])
+    mapper.augmentations = [WarpTransform(shift, (100, 100))]
+    Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(tmp_path / "image.png")
+    entry = {"bbox": [-100, 0, 150, 50], "bbox_mode": 1, "category_id": 0}
+    record = {"file_name": str(tmp_path / "image.png"), "annotations": [entry]}
+    boxes = mapper(record)["instances"].gt_boxes.tensor
+    assert boxes.tolist() == [[50, 0, 100, 50]]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("INPUT.RANDOM_FLIP", "both", "RANDOM_FLIP is 'both'"),
+        ("INPUT.PAD_TO", -1, "PAD_TO is -1"),
+        ("INPUT.AUG.MIXUP.ALPHA", 0.0, "ALPHA is 0.0; write a number above 0"),
+        ("INPUT.AUG.MOSAIC.SIZE", 0, "MOSAIC.SIZE is 0"),
+        ("INPUT.AUG.MOSAIC.SCALE", (2.0, 1.0), "MOSAIC.SCALE is"),
+        ("INPUT.AUG.COPY_PASTE.OBJECTS", -1, "OBJECTS is -1"),
+        ("INPUT.AUG.COPY_PASTE.MAX_COVERED", 2.0, "MAX_COVERED is 2.0"),
+        ("INPUT.AUG.SCALE_JITTER.SIZE", 0, "JITTER.SIZE is 0"),
+        ("INPUT.AUG.NOISE.MAX_SIGMA", -1.0, "MAX_SIGMA is -1.0"),
+    ],
+)
+def test_strengths_that_cannot_work_are_refused(key, value, words):
+    with pytest.raises(ConfigError, match=words):
+        check_config(tiny_cfg(key, value))

@@ -225,7 +225,11 @@ def without(part, key):
         pytest.param(edited(images=[], annotations=[]), "no images", id="no images"),
         pytest.param(edited(annotations=[]), "no box that can be used", id="no boxes"),
         pytest.param(with_annotations(bbox=[1, 1, 0, 0]), "no box that can", id="no usable box"),
-        pytest.param(with_annotations(id=5), "not unique", id="duplicate annotation ids"),
+        pytest.param(
+            with_annotations(id=5),
+            "annotations have the id 5",
+            id="duplicate annotation ids",
+        ),
         pytest.param(with_annotations(category_id=9), "category_id=9", id="unknown category"),
         pytest.param(edited(categories=[]), "empty list of categories", id="no categories"),
         pytest.param(without("categories", "name"), "categories[0] lacks name", id="no class name"),

@@ -140,3 +140,16 @@ def test_a_combination_follows_from_the_seed_of_the_draw(cfg):
     assert not first["image"].equal(other["image"])
     plain = dataset[Draw(0, 1, combine=False)]
     assert plain["image"].shape != first["image"].shape
+
+
+def test_objects_cut_by_the_edge_of_the_canvas_are_left_out():
+    """Of an object that the canvas cuts, what counts is the share of the whole object."""
+    np.random.seed(0)
+    # Images as large as the canvas may be: a box over the whole image, cut by both edges.
+    whole = lambda: Sample(  # noqa: E731
+        np.full((64, 64, 3), 200, np.uint8), np.array([[0.0, 0, 64, 64]]), np.array([0])
+    )
+    for _ in range(200):
+        found = mosaic([whole() for _ in range(4)], 64, scale=(1, 1), min_visible=0.9)
+        sides = found.boxes[:, 2:] - found.boxes[:, :2]
+        assert (sides.prod(axis=1) >= 0.9 * 64 * 64 - 1).all()

@@ -144,11 +144,13 @@ def test_a_saved_config_evaluates_where_only_the_test_file_is(write, tmp_path):
         load_cfg(saved)
 
 
-def test_the_file_wins_over_saved_names(write):
-    path = write(classes=("cat", "dog", "bird"))
-    cfg = load_cfg(QUICK, [*custom(path), "DATASETS.CUSTOM.CLASSES", ("red", "white")])
-    assert cfg.DATASETS.CUSTOM.CLASSES == ("cat", "dog", "bird")
-    assert cfg.MODEL.SparseRCNN.NUM_CLASSES == 3
+def test_data_of_other_classes_than_the_saved_ones_are_refused(write):
+    path = write(classes=("white", "red"))
+    saved = ["DATASETS.CUSTOM.CLASSES", ("red", "white")]
+    with pytest.raises(DataError, match=r"red, white against white, red.*CLASSES \(\)"):
+        load_cfg(QUICK, [*custom(test=path), *saved])
+    cfg = load_cfg(QUICK, [*custom(test=path), "DATASETS.CUSTOM.CLASSES", ()])
+    assert cfg.DATASETS.CUSTOM.CLASSES == ("white", "red")
 
 
 # NUM_CLASSES

@@ -6,8 +6,10 @@ import shutil
 import cv2
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from dsrcnn import load_cfg
+from dsrcnn.data import DetectionMapper
 from dsrcnn.data.datasets.shapes import CLASSES, draw_scene, shapes_records
 from dsrcnn.engine.launch import run
 from dsrcnn.errors import ConfigError, DataError
@@ -199,13 +201,17 @@ def test_yolo_takes_lists_of_images_and_images_without_labels(folder_of):
         ("yolo", "data.yaml", "names: {0: a, 2: b}\ntrain: x\nval: y\n", ["without gaps"]),
         ("yolo", "data.yaml", "names: [", ["not valid YAML"]),
         ("yolo", "images/train/01.png", "broken", ["01.png cannot be read"]),
+        ("yolo", "labels/train/01.txt", "0 .1 .1 .9 .1 .9 .9 .5\n", ["corners of a polygon"]),
+        ("yolo", "labels/train/01.txt", b"0 \xff\xfe", ["01.txt is no text in UTF-8"]),
+        ("voc", "ImageSets/Main/train.txt", b"\xff\xfe", ["train.txt is no text in UTF-8"]),
+        ("yolo", "data.yaml", "names: [a]\n", ["names no train, val or test"]),
     ],
 )
 def test_broken_folders_are_one_message(folder_of, kind, file, content, words):
     folder = folder_of(kind)
     (folder / file).unlink()
     if content is not None:
-        (folder / file).write_text(content)
+        (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError) as caught:
         DatasetCatalog.get(custom(folder).DATASETS.TRAIN[0])
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -225,10 +231,79 @@ def test_a_folder_that_is_not_there_is_one_message(folder_of, opts, error, words
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_a_folder_and_files_are_too_much(folder_of):
-    folder = folder_of("yolo")
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_folder_and_files_are_too_much(folder_of, kind):
+    folder = folder_of(kind)
     with pytest.raises(ConfigError, match="one or the other"):
         custom(folder, "DATASETS.CUSTOM.TRAIN_JSON", "train.json")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_saved_config_takes_another_split_or_folder(folder_of, tmp_path, kind):
+    folder = folder_of(kind)
+    saved = tmp_path / "config.yaml"
+    saved.write_text(custom(folder).dump())
+    for opts, source in (
+        (["DATASETS.CUSTOM.TEST_SPLIT", "train"], folder),
+        (["DATASETS.CUSTOM.FOLDER", str(tmp_path / "moved")], tmp_path / "moved"),
+    ):
+        if source != folder:
+            shutil.copytree(folder, source)
+        cfg = load_cfg(saved, opts)
+        records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+        assert all(r["file_name"].startswith(str(source)) for r in records)
+        assert len(records) == len(SPLITS["train" if source == folder else "val"])
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_model_knows_its_classes_where_the_folder_is_gone(folder_of, tmp_path, kind):
+    folder = folder_of(kind)
+    saved = tmp_path / "config.yaml"
+    saved.write_text(custom(folder).dump())
+    shutil.rmtree(folder)
+    cfg = load_cfg(saved)
+    (name,) = cfg.DATASETS.TEST
+    assert MetadataCatalog.get(name).thing_classes == NAMES
+    with pytest.raises(DataError, match="does not exist"):
+        DatasetCatalog.get(name)
+
+
+def test_classes_of_voc_stay_those_of_the_model(folder_of):
+    folder = folder_of("voc")
+    seen = ["aardvark", *NAMES]
+    cfg = custom(folder, "DATASETS.CUSTOM.CLASSES", tuple(seen))
+    assert list(cfg.DATASETS.CUSTOM.CLASSES) == seen
+    expected = {a["category_id"] + 1 for r in records_of(folder, "train") for a in r["annotations"]}
+    cfg = custom(folder, "DATASETS.CUSTOM.CLASSES", tuple(seen))
+    found = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    assert {a["category_id"] for r in found for a in r["annotations"]} == expected
+    fewer = custom(folder, "DATASETS.CUSTOM.CLASSES", tuple(NAMES[:1]))
+    with pytest.raises(DataError, match=f"known are {NAMES[0]}"):
+        DatasetCatalog.get(fewer.DATASETS.TRAIN[0])
+
+
+def test_polygons_of_yolo_become_the_boxes_around_them(folder_of):
+    folder = folder_of("yolo")
+    label = folder / "labels/train/01.txt"
+    label.write_text("1 0.1 0.3 0.9 0.2 0.5 0.8\n0 0.5 0.5 0.2 0.2 0.93\n")
+    record = next(r for r in records_of(folder, "train") if "01.png" in r["file_name"])
+    width, height = record["width"], record["height"]
+    boxes = [a["bbox"] for a in record["annotations"]]
+    assert boxes[0] == pytest.approx([0.1 * width, 0.2 * height, 0.8 * width, 0.6 * height])
+    assert boxes[1] == pytest.approx([0.4 * width, 0.4 * height, 0.2 * width, 0.2 * height])
+
+
+def test_turned_photos_have_the_size_they_are_shown_in(folder_of):
+    folder = folder_of("yolo")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (folder / "images/train/01.png").unlink()
+    Image.new("RGB", (96, 64)).save(folder / "images/train/01.jpg", exif=exif)
+    cfg = custom(folder)
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    record = next(r for r in records if "01.jpg" in r["file_name"])
+    assert (record["width"], record["height"]) == (64, 96)
+    assert DetectionMapper(cfg, is_train=True)(record)["image"].shape[1:] != (64, 96)
 
 
 def test_without_a_test_split_nothing_is_evaluated(folder_of):

@@ -1,12 +1,14 @@
 """Networks of timm, and necks for any network."""
 
 import copy
+import math
 
 import pytest
 import torch
 from conftest import batch, tiny_cfg
 from detectron2.modeling import build_backbone, build_model
 
+from dsrcnn.config import check_config
 from dsrcnn.engine.config import load_cfg, use_pixel_statistics
 from dsrcnn.errors import ConfigError, WeightsError
 from dsrcnn.modeling.backbone.necks import BiFPN
@@ -109,11 +111,49 @@ def test_freezing_by_name_keeps_the_activation_in_a_norm_of_timm():
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "SyncBN", "GN"])
-def test_norms_by_name(norm):
-    backbone = TimmBackbone("resnet18", norm=norm)
+@pytest.mark.parametrize("name", ["resnet18", "test_efficientnet", "mobilenetv3_small_050"])
+def test_norms_by_name(name, norm):
+    backbone = TimmBackbone(name, norm=norm)
     kinds = {type(m).__name__ for m in backbone.modules() if "Norm" in type(m).__name__}
     assert any(word in kind for kind in kinds for word in {"GN": ["Group"]}.get(norm, [norm[:4]]))
     assert "BatchNorm2d" not in kinds
+
+
+def test_group_norms_keep_the_activation_that_was_in_a_batch_norm():
+    backbone = TimmBackbone("test_efficientnet", norm="GN")
+    norm = backbone.body.bn1
+    found = norm(torch.randn(2, norm[0].num_channels, 8, 8))
+    expected = torch.nn.functional.silu(norm[0](torch.zeros(2, norm[0].num_channels, 8, 8)))
+    assert found.min() > -0.3  # SiLU's least value is -0.28
+    assert found.shape == expected.shape
+    assert norm[0].num_groups == math.gcd(32, norm[0].num_channels)
+
+
+def test_a_network_that_hides_its_parts_trains_unfrozen():
+    assert all(p.requires_grad for p in TimmBackbone("hiera_tiny_224").parameters())
+
+
+@pytest.mark.parametrize("content", [b"", b"broken"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_broken_weight_files_are_one_message(tmp_path, suffix, content):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"weights.* do not fit 'test_resnet'"):
+        TimmBackbone("test_resnet", weights=str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("build_timm_backbone", "a neck, such as"), ("build_timm_backbones", "write one of .*build_")],
+)
+def test_backbones_that_do_not_fit_are_one_message(name, words):
+    def build():
+        cfg = with_timm("test_resnet", "FPN", "MODEL.BACKBONE.NAME", name)
+        check_config(cfg)
+        build_model(cfg)
+
+    with pytest.raises(ConfigError, match=words):
+        build()
 
 
 def test_stochastic_depth_and_checkpointing_change_no_gradient():
@@ -151,7 +191,10 @@ def test_weights_of_a_whole_model_need_none_of_timm():
     [
         ("resnet181", {}, ConfigError, ["'resnet181'", "resnet18"]),
         ("test_vit", {}, ConfigError, ["strides [16, 16, 16]", "resnet50"]),
-        ("vgg11", {"drop_path": 0.1}, ConfigError, ["DROP_PATH", "Leave them out"]),
+        ("vgg11", {"drop_path": 0.1}, ConfigError, ["DROP_PATH 0.0", "'vgg11'"]),
+        ("hiera_tiny_224", {"freeze_at": 2}, ConfigError, ["FREEZE_AT 0", "LAYER_DECAY 1.0"]),
+        ("test_convnext", {"norm": "GN"}, ConfigError, ["no batch norms", 'TIMM.NORM ""']),
+        ("cspresnet50d", {"pretrained": True}, WeightsError, ["no weights of", "PRETRAINED False"]),
         ("test_resnet", {"weights": "/nothing.pth"}, WeightsError, ["/nothing.pth", "PRETRAINED"]),
     ],
 )

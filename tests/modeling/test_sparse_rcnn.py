@@ -264,3 +264,15 @@ def test_boxes_are_compared_by_another_overlap_for_loss_and_cost_separately():
     assert set(losses) == {f"loss_{n}{s}" for n in ("ce", "bbox", "ciou") for s in ("", "_0")}
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_batches_are_padded_to_the_least_side_and_results_stay():
+    inputs = batch([(64, 96), (96, 64)], [2, 1])
+    model = build_model(tiny_cfg("INPUT.PAD_TO", 128)).eval()
+    sizes = []
+    model.backbone.register_forward_hook(lambda _, args, __: sizes.append(args[0].shape[-2:]))
+    found = model(inputs)
+    assert sizes == [(128, 128)]
+    assert [tuple(x["instances"].image_size) for x in found] == [(64, 96), (96, 64)]
+    single, both = (x[0]["instances"].pred_boxes.tensor for x in (model(inputs[:1]), found))
+    torch.testing.assert_close(single, both, rtol=1e-3, atol=1e-2)

@@ -44,13 +44,13 @@ def mosaic(
         size: side of the result in pixels.
         scale: smallest and largest zoom.
         translate: shift of the window as a share of `size`, either way.
-        min_visible: an object is left out if less of its box is in the window.
+        min_visible: an object is left out if less of its box is on canvas and in the window.
         fill: colour where there is no image.
     """
     canvas = np.empty((2 * size, 2 * size, 3), np.uint8)
     canvas[:] = np.round(fill)
     x, y = np.random.uniform(0.5 * size, 1.5 * size, 2).astype(int)
-    boxes, labels = [], []
+    boxes, whole, labels = [], [], []
     for place, sample in enumerate(samples):
         image, moved = _fitted(sample, size)
         height, width = image.shape[:2]
@@ -58,15 +58,16 @@ def mosaic(
         left, top = (x - width, x)[place % 2], (y - height, y)[place // 2]
         _paste(canvas, image, left, top)
         corner = np.array([left, top, left, top])
-        boxes.append(_clipped(moved + corner, 2 * size, 2 * size))
+        whole.append(moved + corner)
+        boxes.append(_clipped(whole[-1], 2 * size, 2 * size))
         labels.append(sample.labels)
     zoom = np.random.uniform(*scale)
     shift = np.random.uniform(-1, 1, 2) * translate * size
     offset = size / 2 + shift - zoom * size  # the middle of the canvas comes to that of the window
     matrix = np.array([[zoom, 0, offset[0]], [0, zoom, offset[1]], [0, 0, 1]])
     window = WarpTransform(matrix, (size, size), fill)
-    seen = window.apply_box(np.concatenate(boxes))
-    return _cut(window.apply_image(canvas), seen, np.concatenate(labels), min_visible)
+    seen, areas = window.apply_box(np.concatenate(boxes)), _area(np.concatenate(whole)) * zoom**2
+    return _cut(window.apply_image(canvas), seen, np.concatenate(labels), min_visible * areas)
 
 
 def mixup(
@@ -157,9 +158,9 @@ def _covered(boxes: np.ndarray, by: np.ndarray) -> np.ndarray:
     return share
 
 
-def _cut(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, min_visible: float) -> Sample:
-    """Clip boxes to their image; those of which too little, or nothing, is left go."""
+def _cut(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, least: np.ndarray) -> Sample:
+    """Clip boxes to their image; those of which less area than `least`, or nothing, is left go."""
     height, width = image.shape[:2]
     clipped = _clipped(boxes, width, height)
-    keep = (_area(clipped) >= min_visible * _area(boxes)) & (_area(clipped) >= 1.0)
+    keep = (_area(clipped) >= least) & (_area(clipped) >= 1.0)
     return Sample(image, clipped[keep], labels[keep])

@@ -46,7 +46,8 @@ def resolve_num_classes(cfg: CfgNode) -> None:
 
     Raises:
         ConfigError: if the numbers differ.
-        DataError: if the number is to come from data sets that are not registered.
+        DataError: if the number is to come from data sets that are not registered, or if data sets
+            name different classes.
     """
     if cfg.MODEL.META_ARCHITECTURE not in ("SparseRCNN", "DynamicSparseRCNN"):
         return
@@ -54,10 +55,19 @@ def resolve_num_classes(cfg: CfgNode) -> None:
     if node.NUM_CLASSES == 0:
         for name in cfg.DATASETS.TRAIN:
             check_registered(name)
+    first: tuple[str, list[str]] | None = None
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         names = class_names(name)
         if names is None:
             continue
+        first = first or (name, names)
+        if len(names) == len(first[1]) and names != first[1]:
+            index = next(i for i, found in enumerate(names) if found != first[1][i])
+            raise DataError(
+                f"Data sets {first[0]!r} and {name!r} name different classes: number {index} is "
+                f"{first[1][index]!r} in one and {names[index]!r} in the other. A model can be "
+                "trained and evaluated on data sets of the same classes only."
+            )
         if node.NUM_CLASSES == 0:
             node.NUM_CLASSES = len(names)
         if len(names) != node.NUM_CLASSES:

@@ -1,6 +1,7 @@
 """Any COCO json as a data set, with its faults reported once and in plain words."""
 
 import json
+from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -124,6 +125,9 @@ def read_coco_records(json_file: str, image_root: str, fail: Fail) -> list[dict]
         DataError: if the file is missing or no COCO json.
     """
     content = read_coco_json(json_file)
+    for part in ("images", "annotations"):
+        for number in _repeated(content[part]):
+            fail("id", f"{json_file}: several {part} have the id {number}.")
     labels = {c["id"]: index for index, c in enumerate(read_categories(json_file))}
     records = {
         image["id"]: {
@@ -148,6 +152,11 @@ def read_coco_records(json_file: str, image_root: str, fail: Fail) -> list[dict]
     return list(records.values())
 
 
+def _repeated(entries: list[dict]) -> list:
+    counts = Counter(entry["id"] for entry in entries)
+    return [number for number, count in counts.items() if count > 1]
+
+
 def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[dict]:
     """Records of a COCO json without unusable boxes, see `check_records`.
 
@@ -162,7 +171,12 @@ def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[d
     Raises:
         DataError: if the file is broken, has no images or boxes, or names images that do not exist.
     """
-    read_coco_json(json_file)  # Detectron2's reader would fail with a bare KeyError
+    content = read_coco_json(json_file)  # Detectron2's reader would fail with a bare KeyError
+    for part in ("images", "annotations"):  # it would also pass over an image in silence
+        if repeated := _repeated(content[part]):
+            raise DataError(
+                f"{json_file}: several {part} have the id {repeated[0]}; number them anew."
+            )
     try:
         records = load_coco_json(json_file, image_root, name)
     except (AssertionError, KeyError, IndexError) as error:

@@ -1,76 +1,95 @@
 """One's own data from the config alone: ``DATASETS.CUSTOM``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from ...errors import ConfigError, DataError
 from .coco_json import read_categories, register_coco_json
-from .folder import coco_files, folder_classes, folder_kind, register_folder
+from .folder import (
+    coco_files,
+    folder_classes,
+    folder_kind,
+    register_absent_folder,
+    register_folder,
+)
 
 __all__ = ["use_custom_data"]
+
+_SAVED = "DATASETS.CUSTOM.CLASSES"
 
 
 def use_custom_data(cfg: CfgNode) -> None:
     """Register the data of ``DATASETS.CUSTOM`` and make them the data sets of `cfg`, in place.
 
     Registers ``NAME_train`` and ``NAME_test`` and writes them to ``DATASETS.TRAIN`` and ``.TEST``.
-    Class names come from the data, of COCO files from the training json, else from the test json,
-    and are stored in ``DATASETS.CUSTOM.CLASSES``, so that a saved config knows them where the data
-    are not.
+    Class names come from the data and are stored in ``DATASETS.CUSTOM.CLASSES``, so that a saved
+    config knows them where the data are not, or are others: data must then name the same.
 
     Raises:
         ConfigError: if data are given without a name, or a folder and files.
-        DataError: if a file cannot be read, or two files name different classes.
+        DataError: if a file cannot be read, or classes differ.
     """
     node = cfg.DATASETS.CUSTOM
-    if node.FOLDER and _use_folder(cfg):
-        return
     files = {"TRAIN": node.TRAIN_JSON, "TEST": node.TEST_JSON}
-    if not node.NAME:
+    if node.FOLDER:
         if any(files.values()):
             raise ConfigError(
-                "DATASETS.CUSTOM has a json but no name; write DATASETS.CUSTOM.NAME, for example "
-                f"{Path(next(f for f in files.values() if f)).stem}."
+                "DATASETS.CUSTOM has a FOLDER and json files; write one or the other."
             )
-        return
-    classes = _class_names([f for f in files.values() if f], list(node.CLASSES))
-    node.CLASSES = tuple(classes)
-    for split, json_file in files.items():
-        if json_file:
-            name = f"{node.NAME}_{split.lower()}"
-            register_coco_json(name, json_file, node[f"{split}_IMAGES"], classes)
-            cfg.DATASETS[split] = (name,)
-        else:
-            cfg.DATASETS[split] = ()
+        _use_folder(cfg)
+    elif node.NAME:
+        images = {key: node[f"{key}_IMAGES"] for key in files}
+        _use_files(cfg, {key: (path, images[key]) for key, path in files.items() if path})
+    elif any(files.values()):
+        raise ConfigError(
+            "DATASETS.CUSTOM has a json but no name; write DATASETS.CUSTOM.NAME, for example "
+            f"{Path(next(f for f in files.values() if f)).stem}."
+        )
 
 
-def _use_folder(cfg: CfgNode) -> bool:
-    """Register a VOC or YOLO folder; of COCO's layout only find the files."""
+def _use_folder(cfg: CfgNode) -> None:
     node = cfg.DATASETS.CUSTOM
-    folder = Path(node.FOLDER)
+    folder, saved = Path(node.FOLDER), list(node.CLASSES)
     node.NAME = node.NAME or folder.resolve().name
-    if node.TRAIN_JSON or node.TEST_JSON:
-        # Found in it before, and saved; where a trained model is used, the folder may be missing.
-        if not folder.is_dir() or folder_kind(folder) == "coco":
-            return False
-        raise ConfigError("DATASETS.CUSTOM has a FOLDER and json files; write one or the other.")
     splits = {"TRAIN": node.TRAIN_SPLIT, "TEST": node.TEST_SPLIT}
-    used = [split for split in splits.values() if split]
-    names = {key: f"{node.NAME}_{key.lower()}" for key in splits}
-    if folder.is_dir() or not node.CLASSES:
-        if folder_kind(folder) == "coco":
-            for key, split in splits.items():
-                if split:
-                    node[f"{key}_JSON"], node[f"{key}_IMAGES"] = coco_files(folder, split)
-            return False
-        node.CLASSES = tuple(folder_classes(folder, used))
-        for key, split in splits.items():
-            if split:
-                register_folder(names[key], folder, split, list(node.CLASSES))
-    for key, split in splits.items():
-        cfg.DATASETS[key] = (names[key],) if split else ()
-    return True
+    used = {key: split for key, split in splits.items() if split}
+    if folder.is_dir() and folder_kind(folder) == "coco":
+        _use_files(cfg, {key: coco_files(folder, split) for key, split in used.items()})
+        return
+    if not folder.is_dir() and saved:  # a trained model may be used without its data
+        for key in used:
+            register_absent_folder(_name(cfg, key), folder, saved)
+    else:
+        # VOC lists its classes nowhere: a split may lack some that the model knows.
+        given = saved if folder_kind(folder) == "voc" and saved else None
+        classes = given or folder_classes(folder, list(used.values()))
+        if saved:
+            _check_same({_SAVED: saved, str(folder): classes})
+        node.CLASSES = tuple(classes)
+        for key, split in used.items():
+            register_folder(_name(cfg, key), folder, split, classes)
+    _make_data_sets(cfg, used)
+
+
+def _use_files(cfg: CfgNode, files: dict[str, tuple[str, str]]) -> None:
+    """Use COCO files, given with the folders of their images by the key of their split."""
+    node = cfg.DATASETS.CUSTOM
+    classes = _class_names([path for path, _ in files.values()], list(node.CLASSES))
+    node.CLASSES = tuple(classes)
+    for key, (path, images) in files.items():
+        register_coco_json(_name(cfg, key), path, images, classes)
+    _make_data_sets(cfg, files)
+
+
+def _name(cfg: CfgNode, key: str) -> str:
+    return f"{cfg.DATASETS.CUSTOM.NAME}_{key.lower()}"
+
+
+def _make_data_sets(cfg: CfgNode, keys: dict) -> None:
+    for key in ("TRAIN", "TEST"):
+        cfg.DATASETS[key] = (_name(cfg, key),) if key in keys else ()
 
 
 def _class_names(files: list[str], saved: list[str]) -> list[str]:
@@ -80,14 +99,20 @@ def _class_names(files: list[str], saved: list[str]) -> list[str]:
         )
     # Where a trained model is used, some or all of its files may be missing: the saved names count.
     present = [f for f in files if not saved or Path(f).is_file()]
-    names = {f: [c["name"] for c in read_categories(f)] for f in present}
-    if len(present) < len(files):
-        names = {"DATASETS.CUSTOM.CLASSES": saved, **names}
+    names: dict[str, Sequence[str]] = {_SAVED: saved} if saved else {}
+    names |= {f: [c["name"] for c in read_categories(f)] for f in present}
+    _check_same(names)
+    return list(next(iter(names.values())))
+
+
+def _check_same(names: dict[str, Sequence[str]]) -> None:
     first, *others = names
     for other in others:
-        if names[other] != names[first]:
+        if list(names[other]) != list(names[first]):
+            advice = "Both need the same categories."
+            if first == _SAVED:
+                advice += f" For a new model write {_SAVED} () to take those of the data."
             raise DataError(
                 f"{first} and {other} name different classes: {', '.join(names[first])} against "
-                f"{', '.join(names[other])}. Both need the same categories."
+                f"{', '.join(names[other])}. {advice}"
             )
-    return names[first]

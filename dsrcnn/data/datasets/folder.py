@@ -17,6 +17,7 @@ __all__ = [
     "folder_kind",
     "folder_splits",
     "read_folder",
+    "register_absent_folder",
     "register_folder",
 ]
 
@@ -83,6 +84,17 @@ def register_folder(name: str, folder: Path, split: str, classes: list[str]) -> 
     MetadataCatalog.get(name).set(evaluator_type="coco", thing_classes=classes)
 
 
+def register_absent_folder(name: str, folder: Path, classes: list[str]) -> None:
+    """Register `name` for its class names alone; reading it says that the folder is missing.
+
+    Raises:
+        DataError: if something else is registered under `name`.
+    """
+    claim_name(name)
+    DatasetCatalog.register(name, partial(folder_kind, folder))
+    MetadataCatalog.get(name).set(evaluator_type="coco", thing_classes=classes)
+
+
 def read_folder(folder: Path, split: str, fail: Fail) -> tuple[list[str], list[dict]]:
     """Class names and records of a split as they are, for a look at them.
 
@@ -100,12 +112,20 @@ def read_folder(folder: Path, split: str, fail: Fail) -> tuple[list[str], list[d
 
 
 def folder_splits(folder: Path) -> list[str]:
-    """Names of the splits that a folder has."""
+    """Names of the splits that a folder has.
+
+    Raises:
+        DataError: if it has none.
+    """
     kind = folder_kind(folder)
     if kind == "coco":
         files = (folder / "annotations").glob("instances_*.json")
         return sorted(path.stem.removeprefix("instances_") for path in files)
-    return yolo_splits(folder) if kind == "yolo" else voc_splits(folder)
+    found = yolo_splits(folder) if kind == "yolo" else voc_splits(folder)
+    if not found:
+        where = "data.yaml names no train, val or test" if kind == "yolo" else "no ImageSets/Main"
+        raise DataError(f"{folder} has no splits: {where}.")
+    return found
 
 
 def _check_splits(folder: Path, splits: list[str]) -> None:

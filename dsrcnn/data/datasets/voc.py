@@ -7,7 +7,7 @@ from detectron2.structures import BoxMode
 
 from ...errors import DataError
 from .checks import check_records
-from .faults import Fail, refuse
+from .faults import Fail, read_lines, refuse
 
 __all__ = ["load_voc", "read_voc", "voc_classes", "voc_splits"]
 
@@ -109,7 +109,7 @@ def _images_of(folder: Path, split: str) -> list[str]:
         raise DataError(
             f"{path} does not exist; the splits of {folder} are {', '.join(voc_splits(folder))}."
         )
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    return [line.split()[0] for line in read_lines(path) if line.strip()]
 
 
 def _parse(folder: Path, image: str) -> ElementTree.Element:

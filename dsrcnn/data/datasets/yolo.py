@@ -5,11 +5,11 @@ from typing import Any
 
 import yaml
 from detectron2.structures import BoxMode
-from PIL import Image, UnidentifiedImageError
 
 from ...errors import DataError
+from ..annotations import shown_size
 from .checks import check_records
-from .faults import Fail, refuse
+from .faults import Fail, read_lines, refuse
 
 __all__ = ["load_yolo", "read_yolo", "yolo_classes", "yolo_splits"]
 
@@ -52,12 +52,14 @@ def read_yolo(folder: Path, split: str, classes: list[str], fail: Fail) -> list[
     records = []
     for number, image in enumerate(_images_of(folder, split, fail), start=1):
         width = height = 0
+        annotations = []
         try:
-            with Image.open(image) as opened:
-                width, height = opened.size
-        except (OSError, UnidentifiedImageError) as error:
-            fail("image", f"Image {image} cannot be read ({error}); replace the file or remove it.")
-        annotations = _annotations(_label_file(image), width, height, len(classes), fail)
+            width, height = shown_size(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            fail("broken", f"Image {image} cannot be read ({error}); replace it or remove it.")
+        else:
+            label_file = _label_file(image)
+            annotations = _annotations(label_file, width, height, len(classes), fail)
         records.append(
             {
                 "file_name": str(image),
@@ -72,17 +74,17 @@ def read_yolo(folder: Path, split: str, classes: list[str], fail: Fail) -> list[
 
 def _annotations(path: Path, width: int, height: int, classes: int, fail: Fail) -> list[dict]:
     annotations = []
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = read_lines(path) if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            label, x, y, w, h = (float(word) for word in line.split()[:5])
+            label, x, y, w, h = _numbers(line)
         except ValueError:
             fail(
                 "annotation",
-                f"{path}, line {number}: {line!r}; write class, centre x, centre y, width and "
-                "height, as fractions of the image.",
+                f"{path}, line {number}: {line[:80]!r}; write class, centre x, centre y, width and "
+                "height, as fractions of the image, or class and the corners of a polygon.",
             )
             continue
         if not (label.is_integer() and 0 <= label < classes):
@@ -93,6 +95,18 @@ def _annotations(path: Path, width: int, height: int, classes: int, fail: Fail) 
         entry: dict[str, Any] = {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0}
         annotations.append({**entry, "category_id": int(label)})
     return annotations
+
+
+def _numbers(line: str) -> tuple[float, float, float, float, float]:
+    """Class, centre, width and height; of a polygon those of the box around it."""
+    label, *rest = (float(word) for word in line.split())
+    if len(rest) in (4, 5):  # a fifth one is the confidence of a prediction
+        return label, rest[0], rest[1], rest[2], rest[3]
+    xs, ys = rest[0::2], rest[1::2]
+    if len(xs) < 3 or len(xs) != len(ys):
+        raise ValueError
+    x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
+    return label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
 
 
 def _label_file(image: Path) -> Path:
@@ -115,7 +129,7 @@ def _images_of(folder: Path, split: str, fail: Fail) -> list[Path]:
     for entry in named if isinstance(named, list) else [named]:
         path = _find(folder, str(content.get("path") or ""), str(entry))
         if path.suffix == ".txt":
-            lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+            lines = [line.strip() for line in read_lines(path) if line.strip()]
             for line in lines:
                 try:
                     images.append(_find(folder, str(content.get("path") or ""), line))
@@ -140,7 +154,7 @@ def _find(folder: Path, root: str, name: str) -> Path:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / "data.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load("\n".join(read_lines(path)))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
     except yaml.YAMLError as error:

@@ -1,6 +1,7 @@
 """Any network of timm that has feature maps at 4, 8, 16 and 32 pixels."""
 
 import difflib
+import math
 from itertools import chain
 from typing import Any
 
@@ -41,7 +42,8 @@ class TimmBackbone(Backbone):
             name: timm's, such as ``resnet50`` or ``swin_tiny_patch4_window7_224``.
             pretrained: load timm's weights, from its cache or the network.
             weights: local file of timm's weights instead (``.pth``, ``.safetensors``).
-            norm: what replaces batch norms: ``FrozenBN``, ``SyncBN``, ``GN`` or, empty, nothing.
+            norm: what replaces batch norms: ``FrozenBN``, ``SyncBN``, ``GN`` (groups of 32, or the
+                most that divide the channels) or, empty, nothing.
             drop_path: rate of stochastic depth.
             freeze_at: parts that are not trained: 1 the stem, 2 also the part up to ``res2``, and
                 so on up to 5; their norms use stored statistics.
@@ -53,8 +55,6 @@ class TimmBackbone(Backbone):
         """
         super().__init__()
         options: dict[str, Any] = {"features_only": True}
-        if norm == "GN":
-            options["norm_layer"] = "groupnorm"
         if drop_path:
             options["drop_path_rate"] = drop_path
         indices, any_size = _choose_levels(name, options)
@@ -64,6 +64,7 @@ class TimmBackbone(Backbone):
         else:
             self.body = _create(name, {"pretrained": pretrained, **options})
         info = self.body.feature_info
+        self.name = name
         self._channels = list(info.channels())
         self._channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
         self._freeze(freeze_at)
@@ -90,6 +91,9 @@ class TimmBackbone(Backbone):
         """The network cut behind every feature map: stem, part of ``res2``, ..., ``res5``.
 
         The stem is what comes before the part that gives ``res2``.
+
+        Raises:
+            ConfigError: if the network does not tell where its parts end.
         """
         names = self.body.feature_info.module_name()
         ends = [name.replace(".", "_") for name in names]
@@ -101,11 +105,19 @@ class TimmBackbone(Backbone):
                 parts[-1].append(unit)
             if name in ends[:-1]:
                 parts.append([])
+        if len(parts) != len(STRIDES) + 1 or not parts[-1]:
+            raise ConfigError(
+                f"MODEL.TIMM.NAME {self.name!r} does not tell which layers give which feature map, "
+                "so that they cannot be frozen or have learning rates of their own. Write "
+                "MODEL.BACKBONE.FREEZE_AT 0 and SOLVER.LAYER_DECAY 1.0."
+            )
         return parts
 
     def _freeze(self, count: int) -> None:
         from timm.layers import freeze_batch_norm_2d
 
+        if not count:
+            return
         units = list(chain(*self.parts()[:count]))
         frozen = {id(module) for unit in units for module in unit.modules()}
         for unit in units:
@@ -118,6 +130,13 @@ class TimmBackbone(Backbone):
     def _replace_norms(self, norm: str) -> None:
         from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 
+        if norm and not any(isinstance(m, nn.BatchNorm2d) for m in self.body.modules()):
+            raise ConfigError(
+                f"MODEL.TIMM.NORM is {norm!r}, but {self.name!r} has no batch norms to replace. "
+                'Write MODEL.TIMM.NORM "".'
+            )
+        if norm == "GN":
+            _use_group_norms(self.body)
         if norm == "FrozenBN":
             self.body = freeze_batch_norm_2d(self.body)
         elif norm == "SyncBN":
@@ -185,17 +204,36 @@ def _create(name: str, options: dict[str, Any], *, report: bool = True) -> Any:
             f": {type(error).__name__}). Write MODEL.TIMM.WEIGHTS <file>, or MODEL.TIMM.PRETRAINED "
             "False to begin with random ones."
         ) from error
-    except (RuntimeError, KeyError) as error:
-        if not file:
+    except Exception as error:  # whatever its many networks and readers of weights raise
+        if not report and isinstance(error, TypeError):
             raise
-        raise WeightsError(f"MODEL.TIMM.WEIGHTS {file!r} do not fit {name!r}: {error}") from error
-    except (TypeError, ValueError) as error:
-        if not report:
-            raise
+        if file:
+            raise WeightsError(
+                f"MODEL.TIMM.WEIGHTS {file!r} do not fit {name!r}: {type(error).__name__}: {error}"
+            ) from error
+        if options.get("pretrained"):
+            raise WeightsError(
+                f"timm has no weights of {name!r} ({error}). Write MODEL.TIMM.WEIGHTS <file>, or "
+                "MODEL.TIMM.PRETRAINED False to begin with random ones."
+            ) from error
         raise ConfigError(
-            f"MODEL.TIMM.NAME {name!r} does not take MODEL.TIMM.NORM or DROP_PATH as they are "
-            f"({error}). Leave them out."
+            f"MODEL.TIMM.NAME {name!r} cannot be built as a pyramid, or does not take "
+            f"MODEL.TIMM.DROP_PATH ({type(error).__name__}: {error}). Choose another network, or "
+            "MODEL.TIMM.DROP_PATH 0.0."
         ) from error
+
+
+def _use_group_norms(body: nn.Module) -> None:
+    """Replace batch norms, in place; those that hold an activation keep it."""
+    for parent in list(body.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm2d):
+                channels = norm.num_features
+                new: nn.Module = nn.GroupNorm(math.gcd(32, channels), channels, eps=norm.eps)
+                new.load_state_dict({"weight": norm.weight, "bias": norm.bias})
+                rest = [getattr(norm, part, nn.Identity()) for part in ("drop", "act")]
+                rest = [part for part in rest if not isinstance(part, nn.Identity)]
+                setattr(parent, name, nn.Sequential(new, *rest) if rest else new)
 
 
 def freeze_norms_of_timm(module: nn.Module) -> nn.Module:

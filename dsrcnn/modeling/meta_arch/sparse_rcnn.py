@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ...layers.activation_checkpoint import checkpoint_blocks
 from ...layers.frozen_conv import fold_frozen_norms
 from ...layers.norms import norms_at_rest
@@ -22,6 +23,7 @@ from ..matching import Matcher, build_matcher
 from ..postprocess import detections_of, select_detections
 from ..proposals import ProposalSource, build_proposals
 from ..recollection_log import RecollectionLog
+from .official_keys import keep_official_keys
 
 __all__ = ["DynamicSparseRCNN", "SparseRCNN"]
 
@@ -55,6 +57,7 @@ class SparseRCNN(nn.Module):
         assignment_log: AssignmentLog | None = None,
         recollection_log: RecollectionLog | None = None,
         checkpoint_backbone: bool = False,
+        pad_to: int = 0,
     ) -> None:
         """Put the parts together.
 
@@ -74,8 +77,19 @@ class SparseRCNN(nn.Module):
             assignment_log: writes about the assignment into the training log.
             recollection_log: writes the losses of the plain cascade into it, beside all others.
             checkpoint_backbone: compute the activations of its blocks again for the gradient.
+            pad_to: least side of the batches that images are padded to, in pixels.
+
+        Raises:
+            ConfigError: if the backbone lacks one of the levels.
         """
         super().__init__()
+        levels = list(backbone.output_shape())
+        if not set(in_features) <= set(levels):
+            raise ConfigError(
+                f"MODEL.ROI_HEADS.IN_FEATURES names {', '.join(in_features)}, but MODEL.BACKBONE "
+                f"gives {', '.join(levels)}; write a MODEL.BACKBONE.NAME with a neck, such as "
+                "build_resnet_fpn_backbone or build_timm_fpn_backbone."
+            )
         # Same numbers, fewer passes over memory: frozen norms inside the convolutions, and the
         # layout in which both CPU and GPU convolve fastest.
         fold_frozen_norms(backbone)
@@ -83,6 +97,7 @@ class SparseRCNN(nn.Module):
         if checkpoint_backbone:
             checkpoint_blocks(self.backbone)
         self.in_features = in_features
+        self.pad_to = pad_to
         self.proposals = proposals
         self.head = head
         self.matcher = matcher
@@ -98,10 +113,7 @@ class SparseRCNN(nn.Module):
             "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
         )
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        # The public names of these two exist only since torch 2.5.
-        self._register_state_dict_hook(_save_official_keys)
-        self._register_load_state_dict_pre_hook(_load_official_keys)
-        self.register_load_state_dict_post_hook(_report_official_keys)
+        keep_official_keys(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -126,6 +138,7 @@ class SparseRCNN(nn.Module):
             "assignment_log": AssignmentLog.from_config(cfg),
             "recollection_log": RecollectionLog.from_config(cfg),
             "checkpoint_backbone": cfg.MODEL.CHECKPOINT.BACKBONE,
+            "pad_to": cfg.INPUT.PAD_TO,
         }
 
     @property
@@ -220,9 +233,8 @@ class SparseRCNN(nn.Module):
         Returns:
             Pyramid levels (B, D, H_l, W_l), finest first, and sizes as `predict` gives them.
         """
-        images = batch_images(
-            inputs, self.pixel_mean, self.pixel_std, self.backbone.size_divisibility
-        )
+        divisor = self.backbone.size_divisibility
+        images = batch_images(inputs, self.pixel_mean, self.pixel_std, divisor, self.pad_to)
         sizes = image_sizes(images.image_sizes, self.device)
         levels = self.backbone(images.tensor.contiguous(memory_format=torch.channels_last))
         features = [levels[name] for name in self.in_features]
@@ -259,32 +271,3 @@ class SparseRCNN(nn.Module):
 @META_ARCH_REGISTRY.register()
 class DynamicSparseRCNN(SparseRCNN):
     """The same under the name of its paper (arXiv 2205.02101); its configs enable DLA and DPG."""
-
-
-# Checkpoints keep the learned proposals at the top level, as officially, and what DPG adds under a
-# name of its own; here all of it belongs to one module. Longer prefixes first.
-_STORED_NAMES = {
-    "proposals.init_proposal_": "init_proposal_",
-    "proposals.": "proposal_generator.",
-}
-
-
-def _rename(state: dict[str, Any], old: str, new: str) -> None:
-    for key in [k for k in state if k.startswith(old)]:
-        state[new + key[len(old) :]] = state.pop(key)
-
-
-def _save_official_keys(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for own, stored in _STORED_NAMES.items():
-        _rename(state, prefix + own, prefix + stored)
-
-
-def _load_official_keys(state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for own, stored in _STORED_NAMES.items():
-        _rename(state, prefix + stored, prefix + own)
-
-
-def _report_official_keys(module: nn.Module, incompatible: Any) -> None:
-    for names in (incompatible.missing_keys, incompatible.unexpected_keys):
-        for own, stored in _STORED_NAMES.items():
-            names[:] = [name.replace(own, stored) for name in names]
