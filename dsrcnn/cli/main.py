@@ -20,6 +20,7 @@ from . import (
     draw,
     draw_augmented,
     proposals,
+    recollection,
     weights,
 )
 
@@ -32,6 +33,7 @@ _COMMANDS = (
     draw_augmented,
     assignment,
     proposals,
+    recollection,
     weights,
     benchmark,
     benchmark_loader,

@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from ..modeling.decoder.recollection import plain_sets
 from ..modeling.inputs import pad_targets
 from ..modeling.matching import build_matcher
 from ..structures import Predictions, Targets
@@ -46,6 +47,8 @@ def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> li
         batch = [record]
         with torch.no_grad():
             predictions, sizes, _ = model.predict(batch)
+        sets = plain_sets(predictions)
+        predictions = Predictions(*(x[sets] for x in predictions))
         targets = pad_targets(batch, sizes)
         picture = as_bgr(record["image"], cfg.INPUT.FORMAT)
         rows = [

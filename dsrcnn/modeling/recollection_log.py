@@ -5,10 +5,11 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..structures import Predictions, Targets
+from .decoder.recollection import plain_sets
 from .event_log import storage_in_turn
 from .losses import SetCriterion
 
-__all__ = ["RecollectionLog", "plain_cascade"]
+__all__ = ["RecollectionLog"]
 
 
 class RecollectionLog:
@@ -39,7 +40,7 @@ class RecollectionLog:
         storage = storage_in_turn(self.period)
         if storage is None:
             return
-        sets = plain_cascade(predictions)
+        sets = plain_sets(predictions)
         plain = Predictions(*(x[sets] for x in predictions))
         with torch.no_grad():
             losses = criterion(plain, targets, assignment[sets])
@@ -47,9 +48,3 @@ class RecollectionLog:
         scalars = {f"plain/{name}": value for name, value in values.items()}
         scalars["plain/total_loss"] = sum(values.values())
         storage.put_scalars(smoothing_hint=False, **scalars)
-
-
-def plain_cascade(predictions: Predictions) -> list[int]:
-    """Which of the prediction sets are the plain cascade: the last one of every stage."""
-    stages = predictions.stage.tolist()
-    return [i for i, stage in enumerate(stages) if stage not in stages[i + 1 :]]

@@ -1,5 +1,7 @@
 """`dsrcnn <command>`."""
 
+import re
+
 import cv2
 import pytest
 from conftest import SMALL
@@ -98,3 +100,23 @@ def test_drawing_without_weights_is_an_error(command, tmp_path, capsys):
     arguments = [command, "--config-file", "quick/sparse_rcnn_shapes", "--output", str(tmp_path)]
     assert main([*arguments, *SMALL]) == 2
     assert "random weights" in capsys.readouterr().err
+
+
+def test_routes_and_lost_objects_of_recollection_are_drawn(tmp_path, capsys):
+    output = tmp_path / "run"
+    config = ["--config-file", "quick/sparse_rcnn_sqr_shapes"]
+    assert run([*config, *SMALL, "OUTPUT_DIR", str(output)]) == 0
+    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
+    arguments = ["recollection", "--config-file", str(output / "config.yaml"), "--images", "2"]
+    options = ["--looked-at", "5", "--threshold", "0.0", "--output", str(tmp_path / "drawn")]
+    assert main([*arguments, *options, *weights]) == 0
+    printed = capsys.readouterr().out
+    for name in ("routes.png", "found_by_stage.png", "lost_00.png", "lost_01.png"):
+        assert str(tmp_path / "drawn" / name) in printed
+        assert cv2.imread(str(tmp_path / "drawn" / name)).std() > 5
+    counts = re.findall(r"stage (\d): (\d+) of (\d+) objects found, (\d+) lost", printed)
+    assert [c[0] for c in counts] == ["1", "2"]
+    assert all(
+        int(found) <= int(total) and int(lost) <= int(found) for _, found, total, lost in counts
+    )
+    assert counts[-1][-1] == "0"  # what the last stage finds is not lost

@@ -9,9 +9,8 @@ from detectron2.utils.events import EventStorage
 from dsrcnn.benchmark.reference_recollection import refine_by_loop
 from dsrcnn.config import check_config
 from dsrcnn.errors import ConfigError
-from dsrcnn.modeling.decoder.recollection import recollection_windows
+from dsrcnn.modeling.decoder.recollection import plain_sets, recollection_windows
 from dsrcnn.modeling.inputs import image_sizes, pad_targets
-from dsrcnn.modeling.recollection_log import plain_cascade
 from dsrcnn.structures import Predictions, Proposals
 
 SIZES = [(64, 96), (96, 64), (64, 64), (96, 96)]
@@ -94,7 +93,7 @@ def test_the_last_group_of_every_stage_is_the_plain_cascade(opts):
     plain, model = model_of(*PLAIN).train(), model_of(*sqr(*opts)).train()
     features, proposals = inputs_of(plain, 2)
     expected, found = plain.head(features, proposals), model.head(features, proposals)
-    sets = plain_cascade(found)
+    sets = plain_sets(found)
     assert found.stage[sets].tolist() == expected.stage.tolist() == [0, 1, 2, 3]
     # One call for several groups multiplies larger matrices, which rounds differently.
     for a, b in zip(found[:2], expected[:2], strict=True):

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...structures import Predictions
 
 __all__ = [
     "GroupMemory",
     "Window",
     "check_windows",
+    "plain_sets",
     "plain_windows",
     "recollection_windows",
     "routes_of",
@@ -96,6 +98,12 @@ def routes_of(windows: Sequence[Window]) -> list[list[tuple[int, ...]]]:
         groups += routes
         by_stage.append(routes)
     return by_stage
+
+
+def plain_sets(predictions: Predictions) -> list[int]:
+    """Which of the prediction sets are the plain cascade: the last one of every stage."""
+    stages = predictions.stage.tolist()
+    return [i for i, stage in enumerate(stages) if stage not in stages[i + 1 :]]
 
 
 class GroupMemory:

@@ -1,0 +1,150 @@
+"""What recollection is for, drawn: objects that one stage finds and a later one loses."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.loaders import explain_data_errors
+from ..data.mapper import DetectionMapper
+from ..errors import DataError
+from ..evaluation.found_objects import found_objects
+from ..modeling.decoder.recollection import plain_sets, recollection_windows, routes_of
+from ..modeling.postprocess import select_detections
+from ..visualization import draw_boxes, side_by_side
+from ..visualization.recollection import draw_found_by_stage, draw_routes
+from .pictures import as_bgr, load_predictor, spread
+
+__all__ = ["RecollectionReport", "draw_recollection"]
+
+
+class RecollectionReport(NamedTuple):
+    """What was written and counted.
+
+    Attributes:
+        files: pictures.
+        objects: in the images that were looked at.
+        found: objects found by each stage.
+        lost: of these, objects that the last stage does not find.
+    """
+
+    files: list[Path]
+    objects: int
+    found: list[int]
+    lost: list[int]
+
+
+class _Seen(NamedTuple):
+    """Detections of all stages on one image, and which objects (S, M) each stage finds."""
+
+    picture: np.ndarray
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    scores: list[Tensor]
+    objects: Tensor
+    classes: Tensor
+    found: Tensor
+
+
+def draw_recollection(
+    cfg: CfgNode,
+    output: str | Path,
+    *,
+    images: int = 4,
+    looked_at: int = 100,
+    threshold: float = 0.3,
+) -> RecollectionReport:
+    """Write ``routes.png``, ``found_by_stage.png``, and images with objects that were lost.
+
+    An object is found by a stage if one of its detections is of the object's class, overlaps it by
+    an IoU of 0.5 and has at least the threshold's score.
+
+    Args:
+        cfg: with ``MODEL.WEIGHTS`` and ``DATASETS.TEST``.
+        output: folder to write to.
+        images: pictures of images, those with most objects lost.
+        looked_at: images of the test set that are counted, spread evenly.
+        threshold: smallest score that counts.
+
+    Raises:
+        DataError: if the test set cannot be read.
+        WeightsError: if the weights are missing or do not fill the whole model.
+    """
+    if not cfg.DATASETS.TEST:
+        raise DataError("DATASETS.TEST is empty, so there are no images to look at.")
+    name = cfg.DATASETS.TEST[0]
+    with explain_data_errors(name):
+        records = DatasetCatalog.get(name)
+    model = load_predictor(cfg).model
+    model.head.train()  # only this part: it then gives the predictions of all stages
+    mapper = DetectionMapper(cfg, is_train=False, keep_annotations=True)
+    seen = [
+        _look(model, mapper(records[index]), threshold, cfg.INPUT.FORMAT)
+        for index in tqdm(spread(len(records), looked_at), desc="looking")
+    ]
+    found = torch.cat([s.found for s in seen], dim=1)
+    lost = found & ~found[-1]
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "routes.png", folder / "found_by_stage.png"]
+    node = cfg.MODEL.SparseRCNN.SQR
+    windows = model.head.windows if node.ENABLED else recollection_windows(len(found))
+    draw_routes(routes_of(windows), files[0])
+    counts = found.sum(dim=1).tolist(), lost.sum(dim=1).tolist()
+    draw_found_by_stage(*counts, files[1])
+    names = MetadataCatalog.get(name).thing_classes
+    worst = sorted(seen, key=lambda s: int((s.found[:-1].any(dim=0) & ~s.found[-1]).sum()))
+    for number, image in enumerate(reversed(worst[len(worst) - images :])):
+        files.append(folder / f"lost_{number:02d}.png")
+        cv2.imwrite(str(files[-1]), _picture(image, names))
+    return RecollectionReport(files, found.shape[1], *counts)
+
+
+@torch.no_grad()
+def _look(model: Any, record: dict[str, Any], threshold: float, order: str) -> _Seen:
+    """Run the plain cascade on one image."""
+    predictions, sizes, _ = model.predict([record])
+    sets = plain_sets(predictions)
+    found = select_detections(
+        predictions.logits[sets, 0],
+        predictions.boxes[sets, 0],
+        limit=model.detections_per_image,
+        focal=model.focal,
+        nms_threshold=model.nms_threshold,
+        nms_class_wise=model.nms_class_wise,
+        sizes=sizes.expand(len(sets), 4),
+    )
+    good = (found.kept & (found.scores >= threshold)).cpu()
+    parts = [
+        [x[stage].cpu()[good[stage]] for stage in range(len(sets))]
+        for x in (found.boxes, found.classes, found.scores)
+    ]
+    instances = record["instances"]
+    objects, classes = instances.gt_boxes.tensor, instances.gt_classes
+    matched = torch.stack(
+        [found_objects(b, c, objects, classes) for b, c in zip(parts[0], parts[1], strict=True)]
+    )
+    picture = as_bgr(record["image"], order)
+    return _Seen(picture, parts[0], parts[1], parts[2], objects, classes, matched)
+
+
+def _picture(seen: _Seen, names: list[str]) -> np.ndarray:
+    """Lost objects, the detections of the stage that found most of them, and those of the last."""
+    lost = seen.found[:-1] & ~seen.found[-1]
+    best = int(lost.sum(dim=1).argmax())
+    chosen = lost[best] if lost.any() else torch.zeros(len(seen.objects), dtype=torch.bool)
+    pictures = [
+        draw_boxes(seen.picture, seen.objects[chosen].numpy(), seen.classes[chosen].tolist(), names)
+    ]
+    titles = [f"found by stage {best + 1}, lost: {int(chosen.sum())}"]
+    for stage in (best, len(seen.boxes) - 1):
+        boxes, labels = seen.boxes[stage].numpy(), seen.labels[stage].tolist()
+        pictures.append(draw_boxes(seen.picture, boxes, labels, names, seen.scores[stage].tolist()))
+        titles.append(f"stage {stage + 1}")
+    return side_by_side(pictures, titles)
