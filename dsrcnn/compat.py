@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["create_local_process_group", "ensure_compatible"]
+__all__ = ["create_local_process_group", "ensure_compatible", "has_compiled_extension"]
 
 _INSTALL_HINT = (
     "Detectron2 is not installed. In a clone of this repository run `make setup`; elsewhere run "
@@ -77,6 +77,11 @@ def _provide_compiled_extension() -> None:
         sys.modules["detectron2._C"] = module
         # `from detectron2 import _C` reads the attribute, `import detectron2._C` the module table.
         detectron2._C = module
+
+
+def has_compiled_extension() -> bool:
+    """Whether Detectron2's own operators are there."""
+    return not isinstance(sys.modules.get("detectron2._C"), _MissingExtension)
 
 
 def _source_of(root: Path, relative: str) -> str:

@@ -2,9 +2,10 @@
 r"""Run named experiments once each and collect their results in one CSV file.
 
 An experiment is a data set, a config and a seed. One that is in the results file is not repeated;
-one that was interrupted goes on from its last checkpoint. Each is evaluated twice, without and with
-suppression of duplicates: variants are to be compared at equal post-processing. A data set is a
-folder with ``images/{train,val}`` and ``annotations/instances_{train,val}.json``.
+one that was interrupted goes on from its last checkpoint. Sparse detectors are evaluated twice,
+without and with suppression of duplicates: variants are to be compared at equal post-processing.
+Others have their own, always. A data set is a folder with ``images/{train,val}`` and
+``annotations/instances_{train,val}.json``, or ``shapes``, which is drawn.
 
     python tools/experiments.py --data DATA --sets bccd aquarium \
         --configs small/sparse_rcnn_R18_50pro --seeds 1 2 3
@@ -32,11 +33,13 @@ import torch
 
 from dsrcnn.engine.launch import evaluate
 from dsrcnn.evaluation import duplicates_per_object
+from dsrcnn.evaluation.coco import ground_truth_of
 from dsrcnn.visualization import draw_results
 from dsrcnn.visualization.curves import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP90"]
+SYNTHETIC = "shapes"  # a set that is drawn, and needs no folder; configs of quick/ name it
 MEASURED = [*METRICS, "duplicates", "s_per_it"]
 FIELDS = ["set", "config", "opts", "seed", "nms", *MEASURED, "iterations", "minutes", "machine"]
 FIELDS += ["torch", "revision"]
@@ -52,6 +55,8 @@ def read_results(path: Path) -> list[dict[str, str]]:
 
 def data_options(folder: Path) -> list[str]:
     """The config keys that make a folder the data set of a run."""
+    if folder.name == SYNTHETIC:
+        return []
     custom = {
         "NAME": folder.name,
         "TRAIN_JSON": folder / "annotations/instances_train.json",
@@ -97,7 +102,9 @@ def run(data: Path, name: str, config: str, seed: int, opts: list[str]) -> list[
         "torch": torch.__version__,
         "revision": revision(),
     }
-    return [{**common, **measure(output, data / name, nms)} for nms in ("off", "on")]
+    sparse = "Sparse" in dsrcnn.load_cfg(output / "config.yaml").MODEL.META_ARCHITECTURE
+    choices = ("off", "on") if sparse else ("on",)
+    return [{**common, **measure(output, data / name, nms)} for nms in choices]
 
 
 def measure(output: Path, data: Path, nms: str) -> dict[str, object]:
@@ -107,10 +114,17 @@ def measure(output: Path, data: Path, nms: str) -> dict[str, object]:
     opts += ["MODEL.SparseRCNN.NMS.ENABLED", nms == "on"]
     box = evaluate(dsrcnn.load_cfg(output / "config.yaml", list(map(str, opts))))["bbox"]
     detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
-    annotations = json.loads((data / "annotations/instances_val.json").read_text())["annotations"]
+    annotations = annotations_of(data)
     duplicates = duplicates_per_object(detections, annotations)
     metrics = {m: f"{box[m]:.2f}" for m in METRICS}
     return {"nms": nms, **metrics, "duplicates": f"{duplicates:.2f}"}
+
+
+def annotations_of(data: Path) -> list[dict]:
+    """Annotations of a data set's images for evaluation."""
+    if data.name == SYNTHETIC:
+        return ground_truth_of("shapes_val")["annotations"]
+    return json.loads((data / "annotations/instances_val.json").read_text())["annotations"]
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -122,12 +136,14 @@ def table(rows: list[dict[str, str]]) -> str:
     lines = ["| " + " | ".join(headers) + " |", "|---" * len(headers) + "|"]
     for key, members in groups.items():
         seeds = ", ".join(sorted(m["seed"] for m in members))
-        cells = [_mean_and_spread([float(m[k]) for m in members], k) for k in headers[4:]]
+        cells = [_mean_and_spread([float(m[k] or "nan") for m in members], k) for k in headers[4:]]
         lines.append("| " + " | ".join([*key, seeds, *cells]) + " |")
     return "\n".join(lines)
 
 
 def _mean_and_spread(values: list[float], name: str) -> str:
+    if any(value != value for value in values):  # not measured
+        return ""
     digits = {"s_per_it": 2, "duplicates": 2}.get(name, 1)
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"

@@ -23,6 +23,7 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
     _add_dynamic_proposals(cfg)
     _add_suppression(cfg)
     _add_recollection(cfg)
+    _add_dynamic_rcnn(cfg)
     _add_backbones(cfg)
     add_training_keys(cfg)
     add_data_keys(cfg)
@@ -151,6 +152,25 @@ def _add_recollection(cfg: CfgNode) -> None:
     node.CHUNK = 0  # groups a stage refines at once, to save memory; 0: all
     node.CHECKPOINT = False  # compute activations of recollecting stages again for the gradient
     node.LOG_PERIOD = 20  # iterations between entries on the plain cascade in the log; 0: none
+
+
+def _add_dynamic_rcnn(cfg: CfgNode) -> None:
+    # Dynamic R-CNN (arXiv 2004.06002), for MODEL.ROI_HEADS.NAME DynamicROIHeads. Official names.
+    node = cfg.MODEL.DYNAMIC_RCNN = CfgNode()
+    node.IOU_ENABLED = True  # the threshold follows; False: MODEL.ROI_HEADS.IOU_THRESHOLDS
+    node.BETA_ENABLED = True  # the box loss follows; False: MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA
+    node.KI = 75  # rank of the proposal whose IoU is the statistic, per image
+    node.KE = 10  # rank of the error, per image
+    node.ITERATION_COUNT = 100  # iterations between updates
+    node.WARMUP_IOU = 0.4  # threshold at the start, and the least one
+    node.WARMUP_BETA = 1.0  # transition point at the start, and the largest one
+    node.MAX_IOU = 1.0  # largest threshold; lower it for crowds of KI objects and more an image
+    node.BETA_SOURCE = "sampled"  # errors of sampled foreground, or all: of all proposals
+    node.IOU_RANK = "image"  # the mean over images of each one's, or batch: among all
+    node.COUNT_GT = True  # ground truths among the proposals count
+    node.SYNC = True  # statistics of all processes
+    node.EPS = 1e-5  # a median error below it leaves the transition point as it is
+    node.LOG_PERIOD = 20  # iterations between entries in the log; 0: none
 
 
 def _add_backbones(cfg: CfgNode) -> None:

@@ -24,6 +24,8 @@ def check_config(cfg: CfgNode) -> None:
     """
     if cfg.MODEL.META_ARCHITECTURE in ("SparseRCNN", "DynamicSparseRCNN"):
         _check_sparse_rcnn(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        _check_generalized_rcnn(cfg)
     _check_backbone(cfg)
     check_augmentation(cfg)
     check_training(cfg)
@@ -89,6 +91,41 @@ def _check_sparse_rcnn(cfg: CfgNode) -> None:
     _check_dynamic_proposals(node.DPG, f"{key}.DPG")
     _check_suppression(node.NMS, f"{key}.NMS")
     _check_recollection(node, f"{key}.SQR")
+
+
+def _check_generalized_rcnn(cfg: CfgNode) -> None:
+    heads, node, key = cfg.MODEL.ROI_HEADS, cfg.MODEL.DYNAMIC_RCNN, "MODEL.DYNAMIC_RCNN"
+    if heads.NUM_CLASSES < 1:
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {heads.NUM_CLASSES}. 0 takes the number from the "
+            "training data, which are not known here; write the number of classes."
+        )
+    if heads.NAME != "DynamicROIHeads":
+        return
+    if len(heads.IOU_THRESHOLDS) != 1 or list(heads.IOU_LABELS) != [0, 1]:
+        raise ConfigError(
+            f"MODEL.ROI_HEADS has IOU_THRESHOLDS {list(heads.IOU_THRESHOLDS)} and IOU_LABELS "
+            f"{list(heads.IOU_LABELS)}; DynamicROIHeads has one threshold. Write [0.5] and [0, 1]."
+        )
+    kind = cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE
+    if node.BETA_ENABLED and kind != "smooth_l1":
+        raise ConfigError(
+            f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {kind!r}, which has no transition point. "
+            f"Write smooth_l1, or {key}.BETA_ENABLED False."
+        )
+    expect_one_of(f"{key}.BETA_SOURCE", node.BETA_SOURCE, "sampled", "all")
+    expect_one_of(f"{key}.IOU_RANK", node.IOU_RANK, "image", "batch")
+    for name in ("KI", "KE", "ITERATION_COUNT"):
+        if node[name] < 1:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least 1.")
+    for name in ("WARMUP_BETA", "EPS"):
+        if not node[name] > 0:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write a number above 0.")
+    if not 0 < node.WARMUP_IOU <= node.MAX_IOU <= 1:
+        raise ConfigError(
+            f"{key} has WARMUP_IOU {node.WARMUP_IOU} and MAX_IOU {node.MAX_IOU}; write IoUs above "
+            "0 and at most 1, the first at most the second."
+        )
 
 
 def _check_label_assignment(node: CfgNode, key: str) -> None:

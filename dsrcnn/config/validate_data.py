@@ -34,6 +34,13 @@ def check_augmentation(cfg: CfgNode) -> None:
     ):
         if value < least:
             raise ConfigError(f"INPUT.{name} is {value}; write a number of at least {least}.")
+    combining = [k for k in ("MOSAIC", "MIXUP", "COPY_PASTE") if node[k].PROB]
+    combining += ["ALBUMENTATIONS"] if node.ALBUMENTATIONS else []
+    if cfg.MODEL.MASK_ON and combining:
+        raise ConfigError(
+            f"INPUT.AUG.{combining[0]} moves boxes but no masks, and MODEL.MASK_ON is True. Leave "
+            "it out, or write MODEL.MASK_ON False."
+        )
     if not node.MIXUP.ALPHA > 0:
         raise ConfigError(f"INPUT.AUG.MIXUP.ALPHA is {node.MIXUP.ALPHA}; write a number above 0.")
     if not 0 <= node.WARP.PERSPECTIVE < 0.5:

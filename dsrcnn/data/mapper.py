@@ -48,6 +48,7 @@ class DetectionMapper:
         by_opencv: bool = False,
         keep_annotations: bool = True,
         min_visible: float = 0.0,
+        mask_format: str | None = None,
     ) -> None:
         """Set the two ways of augmenting.
 
@@ -59,6 +60,7 @@ class DetectionMapper:
             by_opencv: decode by OpenCV, which is faster.
             keep_annotations: whether ``instances`` are wanted.
             min_visible: an object is left out if less of its box remains in the image.
+            mask_format: "polygon" or "bitmask" for masks; None for boxes alone.
         """
         self.augmentations = augmentations
         self.crop_augmentations = crop_augmentations
@@ -67,6 +69,7 @@ class DetectionMapper:
         self.by_opencv = by_opencv
         self.keep_annotations = keep_annotations
         self.min_visible = min_visible
+        self.mask_format = mask_format
 
     @classmethod
     def from_config(
@@ -76,6 +79,7 @@ class DetectionMapper:
         node = cfg.INPUT
         keep = is_train if keep_annotations is None else keep_annotations
         common = {"image_format": node.FORMAT, "keep_annotations": keep}
+        common["mask_format"] = node.MASK_FORMAT if cfg.MODEL.MASK_ON else None
         if not is_train:
             resize = T.ResizeShortestEdge(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST, "choice")
             return {"augmentations": [resize], **common}
@@ -107,7 +111,7 @@ class DetectionMapper:
         record = copy.deepcopy(record)
         image = read_image(record, self.image_format, self.by_opencv)
         annotations = [
-            _clipped_box(a, *image.shape[:2])
+            _clipped_box(a, *image.shape[:2], keep_masks=self.mask_format is not None)
             for a in record.pop("annotations", [])
             if self.keep_annotations
             and a.get("iscrowd", 0) == 0
@@ -127,7 +131,9 @@ class DetectionMapper:
                 for a in annotations
                 if self._is_seen(a, transforms, image.shape[:2])
             ]
-            instances = detection_utils.annotations_to_instances(usable, image.shape[:2])
+            instances = detection_utils.annotations_to_instances(
+                usable, image.shape[:2], self.mask_format or "polygon"
+            )
             record["instances"] = detection_utils.filter_empty_instances(instances)
         return record
 
@@ -153,13 +159,14 @@ class DetectionMapper:
         return bool(areas[0] >= self.min_visible * areas[1])
 
 
-def _clipped_box(annotation: dict, height: int, width: int) -> dict:
-    """The annotation without masks and keypoints, which would only cost time.
+def _clipped_box(annotation: dict, height: int, width: int, *, keep_masks: bool = False) -> dict:
+    """The annotation without keypoints and masks, which would only cost time.
 
     The box is clipped before the image is turned or moved, as what is outside cannot be seen. It
     becomes floats: Detectron2 would cut a resized box of integers down to whole pixels.
     """
-    kept = {k: v for k, v in annotation.items() if k not in ("segmentation", "keypoints")}
+    without = ("keypoints",) if keep_masks else ("segmentation", "keypoints")
+    kept = {k: v for k, v in annotation.items() if k not in without}
     box = [float(v) for v in annotation["bbox"]]
     x1, y1, x2, y2 = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
     inside = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]

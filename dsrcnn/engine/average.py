@@ -33,6 +33,13 @@ class AveragedWeights:
         self.warmup = warmup
         self.model = model
         self.average = AveragedModel(model, multi_avg_fn=self._blend, use_buffers=True)
+        # A module whose `averaged` is False holds no weights but numbers of the training.
+        self._copied = [
+            pair
+            for own, other in zip(model.modules(), self.average.module.modules(), strict=True)
+            if not getattr(own, "averaged", True)
+            for pair in zip(other.buffers(), own.buffers(), strict=True)
+        ]
 
     def current_decay(self) -> float:
         """Of the next update."""
@@ -54,6 +61,8 @@ class AveragedWeights:
     def update(self) -> None:
         """Take the model's new weights in."""
         self.average.update_parameters(self.model)
+        for average, own in self._copied:
+            average.copy_(own)
 
     @contextmanager
     def in_place_of_the_weights(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
@@ -280,7 +281,8 @@ class Trainer(DefaultTrainer):
         tta_cfg = cfg.clone()
         tta_cfg.defrost()
         tta_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "tta")
-        augmented = TestTimeAugmentation(cfg, model)
+        kind = TestTimeAugmentation if hasattr(model, "predict") else GeneralizedRCNNWithTTA
+        augmented = kind(cfg, model)
         results = cls.test(tta_cfg, augmented)
         return {f"{task}_TTA": values for task, values in results.items()}
 

@@ -27,6 +27,7 @@ __all__ = ["CocoEvaluator", "ground_truth_of"]
 
 _LOGGER = logging.getLogger(__name__)
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_STRICT = 8  # place of 0.9 among the IoU thresholds 0.5, 0.55, ..., 0.95
 
 
 def ground_truth_of(name: str) -> dict[str, list]:
@@ -124,7 +125,7 @@ class CocoEvaluator(DatasetEvaluator):
         """Gather from all processes and compute the metrics on the main one.
 
         Returns:
-            ``{"bbox": {"AP": ..., "AP50": ..., ..., "AP-<class>": ...}}`` in percent, NaN where
+            ``{"bbox": {"AP": ..., ..., "AP90": ..., "AP-<class>": ...}}`` in percent, NaN where
             there is nothing to measure; empty on other processes.
         """
         detections = list(itertools.chain(*comm.gather(self._detections)))
@@ -139,7 +140,7 @@ class CocoEvaluator(DatasetEvaluator):
         ]
         if not detections:
             _LOGGER.warning("%s: the model made no detections.", self.name)
-            names = [*_METRICS, *(f"AP-{c}" for c in classes)]
+            names = [*_METRICS, "AP90", *(f"AP-{c}" for c in classes)]
             return OrderedDict(bbox=dict.fromkeys(names, float("nan")))
         result = self._measure(detections, classes)
         _LOGGER.info("%s:\n%s", self.name, _tables(result, classes))
@@ -159,6 +160,9 @@ class CocoEvaluator(DatasetEvaluator):
         result = {m: _percent(v) for m, v in zip(_METRICS, evaluation.stats[:6], strict=True)}
         # (IoU thresholds, recalls, classes, areas, detection limits); -1 where there is no object
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        strict = precision[_STRICT]
+        strict = strict[strict > -1]
+        result["AP90"] = _percent(strict.mean()) if strict.size else float("nan")
         for index, name in enumerate(classes):
             values = precision[:, :, index]
             values = values[values > -1]
@@ -189,7 +193,10 @@ def _backend(name: str | None) -> tuple[Any, Any]:
 def _tables(result: dict[str, float], classes: list[str]) -> str:
     """Overall and per-class results for reading."""
     total = tabulate(
-        [[result[m] for m in _METRICS]], headers=_METRICS, floatfmt=".2f", tablefmt="pipe"
+        [[result[m] for m in (*_METRICS, "AP90")]],
+        headers=[*_METRICS, "AP90"],
+        floatfmt=".2f",
+        tablefmt="pipe",
     )
     columns = min(3, len(classes))
     cells = list(itertools.chain(*((c, result[f"AP-{c}"]) for c in classes)))

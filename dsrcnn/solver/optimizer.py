@@ -20,6 +20,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     The learning rate of parameters under ``backbone`` is multiplied by
     ``SOLVER.BACKBONE_MULTIPLIER`` and, part by part below the last, by ``SOLVER.LAYER_DECAY``.
     Weight decay applies to everything, as officially, but for what ``SOLVER.NO_DECAY`` names.
+    Biases have Detectron2's ``BIAS_LR_FACTOR`` and ``WEIGHT_DECAY_BIAS``.
     Parameters of equal settings share one group, which makes a step several times faster than one
     group each and changes no number. AdamW runs fused: one pass over memory instead of one per
     operation.
@@ -35,7 +36,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         if not parameter.requires_grad:
             continue
         rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if "backbone" in name else 1.0)
-        decay = 0.0 if name in without_decay else solver.WEIGHT_DECAY
+        decay = solver.WEIGHT_DECAY
+        if name.endswith("bias"):  # Detectron2's keys; they change nothing by default
+            rate *= solver.BIAS_LR_FACTOR
+            decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
+        decay = 0.0 if name in without_decay else decay
         groups[rate * factors.get(name, 1.0), decay].append(parameter)
     params = [
         {"params": members, "lr": rate, "weight_decay": decay}

@@ -3,7 +3,7 @@
 from .boxes import apply_deltas, box_cxcywh_to_xyxy
 from .overlaps import OVERLAPS, pairwise_overlaps
 from .precision import at_least_float32
-from .processes import each_for_itself, mean_over_processes
+from .processes import each_for_itself, gathered_over_processes, mean_over_processes
 from .types import Predictions, Proposals, Targets, TermWeights
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "at_least_float32",
     "box_cxcywh_to_xyxy",
     "each_for_itself",
+    "gathered_over_processes",
     "mean_over_processes",
     "pairwise_overlaps",
 ]

@@ -516,8 +516,8 @@ def data_at_hand(cfg):
 @pytest.mark.parametrize("name", shipped_configs())
 def test_every_shipped_config_passes_its_checks(name):
     cfg = read_cfg(name)
-    if cfg.MODEL.SparseRCNN.NUM_CLASSES == 0:  # from the data, here of whichever kind
-        cfg.MODEL.SparseRCNN.NUM_CLASSES = 7
+    for node in (cfg.MODEL.SparseRCNN, cfg.MODEL.ROI_HEADS):
+        node.NUM_CLASSES = node.NUM_CLASSES or 7  # from the data, here of whichever kind
     check_config(cfg)
 
 
@@ -526,9 +526,11 @@ def test_every_shipped_config_loads_where_its_data_are_at_hand(name):
     if not data_at_hand(read_cfg(name)):
         pytest.skip("its data are not on this machine")
     cfg = load_cfg(name)
-    assert cfg.MODEL.SparseRCNN.NUM_CLASSES > 0
+    is_sparse = "Sparse" in cfg.MODEL.META_ARCHITECTURE
+    count = (cfg.MODEL.SparseRCNN if is_sparse else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+    assert count > 0
     for split in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        assert len(class_names(split)) == cfg.MODEL.SparseRCNN.NUM_CLASSES
+        assert len(class_names(split)) == count
 
 
 def test_no_two_shipped_configs_write_to_the_same_folder():

@@ -18,7 +18,7 @@ from dsrcnn.errors import DataError
 from dsrcnn.evaluation import CocoEvaluator, build_evaluator
 
 NAME = "evaluated_in_test"
-METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP90"]
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +146,13 @@ def test_one_object_is_measured_as_by_hand(detections, ap50, ap75, ap, large, ba
     assert found == pytest.approx(expected)
     for nothing_to_measure in ("APs", "APm", "AP-two"):
         assert math.isnan(result[nothing_to_measure])
+
+
+@pytest.mark.parametrize(("bottom", "expected"), [(103, 100), (98, 0)])
+def test_ap90_is_that_of_nearly_exact_boxes(bottom, expected):
+    # 93 or 88 of 100 pixels of the height: IoU 0.93, right up to 0.9, and 0.88.
+    result = measured_by_hand([OBJECT], [(0, 0.9, 10, 10, 110, bottom)])
+    assert result["AP90"] == pytest.approx(expected)
 
 
 def test_half_of_the_objects_found_gives_51_of_101_recall_points():

@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from dsrcnn.engine.processes import for_all_processes
 from dsrcnn.layers.image_norm import ImageNorm
 from dsrcnn.modeling.losses import SetCriterion
+from dsrcnn.modeling.roi_heads.training_stats import DynamicTrainingStats
 from dsrcnn.structures import Predictions, Targets, TermWeights, mean_over_processes
 
 
@@ -130,6 +131,31 @@ def test_images_are_standardized_over_all_processes(results):
         torch.testing.assert_close(half[3], variance)
 
 
+def _followed_proposals(rank):
+    """Two windows of three iterations; the second process has no positives in one of them."""
+    stats = DynamicTrainingStats(window=3)
+    seen = []
+    for window in WINDOWS:
+        for iou, error in window[rank]:
+            stats.record(torch.tensor(iou), torch.tensor(error))
+        seen.append((stats.iou_thresh.item(), stats.beta.item()))
+    return seen
+
+
+NAN = float("nan")
+WINDOWS = [
+    [[(0.5, 0.9), (0.6, 0.8), (0.7, 0.3)], [(0.6, 0.5), (NAN, NAN), (0.8, 0.1)]],
+    [[(0.9, 0.4), (0.7, 0.2), (0.8, 0.6)], [(NAN, NAN), (NAN, NAN), (NAN, NAN)]],
+]
+
+
+def test_statistics_of_proposals_are_those_of_all_processes(results):
+    first, second = results["followed proposals"]
+    assert first == second
+    # Five entries of both in the first window: mean 0.64, median 0.5.
+    assert first == [pytest.approx((0.64, 0.5)), pytest.approx((0.8, 0.4))]
+
+
 def _work(rank, folder):
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
@@ -140,6 +166,7 @@ def _work(rank, folder):
         ("one without objects", _one_without_objects),
         ("last stage only", _last_stage_only),
         ("norm", _norm),
+        ("followed proposals", _followed_proposals),
     ):
         torch.manual_seed(0)
         found[name] = part(rank)

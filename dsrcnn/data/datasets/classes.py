@@ -9,6 +9,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ...errors import ConfigError, DataError
 from .coco_json import read_categories
 
+# Which part of MODEL has the number of classes of an architecture.
+_CLASSES_OF = {
+    "SparseRCNN": "SparseRCNN",
+    "DynamicSparseRCNN": "SparseRCNN",
+    "GeneralizedRCNN": "ROI_HEADS",
+}
+
 __all__ = ["check_registered", "class_names", "resolve_num_classes"]
 
 
@@ -41,7 +48,8 @@ def class_names(name: str) -> list[str] | None:
 def resolve_num_classes(cfg: CfgNode) -> None:
     """Make the model fit the training data.
 
-    The rule: ``MODEL.SparseRCNN.NUM_CLASSES 0`` becomes the number of classes of the first training
+    The rule: ``MODEL.SparseRCNN.NUM_CLASSES 0``, or ``MODEL.ROI_HEADS.NUM_CLASSES 0`` of Faster
+    R-CNN, becomes the number of classes of the first training
     set (or test set, where there is no training set); any other number must be equal to it.
 
     Raises:
@@ -49,9 +57,10 @@ def resolve_num_classes(cfg: CfgNode) -> None:
         DataError: if the number is to come from data sets that are not registered, or if data sets
             name different classes.
     """
-    if cfg.MODEL.META_ARCHITECTURE not in ("SparseRCNN", "DynamicSparseRCNN"):
+    part = _CLASSES_OF.get(cfg.MODEL.META_ARCHITECTURE)
+    if part is None:
         return
-    node = cfg.MODEL.SparseRCNN
+    node, key = cfg.MODEL[part], f"MODEL.{part}.NUM_CLASSES"
     if node.NUM_CLASSES == 0:
         for name in cfg.DATASETS.TRAIN:
             check_registered(name)
@@ -73,7 +82,6 @@ def resolve_num_classes(cfg: CfgNode) -> None:
         if len(names) != node.NUM_CLASSES:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise ConfigError(
-                f"MODEL.SparseRCNN.NUM_CLASSES is {node.NUM_CLASSES}, but data set {name!r} has "
-                f"{len(names)} classes ({shown}). Write MODEL.SparseRCNN.NUM_CLASSES {len(names)}, "
-                "or 0 to take the number from the data."
+                f"{key} is {node.NUM_CLASSES}, but data set {name!r} has {len(names)} classes "
+                f"({shown}). Write {key} {len(names)}, or 0 to take the number from the data."
             )

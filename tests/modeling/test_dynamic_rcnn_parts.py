@@ -1,0 +1,193 @@
+"""The parts of Dynamic R-CNN against numbers by hand: loss, statistics, labels, updates."""
+
+import math
+
+import pytest
+import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, pairwise_iou
+
+from dsrcnn.modeling.roi_heads.dynamic_matcher import DynamicMatcher
+from dsrcnn.modeling.roi_heads.dynamic_output_layers import regression_magnitudes, smooth_l1
+from dsrcnn.modeling.roi_heads.training_stats import DynamicTrainingStats
+
+OBJECTS = Boxes(torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 260]]))
+PROPOSALS = Boxes(
+    torch.tensor(
+        [
+            [10.0, 0, 110, 100],
+            [0, 20, 100, 120],
+            [0, 0, 100, 50],
+            [230, 200, 330, 260],
+            [205, 203, 305, 263],
+            [400, 400, 450, 450],
+            [0, 0, 100, 100],  # the ground truths, behind the proposals
+            [200, 200, 300, 260],
+        ]
+    )
+)
+IOUS = pairwise_iou(OBJECTS, PROPOSALS)
+
+
+@pytest.mark.parametrize(
+    ("beta", "loss", "gradient"),
+    [
+        (1.0, "0.00125 0.005 0.02 0.08 0.5 1.5", "0.05 0.1 0.2 0.4 1 1"),
+        (0.5, "0.0025 0.01 0.04 0.16 0.75 1.75", "0.1 0.2 0.4 0.8 1 1"),
+        (0.2, "0.00625 0.025 0.1 0.3 0.9 1.9", "0.25 0.5 1 1 1 1"),
+        (0.1, "0.0125 0.05 0.15 0.35 0.95 1.95", "0.5 1 1 1 1 1"),
+    ],
+)
+def test_smooth_l1(beta, loss, gradient):
+    residuals = torch.tensor([0.05, 0.1, 0.2, 0.4, 1.0, 2.0], requires_grad=True)
+    each = [smooth_l1(x, torch.tensor(beta)).item() for x in residuals.detach()]
+    assert each == pytest.approx([float(x) for x in loss.split()])
+    total = smooth_l1(residuals, torch.tensor(beta))
+    assert total.item() == pytest.approx(sum(each))
+    total.backward()
+    assert residuals.grad.tolist() == pytest.approx([float(x) for x in gradient.split()])
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [(1, 1), (2, 1), (3, 0.822323), (4, 0.818182), (5, 0.666667), (6, 0.538462), (7, 0.5), (8, 0),
+     (75, 0)],
+)  # fmt: skip
+def test_the_iou_statistic_is_that_of_the_rank(rank, expected):
+    matcher = DynamicMatcher(0.4)
+    matcher(IOUS)
+    assert matcher.statistic(rank).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_iou_statistic_without_ground_truths():
+    matcher = DynamicMatcher(0.4, skip_last=True)
+    matcher(IOUS)
+    assert matcher.statistic(3).item() == pytest.approx(0.666667, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "positives"), [(0.4, 7), (0.5, 7), (0.575, 5), (0.7, 4), (0.85, 2)]
+)
+def test_labels_follow_the_threshold(threshold, positives):
+    matcher = DynamicMatcher(0.3)
+    matcher.begin(torch.tensor(threshold))
+    _, labels = matcher(IOUS)
+    assert int((labels == 1).sum()) == positives
+    assert int((labels == -1).sum()) == 0  # no proposal is ignored
+
+
+def test_a_fixed_threshold_stays():
+    matcher = DynamicMatcher(0.5, dynamic=False)
+    matcher.begin(torch.tensor(0.85))
+    assert int((matcher(IOUS)[1] == 1).sum()) == 7
+
+
+def test_ranks_by_image_and_by_batch():
+    matcher = DynamicMatcher(0.4)
+    for ious in ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.55, 0.45, 0.35, 0.25, 0.15, 0.05]):
+        matcher(torch.tensor([ious]))
+    assert matcher.statistic(2).item() == pytest.approx(0.625)
+    assert matcher.statistic(2, by_image=False).item() == pytest.approx(0.6)
+
+
+def test_images_without_objects_do_not_count():
+    matcher = DynamicMatcher(0.4)
+    matcher(torch.zeros(0, 5))
+    assert matcher.statistic(2).isnan()
+    matcher(torch.tensor([[0.7, 0.6]]))
+    assert matcher.statistic(2).item() == pytest.approx(0.6)
+    matcher.begin(torch.tensor(0.4))
+    assert matcher.statistic(2).isnan()  # a new iteration
+
+
+def test_errors_are_those_of_the_encoded_targets():
+    transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+    best = IOUS.argmax(dim=0)
+    found = regression_magnitudes(transform, PROPOSALS.tensor, OBJECTS.tensor[best])
+    assert found.tolist() == pytest.approx([0.5, 1.0, 2.5, 1.5, 0.5, found[5].item(), 0, 0])
+    assert found[5] > 70  # the stray box
+
+
+def stats(**options):
+    return DynamicTrainingStats(window=4, **options)
+
+
+def run(module, ious, errors):
+    for iou, error in zip(ious, errors, strict=True):
+        module.record(torch.tensor(float(iou)), torch.tensor(float(error)))
+    return module.iou_thresh.item(), module.beta.item()
+
+
+NOTHING = [math.nan] * 4
+
+
+@pytest.mark.parametrize(
+    ("ious", "threshold"),
+    [
+        ([0.5, 0.55, 0.6, 0.65], 0.575),
+        ([0.1, 0.2, 0.3, 0.4], 0.4),
+        ([0.9, 0.9, 1.0, 1.0], 0.95),
+        ([math.nan, 0.6, math.nan, 0.8], 0.7),
+        (NOTHING, 0.4),
+    ],
+)
+def test_the_threshold_is_the_mean_of_a_window(ious, threshold):
+    assert run(stats(), ious, NOTHING)[0] == pytest.approx(threshold)
+
+
+def test_the_threshold_has_an_upper_limit():
+    assert run(stats(max_iou=0.7), [0.9] * 4, NOTHING)[0] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("errors", "beta"),
+    [
+        ([0.8, 0.4, 0.6, 1.4], 0.7),  # neither the upper median 0.8 nor the lower 0.6
+        ([1.2, 1.5, 1.1, 2.0], 1.0),
+        ([0, 0, 0, 0], 1.0),  # it would be 0: it stays
+        ([math.nan, 0.2, math.nan, 0.4], 0.3),
+        (NOTHING, 1.0),
+    ],
+)
+def test_the_transition_point_is_the_median_of_a_window(errors, beta):
+    assert run(stats(), NOTHING, errors)[1] == pytest.approx(beta)
+
+
+def test_what_a_window_does_not_renew_stays_from_the_one_before():
+    module = stats()
+    assert run(module, [0.6] * 4, [0.5] * 4) == pytest.approx((0.6, 0.5))
+    assert run(module, NOTHING, [0.0] * 4) == pytest.approx((0.6, 0.5))
+
+
+def test_numbers_change_at_the_end_of_a_window_only():
+    module = stats()
+    seen = []
+    for _ in range(9):
+        seen.append(module.iou_thresh.item())
+        module.record(torch.tensor(0.6), torch.tensor(0.3))
+    assert seen == pytest.approx([0.4] * 4 + [0.6] * 5)
+    assert module.iou_hist.isnan().tolist() == [False, True, True, True]  # the third has one entry
+    assert module.step.item() == 9
+
+
+def test_a_window_goes_on_after_a_restart():
+    whole, first = stats(), stats()
+    ious, errors = (
+        [0.5, 0.6, 0.7, 0.8, 0.9, 0.6, 0.5, 0.7],
+        [0.9, 0.8, 0.7, 0.6, 0.2, 0.3, 0.4, 0.5],
+    )
+    expected = run(whole, ious, errors)
+    run(first, ious[:6], errors[:6])
+    second = stats()
+    second.load_state_dict(first.state_dict())
+    assert run(second, ious[6:], errors[6:]) == expected
+
+
+def test_windows_of_another_length_begin_anew_with_the_numbers_kept():
+    first = stats()
+    run(first, [0.6] * 4 + [0.9], [0.5] * 5)
+    second = DynamicTrainingStats(window=3)
+    second.load_state_dict(first.state_dict())
+    assert (second.iou_thresh.item(), second.beta.item()) == pytest.approx((0.6, 0.5))
+    assert second.step.item() == 0
+    assert run(second, [0.7] * 3, [0.4] * 3) == pytest.approx((0.7, 0.4))
