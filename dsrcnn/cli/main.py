@@ -16,6 +16,7 @@ from . import (
     benchmark_recollection,
     benchmark_training,
     check_data,
+    curves,
     demo,
     draw,
     draw_augmented,
@@ -29,6 +30,7 @@ __all__ = ["main"]
 _COMMANDS = (
     demo,
     check_data,
+    curves,
     draw,
     draw_augmented,
     assignment,

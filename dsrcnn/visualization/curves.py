@@ -31,34 +31,49 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 def draw_curves(metrics: str | Path, output: str | Path) -> None:
     """Draw the total loss, the losses of the last stage, the learning rate and AP as a PNG.
 
-    With DLA there is a picture of the proposals that learn an object, by stage; with DPG one of its
-    mixtures: entropy, variation between images and temperature.
+    What else a run has logged gets a picture of its own: with DLA the proposals that learn an
+    object, by stage; with DPG its mixtures; with Dynamic R-CNN threshold and transition point with
+    the statistics that they follow. With SQR the loss of the plain cascade is beside the sum.
 
     Args:
         metrics: ``metrics.json`` of a run.
         output: file to write.
     """
     entries = read_metrics(metrics)
-    positives = sorted({k for e in entries for k in e if k.startswith("dla/positives")})
-    mixture = sorted({k for e in entries for k in e} & {"dpg/entropy", "dpg/variation"})
-    count = 3 + bool(positives) + bool(mixture)
+    known = {key for entry in entries for key in entry}
+    positives = sorted(key for key in known if key.startswith("dla/positives"))
+    mixture = sorted(known & {"dpg/entropy", "dpg/variation"})
+    followed = "dynamic_rcnn/iou_thresh" in known
+    count = 3 + bool(positives) + bool(mixture) + 2 * followed
     figure = Figure(figsize=(4 * count, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right, *rest = figure.subplots(1, count)
-    _plot(left, entries, ["total_loss"], "total loss")
+    totals = [key for key in ("total_loss", "plain/total_loss") if key in known]
+    _plot(left, entries, totals, "total loss")
     _plot_beside(left, entries, "lr", "learning rate")
-    overlaps = [f"loss_{kind}" for kind in OVERLAPS if any(f"loss_{kind}" in e for e in entries)]
-    _plot(middle, entries, ["loss_ce", "loss_bbox", *overlaps], "losses of the last stage")
+    losses = [key for key in (*_LOSSES, *(f"loss_{kind}" for kind in OVERLAPS)) if key in known]
+    _plot(middle, entries, losses, "losses of the last stage")
     _plot(right, entries, ["bbox/AP", "bbox/AP50", "bbox/AP75"], "validation AP", marker="o")
     right.set_ylim(0, 100)
     if positives:
         # The last stage is logged without a number, as its losses are; it belongs at the end.
-        _plot(rest[0], entries, [*positives[1:], positives[0]], "positives per image")
+        _plot(rest.pop(0), entries, [*positives[1:], positives[0]], "positives per image")
     if mixture:
-        _plot(rest[-1], entries, mixture, "mixture of experts")
-        rest[-1].set_ylim(0, 1)
-        _plot_beside(rest[-1], entries, "dpg/tau", "temperature")
+        axes = rest.pop(0)
+        _plot(axes, entries, mixture, "mixture of experts")
+        axes.set_ylim(0, 1)
+        _plot_beside(axes, entries, "dpg/tau", "temperature")
+    if followed:
+        for axes, kind in zip(rest, _FOLLOWED, strict=True):
+            _plot(axes, entries, [f"dynamic_rcnn/{key}" for key in kind[1:]], kind[0])
     figure.savefig(output, dpi=110)
+
+
+_LOSSES = ("loss_ce", "loss_bbox", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc")
+_FOLLOWED = (
+    ("foreground IoU threshold", "iou_stat", "iou_thresh"),
+    ("transition point of the box loss", "err_stat", "beta"),
+)
 
 
 def _plot_beside(axes: Axes, entries: list[dict[str, float]], key: str, label: str) -> None:

@@ -1,5 +1,6 @@
 """`dsrcnn <command>`."""
 
+import json
 import re
 
 import cv2
@@ -120,3 +121,17 @@ def test_routes_and_lost_objects_of_recollection_are_drawn(tmp_path, capsys):
         int(found) <= int(total) and int(lost) <= int(found) for _, found, total, lost in counts
     )
     assert counts[-1][-1] == "0"  # what the last stage finds is not lost
+
+
+def test_curves_of_a_training_are_drawn(tmp_path, capsys):
+    lines = [
+        {"iteration": 19, "total_loss": 2.0, "lr": 0.1, "dynamic_rcnn/iou_thresh": 0.4},
+        {"iteration": 39, "total_loss": 1.0, "plain/total_loss": 0.5, "bbox/AP": 3.0},
+        {"iteration": 39, "dynamic_rcnn/beta": 0.5, "dynamic_rcnn/iou_stat": 0.5, "loss_cls": 0.1},
+    ]
+    (tmp_path / "metrics.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert main(["curves", str(tmp_path), "--output", str(tmp_path / "new/drawn.png")]) == 0
+    assert str(tmp_path / "new/drawn.png") in capsys.readouterr().out
+    assert cv2.imread(str(tmp_path / "new/drawn.png")).shape[1] == 5 * 440
+    assert main(["curves", str(tmp_path / "new")]) == 2
+    assert "metrics.json does not exist" in capsys.readouterr().err
