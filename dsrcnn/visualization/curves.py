@@ -1,6 +1,7 @@
 """Loss and AP over a training run, from Detectron2's ``metrics.json``."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _plot_beside(axes: Axes, entries: list[dict[str, float]], key: str, label: s
 
 
 def _plot(
-    axes: Axes, entries: list[dict[str, float]], keys: list[str], title: str, **style: Any
+    axes: Axes, entries: list[dict[str, float]], keys: Sequence[str], title: str, **style: Any
 ) -> None:
     for key in keys:
         points = [(e["iteration"], e[key]) for e in entries if key in e]
