@@ -102,8 +102,8 @@ def run(data: Path, name: str, config: str, seed: int, opts: list[str]) -> list[
         "torch": torch.__version__,
         "revision": revision(),
     }
-    sparse = "Sparse" in dsrcnn.load_cfg(output / "config.yaml").MODEL.META_ARCHITECTURE
-    choices = ("off", "on") if sparse else ("on",)
+    architecture = dsrcnn.load_cfg(output / "config.yaml").MODEL.META_ARCHITECTURE
+    choices = ("on",) if architecture == "GeneralizedRCNN" else ("off", "on")
     return [{**common, **measure(output, data / name, nms)} for nms in choices]
 
 

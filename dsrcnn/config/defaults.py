@@ -23,6 +23,7 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
     _add_dynamic_proposals(cfg)
     _add_suppression(cfg)
     _add_recollection(cfg)
+    _add_adamixer(cfg)
     _add_dynamic_rcnn(cfg)
     _add_backbones(cfg)
     add_training_keys(cfg)
@@ -154,6 +155,16 @@ def _add_recollection(cfg: CfgNode) -> None:
     node.LOG_PERIOD = 20  # iterations between entries on the plain cascade in the log; 0: none
 
 
+def _add_adamixer(cfg: CfgNode) -> None:
+    # The decoder of AdaMixer (arXiv 2203.16507); what all cascades share is MODEL.SparseRCNN.
+    node = cfg.MODEL.ADAMIXER = CfgNode()
+    node.GROUPS = 4  # parts that channels are cut into
+    node.IN_POINTS = 32  # sampled by each proposal and group
+    node.OUT_POINTS = 128  # per group after the mixing
+    node.NUM_CLS = 1  # layers of the classification tower
+    node.NUM_REG = 1  # layers of the box tower
+
+
 def _add_dynamic_rcnn(cfg: CfgNode) -> None:
     # Dynamic R-CNN (arXiv 2004.06002), for MODEL.ROI_HEADS.NAME DynamicROIHeads. Official names.
     node = cfg.MODEL.DYNAMIC_RCNN = CfgNode()
@@ -186,3 +197,4 @@ def _add_backbones(cfg: CfgNode) -> None:
     node = cfg.MODEL.NECK = CfgNode()
     node.NAME = "FPN"  # FPN, PAFPN, BiFPN or ChannelMapper
     node.ROUNDS = 3  # of BiFPN
+    node.SHARED_NORM = False  # of ChannelMapper: one norm for all levels

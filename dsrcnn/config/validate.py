@@ -22,8 +22,9 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: naming key, value found and value expected.
     """
-    if cfg.MODEL.META_ARCHITECTURE in ("SparseRCNN", "DynamicSparseRCNN"):
+    if cfg.MODEL.META_ARCHITECTURE in ("SparseRCNN", "DynamicSparseRCNN", "AdaMixer"):
         _check_sparse_rcnn(cfg)
+        _check_adamixer(cfg)
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
         _check_generalized_rcnn(cfg)
     _check_backbone(cfg)
@@ -91,6 +92,18 @@ def _check_sparse_rcnn(cfg: CfgNode) -> None:
     _check_dynamic_proposals(node.DPG, f"{key}.DPG")
     _check_suppression(node.NMS, f"{key}.NMS")
     _check_recollection(node, f"{key}.SQR")
+
+
+def _check_adamixer(cfg: CfgNode) -> None:
+    node, key, channels = cfg.MODEL.ADAMIXER, "MODEL.ADAMIXER", cfg.MODEL.SparseRCNN.HIDDEN_DIM
+    for name in ("GROUPS", "IN_POINTS", "OUT_POINTS"):
+        if node[name] < 1:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least 1.")
+    if cfg.MODEL.META_ARCHITECTURE == "AdaMixer" and (channels % node.GROUPS or channels % 8):
+        raise ConfigError(
+            f"MODEL.SparseRCNN.HIDDEN_DIM is {channels}; AdaMixer needs a multiple of 8 and of "
+            f"{key}.GROUPS {node.GROUPS}."
+        )
 
 
 def _check_generalized_rcnn(cfg: CfgNode) -> None:

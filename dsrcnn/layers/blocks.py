@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-__all__ = ["activation_from_name", "initialize_xavier", "linear_norm_relu", "prior_bias"]
+__all__ = ["activation_from_name", "initialize_xavier", "linear_norm_act", "prior_bias"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -20,11 +20,14 @@ def activation_from_name(name: str) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
-def linear_norm_relu(channels: int, repeats: int) -> nn.Sequential:
-    """`repeats` times a linear layer without bias, LayerNorm and ReLU, all of `channels`."""
+def linear_norm_act(
+    channels: int, repeats: int, *, bias: bool = False, activation: str = "relu"
+) -> nn.Sequential:
+    """`repeats` times a linear layer, LayerNorm and an activation, all of `channels`."""
     layers: list[nn.Module] = []
     for _ in range(repeats):
-        layers += [nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU()]
+        linear = nn.Linear(channels, channels, bias=bias)
+        layers += [linear, nn.LayerNorm(channels), activation_from_name(activation)]
     return nn.Sequential(*layers)
 
 

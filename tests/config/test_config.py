@@ -526,8 +526,8 @@ def test_every_shipped_config_loads_where_its_data_are_at_hand(name):
     if not data_at_hand(read_cfg(name)):
         pytest.skip("its data are not on this machine")
     cfg = load_cfg(name)
-    is_sparse = "Sparse" in cfg.MODEL.META_ARCHITECTURE
-    count = (cfg.MODEL.SparseRCNN if is_sparse else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+    is_faster = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    count = (cfg.MODEL.ROI_HEADS if is_faster else cfg.MODEL.SparseRCNN).NUM_CLASSES
     assert count > 0
     for split in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         assert len(class_names(split)) == count

@@ -13,6 +13,7 @@ from .coco_json import read_categories
 _CLASSES_OF = {
     "SparseRCNN": "SparseRCNN",
     "DynamicSparseRCNN": "SparseRCNN",
+    "AdaMixer": "SparseRCNN",
     "GeneralizedRCNN": "ROI_HEADS",
 }
 

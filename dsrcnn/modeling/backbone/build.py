@@ -58,5 +58,5 @@ def build_neck(cfg: CfgNode, bottom_up: Backbone) -> Backbone:
     if name == "BiFPN":
         return BiFPN(*common, rounds=cfg.MODEL.NECK.ROUNDS)
     if name == "ChannelMapper":
-        return ChannelMapper(*common)
+        return ChannelMapper(*common, shared_norm=cfg.MODEL.NECK.SHARED_NORM)
     return FPN(*common, top_block=LastLevelMaxPool(), fuse_type=node.FUSE_TYPE)

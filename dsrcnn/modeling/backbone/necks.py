@@ -75,15 +75,26 @@ class ChannelMapper(_Neck):
     """One convolution per level, which brings all to equal channels and mixes none."""
 
     def __init__(
-        self, bottom_up: Backbone, in_features: list[str], out_channels: int, norm: str = ""
+        self,
+        bottom_up: Backbone,
+        in_features: list[str],
+        out_channels: int,
+        norm: str = "",
+        shared_norm: bool = False,
     ) -> None:
-        """Attach to the maps `in_features` of `bottom_up`, finest first."""
+        """Attach to the maps `in_features` of `bottom_up`, finest first.
+
+        With `shared_norm` all levels go through the same norm, as in AdaMixer.
+        """
         super().__init__(bottom_up, in_features, out_channels)
-        self.convs = nn.ModuleList(_conv(c, out_channels, 1, norm) for c in self._in_channels)
+        own = "" if shared_norm else norm
+        self.convs = nn.ModuleList(_conv(c, out_channels, 1, own) for c in self._in_channels)
+        self.norm = get_norm(norm, out_channels) if shared_norm else None
 
     def pyramid(self, maps: list[Tensor]) -> list[Tensor]:
         """Each by itself."""
-        return [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
+        levels = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
+        return levels if self.norm is None else [self.norm(x) for x in levels]
 
 
 class BiFPN(_Neck):

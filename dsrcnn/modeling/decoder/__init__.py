@@ -1,7 +1,9 @@
 """The decoder: stages that refine proposals, and the cascade that runs them."""
 
-from .cascade import DynamicHead
+from .adamixer import AdaMixerDecoder
+from .adamixer_stage import AdaMixerStage
+from .cascade import Cascade, DynamicHead
 from .roi_features import RoIFeatures
 from .sparse_stage import RCNNHead
 
-__all__ = ["DynamicHead", "RCNNHead", "RoIFeatures"]
+__all__ = ["AdaMixerDecoder", "AdaMixerStage", "Cascade", "DynamicHead", "RCNNHead", "RoIFeatures"]

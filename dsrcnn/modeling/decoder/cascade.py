@@ -6,7 +6,7 @@ Letters: ``B`` images, ``G`` groups, ``P`` proposals, ``D`` channels, ``C`` clas
 
 import copy
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, Protocol, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -25,19 +25,27 @@ from .recollection import (
 from .roi_features import RoIFeatures
 from .sparse_stage import RCNNHead
 
-__all__ = ["DynamicHead"]
+__all__ = ["Cascade", "DynamicHead", "Stage"]
 
 
-class DynamicHead(nn.Module):
-    """Runs the stages one after the other and collects what each of them predicts."""
+class Stage(Protocol):
+    """What a cascade needs of a stage, besides being a module that `Cascade._run_stage` runs."""
 
-    @configurable
+    def initialize(self, prior_probability: float | None) -> None:
+        """Set the parameters of a copy."""
+
+
+class Cascade(nn.Module):
+    """Runs stages one after the other and collects what each of them predicts.
+
+    Subclasses say how a stage reads the pyramid.
+    """
+
     def __init__(
         self,
         *,
-        stage: RCNNHead,
+        stage: nn.Module,
         num_stages: int,
-        roi_features: RoIFeatures,
         deep_supervision: bool = True,
         prior_probability: float | None = 0.01,
         checkpoint: bool = False,
@@ -50,11 +58,10 @@ class DynamicHead(nn.Module):
         """Make `num_stages` copies of `stage`, each with matrices of its own.
 
         Args:
-            stage: the stage to copy; biases therefore start equal in all stages, as officially.
+            stage: a `Stage` to copy; biases therefore start equal in all stages, as officially.
             num_stages: ``S``.
-            roi_features: pools features at boxes; has no parameters.
             deep_supervision: False keeps the predictions of the last stage only.
-            prior_probability: see `RCNNHead.initialize`.
+            prior_probability: class score of an untrained model; None with softmax.
             checkpoint: compute the activations of each stage again for the gradient.
             compile_stages: run the stages through ``torch.compile``.
             windows: groups that stages refine in training, see `recollection`; None: plainly.
@@ -63,11 +70,10 @@ class DynamicHead(nn.Module):
             detach_init_boxes: initial boxes learn from the first stage only.
         """
         super().__init__()
-        self.roi_features = roi_features
         self.deep_supervision = deep_supervision
         self.head_series = nn.ModuleList(copy.deepcopy(stage) for _ in range(num_stages))
         for member in self.head_series:
-            cast(RCNNHead, member).initialize(prior_probability)
+            cast(Stage, member).initialize(prior_probability)
         self.checkpoint = checkpoint
         self.plain_windows = plain_windows(num_stages)
         self.windows = self.plain_windows if windows is None else tuple(windows)
@@ -80,7 +86,7 @@ class DynamicHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """Read `MODEL.SparseRCNN` and the pooler's settings."""
+        """Read what all cascades share: `MODEL.SparseRCNN`, checkpointing, compilation."""
         node = cfg.MODEL.SparseRCNN
         sqr = node.SQR
         windows = None
@@ -90,9 +96,7 @@ class DynamicHead(nn.Module):
             dense = sqr.MODE == "dense"
             windows = recollection_windows(node.NUM_HEADS, start=sqr.START, dense=dense)
         return {
-            "stage": RCNNHead(cfg),
             "num_stages": node.NUM_HEADS,
-            "roi_features": RoIFeatures(cfg),
             "deep_supervision": node.DEEP_SUPERVISION,
             "prior_probability": node.PRIOR_PROB if node.USE_FOCAL else None,
             "checkpoint": cfg.MODEL.CHECKPOINT.STAGES,
@@ -102,6 +106,15 @@ class DynamicHead(nn.Module):
             "checkpoint_recollection": sqr.CHECKPOINT,
             "detach_init_boxes": sqr.DETACH_INIT_BOXES,
         }
+
+    def prepare(self, features: list[Tensor]) -> Any:
+        """Pyramid levels (B, D, H_l, W_l), laid out once for all stages."""
+        raise NotImplementedError
+
+    def _run_stage(
+        self, stage: nn.Module, pyramid: Any, boxes: Tensor, states: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError
 
     def forward(self, features: list[Tensor], proposals: Proposals) -> Predictions:
         """Refine the proposals stage by stage.
@@ -118,7 +131,7 @@ class DynamicHead(nn.Module):
             The predictions of all stages in order, or of the last one in evaluation mode and
             without deep supervision. Of several groups of a stage, the plain cascade is the last.
         """
-        pyramid = self.roi_features.prepare(features)
+        pyramid = self.prepare(features)
         windows = self.windows if self.training else self.plain_windows
         boxes, states = (x.unsqueeze(1) for x in proposals)  # one group: (B, 1, P, .)
         memory = GroupMemory(windows, boxes, states, self.detach_init_boxes)
@@ -131,7 +144,7 @@ class DynamicHead(nn.Module):
         return _as_predictions(collected[-kept:], first_stage=len(collected) - kept)
 
     def _refine(
-        self, stage: nn.Module, pyramid: FeatureTable, boxes: Tensor, states: Tensor
+        self, stage: nn.Module, pyramid: Any, boxes: Tensor, states: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run a stage on boxes (B, G, P, 4) and features (B, G, P, D), in chunks of groups."""
         groups = boxes.shape[1]
@@ -147,6 +160,32 @@ class DynamicHead(nn.Module):
             return found[0]
         logits, boxes, states = (torch.cat(x, dim=1) for x in zip(*found, strict=True))
         return logits, boxes, states
+
+
+class DynamicHead(Cascade):
+    """The cascade of Sparse R-CNN: every stage pools RoI features at its boxes."""
+
+    @configurable
+    def __init__(self, *, stage: RCNNHead, roi_features: RoIFeatures, **kwargs: Any) -> None:
+        """Set what pools.
+
+        Args:
+            stage: the stage to copy.
+            roi_features: pools features at boxes; has no parameters.
+            **kwargs: of `Cascade`.
+        """
+        super().__init__(stage=stage, **kwargs)
+        self.roi_features = roi_features
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Read `MODEL.SparseRCNN` and the pooler's settings."""
+        shared = super().from_config(cfg)
+        return {**shared, "stage": RCNNHead(cfg), "roi_features": RoIFeatures(cfg)}
+
+    def prepare(self, features: list[Tensor]) -> FeatureTable:
+        """Lay the levels out as a table that all stages pool from."""
+        return self.roi_features.prepare(features)
 
     def _run_stage(
         self, stage: nn.Module, pyramid: FeatureTable, boxes: Tensor, states: Tensor

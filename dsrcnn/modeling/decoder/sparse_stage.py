@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...layers.blocks import activation_from_name, initialize_xavier, linear_norm_relu, prior_bias
+from ...layers.blocks import activation_from_name, initialize_xavier, linear_norm_act, prior_bias
 from ...layers.dynamic_conv import DynamicConv
 from ...structures import apply_deltas
 
@@ -66,8 +66,8 @@ class RCNNHead(nn.Module):
         self.dropout2 = nn.Dropout(dropout)
         self.dropout3 = nn.Dropout(dropout)
         self.activation = activation_from_name(activation)
-        self.cls_module = linear_norm_relu(channels, num_cls)
-        self.reg_module = linear_norm_relu(channels, num_reg)
+        self.cls_module = linear_norm_act(channels, num_cls)
+        self.reg_module = linear_norm_act(channels, num_reg)
         self.class_logits = nn.Linear(channels, num_logits)
         self.bboxes_delta = nn.Linear(channels, 4)
 

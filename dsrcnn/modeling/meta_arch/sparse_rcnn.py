@@ -16,7 +16,7 @@ from ...layers.frozen_conv import fold_frozen_norms
 from ...layers.norms import norms_at_rest
 from ...structures import Predictions
 from ..assignment_log import AssignmentLog
-from ..decoder import DynamicHead
+from ..decoder import Cascade, DynamicHead
 from ..inputs import batch_images, image_sizes, pad_targets
 from ..losses import LossCounts, SetCriterion
 from ..matching import Matcher, build_matcher
@@ -45,7 +45,7 @@ class SparseRCNN(nn.Module):
         backbone: Backbone,
         in_features: list[str],
         proposals: ProposalSource,
-        head: DynamicHead,
+        head: Cascade,
         matcher: Matcher,
         criterion: SetCriterion,
         pixel_mean: list[float],

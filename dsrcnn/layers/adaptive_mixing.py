@@ -1,0 +1,59 @@
+"""Mixing of sampled features by weights that each proposal generates (AdaMixer section 3.3)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["AdaptiveMixing"]
+
+
+class AdaptiveMixing(nn.Module):
+    """Channels, then points of every group are mixed; the result is added to the proposal."""
+
+    def __init__(
+        self, channels: int, groups: int, in_points: int, out_points: int, activation: nn.Module
+    ) -> None:
+        """Make it.
+
+        Args:
+            channels: ``D``, a multiple of `groups`.
+            groups: ``G``.
+            in_points: sampled per group.
+            out_points: per group after the mixing.
+            activation: after each of the two.
+        """
+        super().__init__()
+        self.groups, self.in_points, self.out_points = groups, in_points, out_points
+        self.width = channels // groups
+        self.channel_weights = self.width * self.width
+        count = groups * (self.channel_weights + in_points * out_points)
+        self.parameter_generator = nn.Linear(channels, count)
+        self.out_proj = nn.Linear(groups * out_points * self.width, channels)
+        self.activation = activation
+
+    def initialize(self) -> None:
+        """Mixing starts the same for all proposals: by the generator's bias alone."""
+        nn.init.zeros_(self.parameter_generator.weight)
+
+    def forward(self, sampled: Tensor, features: Tensor) -> Tensor:
+        """Mix.
+
+        Args:
+            sampled: (R, G, points, D / G).
+            features: (R, D) of the proposals.
+
+        Returns:
+            (R, D), with the proposal's features added.
+        """
+        generated = self.parameter_generator(features).unflatten(-1, (self.groups, -1))
+        channels = generated[..., : self.channel_weights].unflatten(-1, (self.width, self.width))
+        points = generated[..., self.channel_weights :]
+        points = points.unflatten(-1, (self.out_points, self.in_points))
+        mixed = self.activation(_norm(sampled @ channels))
+        mixed = self.activation(_norm(points @ mixed))
+        result: Tensor = features + self.out_proj(mixed.flatten(1))
+        return result
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Over points and channels together, without parameters."""
+    return F.layer_norm(x, x.shape[-2:])

@@ -1,0 +1,91 @@
+"""Self-attention among proposals that knows where they are (AdaMixer section 3.4)."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["RelationAttention", "encode_positions", "intersections_over_foreground"]
+
+_TEMPERATURE = 10_000.0
+_SCALES = (1000.0, 1000.0, 1.0, 1.0)  # what x, y, z and r are divided by
+
+
+def encode_positions(xyzr: Tensor, channels: int) -> Tensor:
+    """Sines and cosines of positions, a quarter of the channels for each coordinate.
+
+    Args:
+        xyzr: (..., 4), see `dsrcnn.structures.boxes_to_xyzr`.
+        channels: a multiple of 8.
+
+    Returns:
+        (..., channels), no gradient.
+    """
+    count = channels // 4
+    index = torch.arange(count, device=xyzr.device)
+    wavelength = _TEMPERATURE ** (2 * (index // 2) / count)
+    angles = torch.stack(
+        [x / s for x, s in zip(xyzr.detach().unbind(-1), _SCALES, strict=True)], -1
+    )
+    angles = angles.unsqueeze(-1) / wavelength.to(angles.dtype)
+    waves = torch.where(index % 2 == 0, angles.sin(), angles.cos())
+    return waves.flatten(-2)
+
+
+def intersections_over_foreground(boxes: Tensor) -> Tensor:
+    """Share of every box that lies in every other one: (..., P, 4) xyxy to (..., P, P).
+
+    Entry i, j is the intersection of i and j over the area of i.
+    """
+    low = torch.maximum(boxes[..., :, None, :2], boxes[..., None, :, :2])
+    high = torch.minimum(boxes[..., :, None, 2:], boxes[..., None, :, 2:])
+    common = (high - low).clamp(min=0).prod(dim=-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+    return common / area.clamp(min=1e-6).unsqueeze(-1)
+
+
+class RelationAttention(nn.Module):
+    """Queries, keys and values have positions; a learned factor per head weighs overlaps.
+
+    Parameter names follow the published code, in which the module's owner has them:
+    ``attention.attn``-like keys become ``attention.*`` here.
+
+    Attributes:
+        iof_tau: (heads,) factor of the overlaps' logarithm.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        """Make it for features of `channels`, a multiple of 8 and of `heads`."""
+        super().__init__()
+        self.heads = heads
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.norm = nn.LayerNorm(channels)
+        self.iof_tau = nn.Parameter(torch.empty(heads))
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Factors uniform between 0 and 4."""
+        nn.init.uniform_(self.iof_tau, 0.0, 4.0)
+
+    def forward(
+        self, features: Tensor, xyzr: Tensor, boxes: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend among the proposals of each image or group.
+
+        Args:
+            features: (B, P, D).
+            xyzr: (B, P, 4) positions of the proposals.
+            boxes: (B, P, 4) the same as xyxy.
+            mask: (B, P) or (B, P, P) bool, False for what must not be attended to.
+
+        Returns:
+            (B, P, D).
+        """
+        x = features + encode_positions(xyzr, features.shape[-1]).to(features.dtype)
+        overlaps = torch.log(intersections_over_foreground(boxes.detach()) + 1e-7)
+        bias = self.iof_tau.view(1, -1, 1, 1) * overlaps.unsqueeze(1)
+        if mask is not None:
+            mask = mask if mask.dim() == 3 else mask.unsqueeze(1)
+            bias = bias.masked_fill(~mask.unsqueeze(1), float("-inf"))
+        bias = bias.flatten(0, 1).to(x.dtype)
+        attended = self.attention(x, x, x, attn_mask=bias, need_weights=False)[0]
+        result: Tensor = self.norm(x + attended)
+        return result
