@@ -12,6 +12,7 @@ import torchvision
 from conftest import REPOSITORY, TINY, batch, tiny_cfg, write_coco
 from detectron2.modeling import build_model
 
+from dsrcnn.config import read_cfg
 from dsrcnn.engine.checkpoint import ReportingCheckpointer
 
 TOOLS = REPOSITORY / "tools"
@@ -108,3 +109,72 @@ def test_a_model_whose_mixture_is_the_same_for_all_images_loses_nothing_when_fro
     with torch.no_grad():
         for a, b in zip(static.predict(inputs)[0], dynamic.predict(inputs)[0], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+def theirs_of_adamixer(stages, logits):
+    """Names and shapes of an official AdaMixer checkpoint (ResNet-18 instead of 50)."""
+    shapes = {}
+    for key, value in torchvision.models.resnet18().state_dict().items():
+        if not key.startswith("fc."):
+            shapes[f"backbone.{key}"] = tuple(value.shape)
+    for index, channels in enumerate((64, 128, 256, 512)):
+        shapes[f"neck.lateral_convs.{index}.conv.weight"] = (64, channels, 1, 1)
+        shapes[f"neck.lateral_convs.{index}.conv.bias"] = (64,)
+    shapes |= {"neck.gn_out.weight": (64,), "neck.gn_out.bias": (64,)}
+    shapes |= {"rpn_head.init_proposal_bboxes.weight": (12, 4)}
+    shapes |= {"rpn_head.init_content_features.weight": (12, 64)}
+    stage = {
+        "attention.attn.in_proj_weight": (192, 64), "attention.attn.in_proj_bias": (192,),
+        "attention.attn.out_proj.weight": (64, 64), "attention.attn.out_proj.bias": (64,),
+        "attention_norm.weight": (64,), "attention_norm.bias": (64,), "iof_tau": (4,),
+        "ffn.layers.0.0.weight": (256, 64), "ffn.layers.0.0.bias": (256,),
+        "ffn.layers.1.weight": (64, 256), "ffn.layers.1.bias": (64,),
+        "ffn_norm.weight": (64,), "ffn_norm.bias": (64,),
+        "sampling_n_mixing.sampling_offset_generator.0.weight": (4 * 8 * 3, 64),
+        "sampling_n_mixing.sampling_offset_generator.0.bias": (4 * 8 * 3,),
+        "sampling_n_mixing.adaptive_mixing.parameter_generator.0.weight": (4 * 384, 64),
+        "sampling_n_mixing.adaptive_mixing.parameter_generator.0.bias": (4 * 384,),
+        "sampling_n_mixing.adaptive_mixing.out_proj.weight": (64, 4 * 16 * 16),
+        "sampling_n_mixing.adaptive_mixing.out_proj.bias": (64,),
+        "sampling_n_mixing.norm.weight": (64,), "sampling_n_mixing.norm.bias": (64,),
+        "fc_cls.weight": (logits, 64), "fc_cls.bias": (logits,),
+        "fc_reg.weight": (4, 64), "fc_reg.bias": (4,),
+    }  # fmt: skip
+    for tower in ("cls_fcs", "reg_fcs"):
+        stage |= {f"{tower}.0.weight": (64, 64), f"{tower}.0.bias": (64,)}
+        stage |= {f"{tower}.1.weight": (64,), f"{tower}.1.bias": (64,)}
+    for index in range(stages):
+        shapes |= {f"roi_head.bbox_head.{index}.{k}": shape for k, shape in stage.items()}
+    return {k: torch.randn(shape) for k, shape in shapes.items()}
+
+
+def test_converted_adamixer_weights_fill_the_whole_model(tmp_path):
+    source, target = tmp_path / "theirs.pth", tmp_path / "ours.pth"
+    theirs = theirs_of_adamixer(stages=3, logits=5)
+    torch.save({"state_dict": theirs, "meta": {"epoch": 12}}, source)
+    command = [sys.executable, TOOLS / "convert_adamixer.py"]
+    subprocess.run([*command, source, target], check=True)
+    options = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_CLASSES", 5]
+    model = build_model(read_cfg("quick/adamixer_shapes", options))
+    ReportingCheckpointer(model, strict=True).load(str(target))
+    stage = model.head.head_series[1]
+    prefix, mixing = "roi_head.bbox_head.1.", "sampling_n_mixing"
+    for ours, key in (
+        (stage.attention.attention.in_proj_weight, "attention.attn.in_proj_weight"),
+        (stage.linear1.weight, "ffn.layers.0.0.weight"),
+        (
+            stage.adaptive_mixing.out_proj.weight,
+            "sampling_n_mixing.adaptive_mixing.out_proj.weight",
+        ),
+        (stage.mixing_norm.bias, f"{mixing}.norm.bias"),
+    ):
+        assert torch.equal(ours, theirs[prefix + key]), key
+    assert torch.equal(model.backbone.norm.weight, theirs["neck.gn_out.weight"])
+    assert torch.equal(
+        model.backbone.bottom_up.res3[0].shortcut.weight,
+        theirs["backbone.layer2.0.downsample.0.weight"],
+    )
+    torch.save({"state_dict": {"roi_head.bbox_head.0.other": torch.zeros(1)}}, source)
+    done = subprocess.run([*command, source, target], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "1 unknown parameters, such as roi_head.bbox_head.0.other" in done.stderr

@@ -1,0 +1,108 @@
+#!/usr/bin/env python
+"""Convert an official AdaMixer checkpoint (MCG-NJU/AdaMixer, mmdetection) for ``MODEL.WEIGHTS``.
+
+python tools/convert_adamixer.py adamixer_r50_1x_coco.pth adamixer_R50_100pro_1x.pth
+python train_net.py --eval-only --config-file coco/adamixer_R50_100pro_1x \
+    MODEL.WEIGHTS adamixer_R50_100pro_1x.pth
+
+The file may hold objects of mmdetection; they are not read, but for the weights.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+_STAGE = r"^roi_head\.bbox_head\.(\d+)\."
+# In a stage: theirs, ours. The first that fits counts.
+_PARTS = [
+    (r"attention\.(attn\.)?(?=in_proj|out_proj)", "attention.attention."),
+    (r"attention_norm\.", "attention.norm."),
+    (r"iof_tau$", "attention.iof_tau"),
+    (r"ffn\.layers\.0\.(0\.)?", "linear1."),
+    (r"ffn\.layers\.1\.", "linear2."),
+    (r"ffn_norm\.", "ffn_norm."),
+    (r"sampling_n_mixing\.sampling_offset_generator\.0\.", "sampling_offset_generator."),
+    (r"sampling_n_mixing\.adaptive_mixing\.parameter_generator\.0\.",
+     "adaptive_mixing.parameter_generator."),
+    (r"sampling_n_mixing\.adaptive_mixing\.out_proj\.", "adaptive_mixing.out_proj."),
+    (r"sampling_n_mixing\.norm\.", "mixing_norm."),
+    (r"((cls|reg)_fcs\.\d+|fc_cls|fc_reg)\.", None),  # as it is
+]  # fmt: skip
+
+
+def our_key(key: str) -> str | None:
+    """Our name of a parameter of theirs; None for what is not needed.
+
+    Raises:
+        KeyError: if the parameter is unknown.
+    """
+    stage = re.match(_STAGE, key)
+    if stage:
+        rest = key[stage.end() :]
+        for theirs, ours in _PARTS:
+            found = re.match(theirs, rest)
+            if found:
+                rest = rest if ours is None else ours + rest[found.end() :]
+                return f"head.head_series.{stage[1]}.{rest}"
+        raise KeyError(key)
+    if key.endswith("num_batches_tracked") or key == "rpn_head.init_proposal_bboxes.weight":
+        return None  # boxes are the whole image, and not learned
+    if key == "rpn_head.init_content_features.weight":
+        return "init_proposal_features.weight"
+    if key.startswith("backbone."):
+        return f"backbone.bottom_up.{_resnet(key.removeprefix('backbone.'))}"
+    key = re.sub(r"^neck\.(lateral_convs|convs)\.(\d+)\.(conv\.)?", r"backbone.convs.\2.", key)
+    key = re.sub(r"^neck\.gn(_out)?\.", "backbone.norm.", key)
+    if not key.startswith("backbone."):
+        raise KeyError(key)
+    return key
+
+
+def _resnet(key: str) -> str:
+    key = key if key.startswith("layer") else f"stem.{key}"
+    key = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", key)
+    key = re.sub(r"\bbn(\d)", r"conv\1.norm", key)
+    return key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+def convert(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict of ours from one of theirs.
+
+    Raises:
+        KeyError: naming the parameters that are unknown.
+    """
+    found, unknown = {}, []
+    for key, value in state.items():
+        try:
+            name = our_key(key)
+        except KeyError:
+            unknown.append(key)
+            continue
+        if name is not None:
+            found[name] = value
+    if unknown:
+        raise KeyError(f"{len(unknown)} unknown parameters, such as {unknown[0]}")
+    return found
+
+
+def main() -> None:
+    """Read, rename, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="checkpoint as published")
+    parser.add_argument("target", type=Path, help="file to write")
+    args = parser.parse_args()
+    content = torch.load(args.source, map_location="cpu", weights_only=True)
+    try:
+        model = convert(content.get("state_dict", content))
+    except KeyError as error:
+        sys.exit(f"{args.source} is no AdaMixer checkpoint of mmdetection: {error.args[0]}.")
+    torch.save({"model": model, "__author__": "AdaMixer"}, args.target)
+
+
+if __name__ == "__main__":
+    main()
