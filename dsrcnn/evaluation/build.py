@@ -8,13 +8,14 @@ from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 
 from ..errors import DataError
 from .coco import CocoEvaluator
+from .crowdhuman import CrowdHumanEvaluator
 from .lvis import LvisEvaluator
 
 __all__ = ["build_evaluator"]
 
 
 def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
-    """COCO's metrics, or LVIS's or VOC's for theirs, by ``evaluator_type`` of the metadata.
+    """COCO's metrics, or CrowdHuman's, LVIS's or VOC's, by ``evaluator_type`` of the metadata.
 
     Raises:
         DataError: for data sets of another type.
@@ -25,11 +26,13 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
     folder = folder / name if len(cfg.DATASETS.TEST) > 1 else folder
     if kind == "coco":
         return CocoEvaluator(name, output_folder=folder)
+    if kind == "crowdhuman":
+        return CrowdHumanEvaluator(name, output_folder=folder)
     if kind == "lvis":
         return LvisEvaluator(name, output_dir=str(folder))
     if kind == "pascal_voc":
         return PascalVOCDetectionEvaluator(name)
     raise DataError(
         f"Data set {name!r} has evaluator_type {kind!r}; evaluators exist for 'coco', "
-        "'lvis' and 'pascal_voc'. Set MetadataCatalog.get(name).evaluator_type."
+        "'crowdhuman', 'lvis' and 'pascal_voc'. Set MetadataCatalog.get(name).evaluator_type."
     )

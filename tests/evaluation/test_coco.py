@@ -380,5 +380,5 @@ def test_a_data_set_of_another_type_is_refused():
     MetadataCatalog.get(NAME).set(thing_classes=["one"], evaluator_type="cityscapes")
     with pytest.raises(DataError) as caught:
         build_evaluator(tiny_cfg(), NAME)
-    for part in (NAME, "'cityscapes'", "'coco'", "'lvis'", "'pascal_voc'"):
+    for part in (NAME, "'cityscapes'", "'coco'", "'crowdhuman'", "'lvis'", "'pascal_voc'"):
         assert part in str(caught.value)
