@@ -97,6 +97,26 @@ def test_sampling_is_the_loop():
     torch.testing.assert_close(found, by_loop(levels, (4, 8, 16), points, 2), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        (2.0, [0.570459, 0.346001, 0.077203, 0.006337]),
+        (3.5, [0.134471, 0.365529, 0.365529, 0.134471]),
+        (1.0, [0.805154, 0.179654, 0.014747, 0.000445]),
+    ],
+)
+def test_published_level_weights(scale, expected):
+    strides = (4, 8, 16, 32)
+    for index, weight in enumerate(expected):
+        levels = [torch.full((1, 1, 4, 4), float(i == index)) for i in range(4)]
+        points = torch.tensor([8.0, 8.0, scale]).view(1, 1, 1, 1, 3)
+        # Where a level is larger than a cell around the point, its value is 1.
+        levels = [level.repeat(1, 1, 8, 8) for level in levels]
+        points[..., :2] = 64.0
+        found = sample_points(GroupedPyramid.from_levels(levels, strides, 1), points)
+        assert found.item() == pytest.approx(weight, abs=1e-5)
+
+
 def test_gradients_reach_features_places_and_scales():
     levels = [torch.randn(1, 2, 6 // 2**i, 6 // 2**i).double().requires_grad_() for i in range(2)]
     points = (torch.rand(1, 2, 1, 2, 3).double() * 15 + 3).requires_grad_()
