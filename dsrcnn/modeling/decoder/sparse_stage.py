@@ -36,6 +36,7 @@ class RCNNHead(nn.Module):
         num_reg: int,
         dropout: float = 0.0,
         activation: str = "relu",
+        tower_activation: str = "relu",
     ) -> None:
         """Make one stage.
 
@@ -50,6 +51,7 @@ class RCNNHead(nn.Module):
             num_reg: layers of the box tower.
             dropout: dropout of attention, interaction and feed-forward network.
             activation: of the feed-forward network, "relu" or "gelu".
+            tower_activation: of the towers.
         """
         super().__init__()
         self.self_attn = nn.MultiheadAttention(
@@ -66,8 +68,8 @@ class RCNNHead(nn.Module):
         self.dropout2 = nn.Dropout(dropout)
         self.dropout3 = nn.Dropout(dropout)
         self.activation = activation_from_name(activation)
-        self.cls_module = linear_norm_act(channels, num_cls)
-        self.reg_module = linear_norm_act(channels, num_reg)
+        self.cls_module = linear_norm_act(channels, num_cls, activation=tower_activation)
+        self.reg_module = linear_norm_act(channels, num_reg, activation=tower_activation)
         self.class_logits = nn.Linear(channels, num_logits)
         self.bboxes_delta = nn.Linear(channels, 4)
 
@@ -102,7 +104,11 @@ class RCNNHead(nn.Module):
             nn.init.constant_(self.class_logits.bias, prior_bias(prior_probability))
 
     def forward(
-        self, roi_features: Tensor, boxes: Tensor, proposal_features: Tensor
+        self,
+        roi_features: Tensor,
+        boxes: Tensor,
+        proposal_features: Tensor,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Refine every proposal once.
 
@@ -110,12 +116,15 @@ class RCNNHead(nn.Module):
             roi_features: (B * G * P, K, D), pooled at `boxes`.
             boxes: (B, G, P, 4) xyxy in pixels.
             proposal_features: (B, G, P, D).
+            mask: (B, P) or (B, P, P) bool, False for what must not be attended to; with one group.
 
         Returns:
             Logits (B, G, P, C), boxes (B, G, P, 4) and object features (B, G, P, D), the proposal
             features of the next stage.
         """
-        features = self.norm1(proposal_features + self.dropout1(self._attend(proposal_features)))
+        features = self.norm1(
+            proposal_features + self.dropout1(self._attend(proposal_features, mask))
+        )
         interaction = self.inst_interact(features.flatten(0, 2), roi_features).view_as(features)
         features = self.norm2(features + self.dropout2(interaction))
         hidden = self.dropout(self.activation(self.linear1(features)))
@@ -124,10 +133,15 @@ class RCNNHead(nn.Module):
         refined = self._refine(features, boxes)
         return logits, refined, features
 
-    def _attend(self, features: Tensor) -> Tensor:
+    def _attend(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """Self-attention among the proposals of one group of one image."""
         x = features.flatten(0, 1)
-        return self.self_attn(x, x, x, need_weights=False)[0].view_as(features)
+        hidden = None
+        if mask is not None:
+            pairs = mask if mask.dim() == 3 else mask.unsqueeze(1).expand(-1, x.shape[1], -1)
+            hidden = ~pairs.repeat_interleave(self.self_attn.num_heads, dim=0)
+        attended = self.self_attn(x, x, x, attn_mask=hidden, need_weights=False)[0]
+        return attended.view_as(features)
 
     def _refine(self, features: Tensor, boxes: Tensor) -> Tensor:
         tower = self.reg_module(features)

@@ -1,0 +1,89 @@
+"""Decoders of one layer, side by side: all are trained, one is used (ASAG section 3.4).
+
+Letters: ``B`` images, ``N`` queries, ``D`` channels, ``C`` classes, ``K`` decoders.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ...layers.point_sampling import GroupedPyramid
+from ...structures import Predictions
+from ..decoder import AdaMixerStage, RCNNHead
+from .query_initializer import InitialQueries, UnalignedRoIs
+
+__all__ = ["ParallelDecoders"]
+
+
+class ParallelDecoders(nn.Module):
+    """`K` stages that all refine the same queries; a learned vector tells each who it is."""
+
+    def __init__(
+        self,
+        stage: AdaMixerStage | RCNNHead,
+        *,
+        channels: int,
+        strides: tuple[int, ...],
+        rois: UnalignedRoIs,
+        count: int = 4,
+        used: int = -1,
+        prior_probability: float = 0.01,
+    ) -> None:
+        """Make `count` copies.
+
+        Args:
+            stage: to copy, of AdaMixer (ASAG-A) or Sparse R-CNN (ASAG-S).
+            channels: ``D``.
+            strides: of the pyramid, finest first.
+            rois: what pools for Sparse R-CNN's stage.
+            count: ``K``.
+            used: which of them inference uses.
+            prior_probability: class score of an untrained model.
+        """
+        super().__init__()
+        self.stages = nn.ModuleList(copy.deepcopy(stage) for _ in range(count))
+        self.decoder_embedding = nn.Embedding(count, channels)
+        self.strides = strides
+        self.rois = rois
+        self.used = used % count
+        for member in self.stages:
+            assert isinstance(member, AdaMixerStage | RCNNHead)  # a copy of `stage`
+            member.initialize(prior_probability)
+            # Boxes start where the query initializer has put them.
+            last = member.fc_reg if isinstance(member, AdaMixerStage) else member.bboxes_delta
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(
+        self, features: list[Tensor], queries: InitialQueries, mask: Tensor | None = None
+    ) -> Predictions:
+        """Refine the queries once.
+
+        Args:
+            features: pyramid levels (B, D, H_l, W_l), finest first.
+            queries: boxes are used without gradient, features with it.
+            mask: (B, N) or (B, N, N) bool, False for what must not be attended to.
+
+        Returns:
+            In training a prediction set of every decoder, numbered like stages, the one that is
+            used last; otherwise that one alone.
+        """
+        order = [i for i in range(len(self.stages)) if i != self.used] if self.training else []
+        order.append(self.used)
+        boxes = queries.boxes.detach().unsqueeze(1)
+        read = self._reader(features, queries.boxes)
+        found = []
+        for index in order:
+            states = (queries.features + self.decoder_embedding.weight[index]).unsqueeze(1)
+            found.append(self.stages[index](read, boxes, states, mask)[:2])
+        logits, refined = (torch.cat(x, dim=1).transpose(0, 1) for x in zip(*found, strict=True))
+        stage = torch.arange(len(self.stages) - len(order), len(self.stages), device=boxes.device)
+        return Predictions(logits, refined, stage)
+
+    def _reader(self, features: list[Tensor], boxes: Tensor) -> GroupedPyramid | Tensor:
+        """What a stage reads: the pyramid, or RoI features (B * N, R * R, D)."""
+        first = self.stages[0]
+        if isinstance(first, AdaMixerStage):
+            return GroupedPyramid.from_levels(features, self.strides, first.groups)
+        return self.rois(features, boxes).flatten(2).transpose(1, 2)

@@ -1,0 +1,348 @@
+"""ASAG's generator, initializer and decoders against numbers of the published code."""
+
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from dsrcnn.layers.point_sampling import GroupedPyramid
+from dsrcnn.modeling.asag import (
+    AnchorGenerator,
+    InitialQueries,
+    ParallelDecoders,
+    ProbingRule,
+    QueryInitializer,
+    UnalignedRoIs,
+    attention_mask,
+)
+from dsrcnn.modeling.asag.patches import crop_positions, cut_patches, from_patches, thinned
+from dsrcnn.modeling.decoder import AdaMixerStage, RCNNHead
+from dsrcnn.structures import box_cxcywh_to_xyxy, boxes_to_xyzr
+
+sys.path.insert(0, str(REPOSITORY / "tests/golden"))
+from asag_fill import feature, fill, parameter
+
+SIZES = torch.tensor([[320.0, 256, 320, 256], [288, 240, 288, 240]])
+STRIDES = (4, 8, 16, 32)
+_GIVEN = [[100, 80, 60, 40], [100, 80, 64, 48], [200, 150, 150, 120], [160, 128, 320, 256]]
+GIVEN = torch.tensor([*_GIVEN, [30, 30, 20, 20]]).float()
+INITIALIZER = [
+    ("tokens_norm1", "roi_norm"), ("tokens_norm3", "attention.norm"), ("tokens_norm2", "ffn_norm"),
+    ("attn.", "attention.attention."), ("iof_tau", "attention.iof_tau"),
+    ("tokens_proj.layers.0", "linear1"), ("tokens_proj.layers.1", "linear2"),
+]  # fmt: skip
+MIXING = "sampling_n_mixing."
+ADAMIXER = [
+    ("attention_norm", "attention.norm"), ("iof_tau", "attention.iof_tau"),
+    ("attention.", "attention.attention."), ("ffn.layers.0", "linear1"),
+    ("ffn.layers.1", "linear2"), (f"{MIXING}norm", "mixing_norm"),
+    (f"{MIXING}sampling_offset_generator.0", "sampling_offset_generator"),
+    (f"{MIXING}adaptive_mixing.parameter_generator.0", "adaptive_mixing.parameter_generator"),
+    (f"{MIXING}adaptive_mixing.out_proj", "adaptive_mixing.out_proj"),
+]  # fmt: skip
+
+
+def close(found, expected, tolerance=1e-4):
+    """Relative to the size of the number."""
+    expected = torch.tensor(expected)
+    torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=1e-4)
+
+
+def relative(boxes):
+    """xyxy in pixels to cxcywh as shares of the images."""
+    low, high = boxes.split(2, dim=-1)
+    return torch.cat([(low + high) / 2, high - low], dim=-1) / SIZES.unsqueeze(1)
+
+
+@pytest.fixture(scope="module")
+def generated():
+    generator = fill(AnchorGenerator(), "anchor_generator.")
+    features = [feature(level) for level in (3, 4, 5)]
+    with torch.no_grad():
+        return generator, features, generator(features, SIZES)
+
+
+def test_compressed_levels(generated):
+    generator, features, _ = generated
+    with torch.no_grad():
+        found = [net(x).abs().mean() for net, x in zip(generator.compress, features, strict=True)]
+    close(torch.stack(found), [0.735393, 0.702964, 0.654807])
+
+
+def test_fixed_levels(generated):
+    fixed = generated[2][1]
+    close(fixed.whole.sum(), 206.2663)
+    close(fixed.whole[0, 0, 0, :4], [0.95248, 0.69316, 0.82448, 0.85548])
+    close(fixed.quarters.sum(), 894.0739)
+    close(fixed.quarters[0, 0, 0, :4], [0.83876, 0.87674, 0.99283, 0.83787])
+
+
+def test_probed_levels(generated):
+    first, second = generated[2][2]
+    assert (first.stride, second.stride) == (16, 8)
+    assert first.images.tolist() == [0, 1, 1, 0, 1, 0, 0, 1, 0, 0]
+    assert first.positions[:5].tolist() == [[2, 1], [3, 0], [3, 0], [0, 0], [0, 0]]
+    close(first.predictions.sum(), 393.944)
+    assert second.images.tolist() == [0, 0, 0]
+    assert second.positions.tolist() == [[0, 5], [1, 17], [13, 17]]
+    close(second.predictions.sum(), 135.717)
+
+
+def test_anchors(generated):
+    anchors = generated[2][0]
+    assert anchors.mask.sum(dim=1).tolist() == [200, 200]
+    close(anchors.boxes.sum(dim=(1, 2)), [92127.95, 90467.61])
+    close(anchors.boxes[0, 0], [0.5594, 15.1627, 121.9545, 18.4707], 1e-3)
+    close(anchors.boxes[1, 0], [190.1069, 81.2537, 65.1440, 16.3308], 1e-3)
+    assert (anchors.scores[:, :-1] >= anchors.scores[:, 1:]).all()  # more than the limit: sorted
+
+
+def test_the_fixed_levels_alone(generated):
+    generator, features, _ = generated
+    generator.rule = generator.rule._replace(levels=0)
+    with torch.no_grad():
+        anchors, _, probed = generator(features, SIZES)
+    generator.rule = ProbingRule()
+    assert not probed
+    assert anchors.mask.sum(dim=1).tolist() == [195, 200]
+    padding = anchors.boxes[0, 195:]
+    assert (padding == torch.tensor([160.0, 128, 320, 256])).all()
+    assert not anchors.scores[0, 195:].any()
+
+
+@pytest.fixture(scope="module")
+def started():
+    initializer = fill(QueryInitializer(), "rpn.", INITIALIZER)
+    boxes = box_cxcywh_to_xyxy(torch.stack([GIVEN, 0.9 * GIVEN]))
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 4] = False
+    pyramid = [feature(level) for level in (2, 3, 4, 5)]
+    with torch.no_grad():
+        rois = UnalignedRoIs(STRIDES)(pyramid, boxes)
+        return pyramid, mask, initializer(rois, boxes, attention_mask(mask))
+
+
+def test_initial_queries(started):
+    queries = started[2]
+    close(queries.logits.sum(), 32.5935)
+    close(queries.logits[0, 0, :4], [3.37105, 0.47229, -0.71821, -0.58516])
+    close(queries.features.sum(), 10.3134)
+    close(queries.features.abs().mean(), 0.795201)
+    xyzr = boxes_to_xyzr(queries.boxes, unit=4.0, ratio_scale=0.5)
+    close(xyzr[0, 0], [48.0199, 22.3440, 4.12913, -1.91882])
+    close(relative(queries.boxes)[0, 0], [0.600249, 0.349125, 0.827034, 0.072308])
+
+
+def adamixer_stage():
+    return AdaMixerStage(
+        channels=256, num_logits=80, attention_heads=8, feedforward_channels=2048, num_reg=3,
+        tower_bias=False, activation="gelu", unit=4.0, ratio_scale=0.5,
+    )  # fmt: skip
+
+
+def sparse_stage():
+    return RCNNHead(
+        channels=256, num_logits=80, attention_heads=8, feedforward_channels=2048,
+        dynamic_channels=64, roi_positions=49, num_cls=1, num_reg=3, activation="gelu",
+        tower_activation="gelu",
+    )  # fmt: skip
+
+
+def decoder_of(stage, prefix, pairs, head):
+    """One decoder with the parameters of one of the four."""
+    decoders = ParallelDecoders(
+        stage, channels=256, strides=STRIDES, rois=UnalignedRoIs(STRIDES), count=1
+    )
+    fill(decoders.stages[0], f"decoder.{prefix}.{head}.", pairs)
+    row = parameter("decoder.decoder_embedding.weight", (4, 256))[head]
+    decoders.decoder_embedding.weight.data[0] = row
+    return decoders.eval()
+
+
+@pytest.mark.parametrize(
+    ("head", "logits", "first", "boxes", "box"),
+    [
+        (0, -11.716, 1.8864, 22.0328, [1.08719, -0.19456, 0.50753, 0.02198]),
+        (3, -37.449, 2.4624, 18.2748, [1.12808, -0.10686, 0.69853, 0.00836]),
+    ],
+)
+def test_decoders_of_asag_a(started, head, logits, first, boxes, box):
+    pyramid, mask, queries = started
+    decoders = decoder_of(adamixer_stage(), "bbox_head", ADAMIXER, head)
+    with torch.no_grad():
+        found = decoders(pyramid, queries, attention_mask(mask))
+    close(found.logits.sum(), logits, 5e-4)
+    close(found.logits[0, 0, 0, 0], first)
+    close(relative(found.boxes[0]).sum(), boxes)
+    close(relative(found.boxes[0])[0, 0], box, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("head", "first", "box"),
+    [
+        (0, 2.08631, [1.38378, 0.32589, 0.64563, 0.04438]),
+        (3, 2.17456, [1.36504, 0.32178, 0.61198, 0.05029]),
+    ],
+)
+def test_decoders_of_asag_s(started, head, first, box):
+    pyramid, mask, queries = started
+    decoders = decoder_of(sparse_stage(), "head_series", [], head)
+    with torch.no_grad():
+        found = decoders(pyramid, queries, attention_mask(mask))
+    close(found.logits[0, 0, 0, 0], first)
+    close(relative(found.boxes[0])[0, 0], box, 1e-3)
+
+
+# Properties
+
+
+def small_generator(**rule):
+    torch.manual_seed(0)
+    return AnchorGenerator(
+        channels=16, hidden=32, fixed_anchors=6, probed_anchors=4, rule=ProbingRule(**rule)
+    ).eval()
+
+
+def small_features(images, height, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(images, 16, -(-height // s), -(-width // s)) for s in (8, 16, 32)]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def everything_is_worth_a_look():
+    return {"low": 0.0, "high": 1.0, "output": 0.05, "overlap": 1.0}
+
+
+def test_good_anchors_are_not_looked_at_again():
+    generator = small_generator(high=0.0)
+    anchors, _, probed = generator(small_features(2, 96, 128), torch.tensor([[128.0, 96] * 2] * 2))
+    assert not probed
+    assert anchors.mask.any()
+    assert not anchors.boxes.requires_grad
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 250), (224, 224)])
+def test_images_smaller_than_a_patch_are_probed(height, width):
+    generator = small_generator(**everything_is_worth_a_look())
+    sizes = torch.tensor([[float(width), height, width, height]])
+    # Untrained, a probed anchor is half as large as its patch, and too large for the finer level.
+    generator.proj_patch.layers[2].bias.data.view(-1, 5)[:, 2:4] = -3.0
+    anchors, _, probed = generator(small_features(1, height, width), sizes)
+    assert len(probed) == 2
+    for level in probed:
+        assert (level.positions >= 0).all()
+        assert torch.isfinite(level.predictions).all()
+    assert anchors.mask.all()
+
+
+def test_a_permuted_batch_has_permuted_anchors():
+    generator = small_generator(**everything_is_worth_a_look())
+    features = small_features(3, 128, 160)
+    sizes = torch.tensor([[160.0, 128] * 2, [128.0, 128] * 2, [150.0, 100] * 2])
+    order = [2, 0, 1]
+    first, _, _ = generator(features, sizes)
+    second, _, _ = generator([x[order] for x in features], sizes[order])
+    for place, image in enumerate(order):
+        a, b = first.boxes[image][first.mask[image]], second.boxes[place][second.mask[place]]
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_what_lies_outside_of_an_image_changes_no_anchor():
+    generator = small_generator(**everything_is_worth_a_look())
+    sizes = torch.tensor([[160.0, 128] * 2, [96.0, 128] * 2])
+    features = small_features(2, 128, 160)
+    expected, _, _ = generator(features, sizes)
+    for level, stride in zip(features, (8, 16, 32), strict=True):
+        level[1, :, :, 96 // stride + 1 :] += 3.0  # a cell further, for the convolution
+    found, _, _ = generator(features, sizes)
+    assert torch.equal(found.boxes[0], expected.boxes[0])
+    fixed = expected.mask[1].nonzero()[:6, 0]
+    torch.testing.assert_close(found.boxes[1][fixed], expected.boxes[1][fixed])
+
+
+def test_a_patch_limit_keeps_the_best_of_every_image():
+    options = everything_is_worth_a_look()
+    generator = small_generator(**options, max_patches=2)
+    _, _, probed = generator(small_features(2, 128, 160), torch.tensor([[160.0, 128] * 2] * 2))
+    assert all(level.images.bincount().tolist() == [2, 2] for level in probed)
+
+
+def test_crop_positions_by_hand():
+    sizes = torch.tensor([[1333.0, 800]])
+    for centre, coarse, fine in (
+        ((720, 520), [37, 25], [82, 57]),
+        ((20, 20), [0, 0], [0, 0]),
+        ((1320, 820), [69, 35], [152, 85]),
+    ):
+        place = torch.tensor([centre]).float()
+        assert crop_positions(place, sizes, 16, 15).tolist() == [coarse]
+        assert crop_positions(place, sizes, 8, 15).tolist() == [fine]
+
+
+def test_patches_are_windows_row_after_row():
+    level = torch.arange(2 * 3 * 6 * 8).view(2, 3, 6, 8).float()
+    found = cut_patches(level, torch.tensor([1, 0]), torch.tensor([[2, 1], [0, 3]]), 3)
+    assert found.shape == (2, 9, 3)
+    expected = level[1, :, 1:4, 2:5].flatten(1).T
+    assert torch.equal(found[0], expected)
+    # A map of four cells below a patch of five: zeros behind.
+    small = cut_patches(level[..., :4], torch.tensor([0]), torch.tensor([[0, 0]]), 5)
+    assert torch.equal(small.view(5, 5, 3)[:, 4], torch.zeros(5, 3))
+
+
+def test_boxes_come_back_from_patches():
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4]]])
+    found = from_patches(boxes, torch.tensor([[10, 20]]), 16, 15)
+    assert found.tolist() == [[[10 * 16 + 120, 20 * 16 + 120, 48, pytest.approx(96)]]]
+
+
+def test_neighbours_of_a_better_patch_go_but_not_in_other_images():
+    centres = torch.tensor(
+        [[100.0, 100], [100.0 + 8 * 16, 100], [100.0 + 10 * 16, 100], [101, 100]]
+    )
+    scores, images = torch.tensor([0.5, 0.4, 0.3, 0.6]), torch.tensor([0, 0, 0, 1])
+    # Shifted by 8 of 15 cells: IoU 7/23 above 0.25; by 10: 5/25 below it.
+    assert thinned(centres, scores, images, 240.0, 0.25).tolist() == [3, 0, 2]
+
+
+def test_padding_changes_no_query():
+    torch.manual_seed(0)
+    made = QueryInitializer(
+        channels=16, num_classes=3, attention_heads=2, feedforward_channels=8, roi_positions=4
+    ).eval()
+    rois, boxes = torch.randn(1, 5, 16, 2, 2), torch.rand(1, 5, 4) * 20
+    boxes[..., 2:] += boxes[..., :2] + 4
+    mask = torch.tensor([[True, True, True, False, False]])
+    whole = made(rois.flatten(0, 1), boxes, attention_mask(mask))
+    part = made(rois[:, :3].flatten(0, 1), boxes[:, :3])
+    for a, b in zip(whole, part, strict=True):
+        torch.testing.assert_close(a[:, :3], b)
+
+
+@pytest.mark.parametrize("kind", ["adamixer", "sparse"])
+def test_all_decoders_are_trained_and_the_used_one_is_inferences(kind):
+    torch.manual_seed(0)
+    sizes = {"channels": 16, "num_logits": 3, "attention_heads": 2, "feedforward_channels": 8}
+    if kind == "adamixer":
+        stage = AdaMixerStage(**sizes, groups=2, in_points=3, out_points=4)
+    else:
+        stage = RCNNHead(**sizes, dynamic_channels=4, roi_positions=4, num_cls=1, num_reg=1)
+    rois = UnalignedRoIs((4, 8), resolution=2)
+    decoders = ParallelDecoders(stage, channels=16, strides=(4, 8), rois=rois, count=3, used=1)
+    pyramid = [torch.randn(2, 16, 16, 16), torch.randn(2, 16, 8, 8)]
+    boxes = torch.tensor([8.0, 8, 40, 30]).expand(2, 5, 4).clone().requires_grad_()
+    features = torch.randn(2, 5, 16, requires_grad=True)
+    queries = InitialQueries(torch.zeros(2, 5, 3), boxes, features)
+    found = decoders.train()(pyramid, queries)
+    assert found.logits.shape == (3, 2, 5, 3)
+    assert found.stage.tolist() == [0, 1, 2]
+    torch.testing.assert_close(found.boxes, boxes.expand(3, -1, -1, -1), rtol=1e-4, atol=1e-3)
+    (found.logits.sum() + found.boxes.sum()).backward()
+    assert boxes.grad is None
+    assert features.grad.abs().sum() > 0
+    used = decoders.eval()(pyramid, queries)
+    assert used.stage.tolist() == [2]
+    torch.testing.assert_close(used.logits[0], found.logits[-1])
+    assert isinstance(pyramid, list)
+    assert GroupedPyramid.from_levels(pyramid, (4, 8), 2).groups == 2
