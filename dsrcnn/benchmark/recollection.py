@@ -12,7 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..engine.config import load_cfg
-from ..modeling.decoder import DynamicHead
+from ..engine.pictures import expect_cascade
+from ..errors import ConfigError
+from ..modeling.decoder import AdaMixerDecoder, DynamicHead
 from ..modeling.decoder.recollection import Window, plain_windows, recollection_windows
 from ..modeling.losses import SetCriterion
 from ..modeling.matching import build_matcher
@@ -59,6 +61,7 @@ def compare_recollection(
         repeats: rounds.
     """
     cfg = load_cfg(config, ["MODEL.WEIGHTS", "", *opts])
+    expect_cascade(cfg, "dsrcnn benchmark-recollection")
     stages = cfg.MODEL.SparseRCNN.NUM_HEADS
     variants = {"plain": _Variant(plain_windows(stages))}
     variants |= {name: _variant(name, stages) for name in names}
@@ -83,6 +86,8 @@ def _variant(name: str, stages: int) -> _Variant:
     kind, _, start = name.partition("-")
     if kind == "dense":
         return _Variant(recollection_windows(stages, dense=True))
+    if int(start) > stages:
+        raise ConfigError(f"--variants names {name!r}, but there are {stages} stages.")
     windows = recollection_windows(stages, start=int(start))
     return _Variant(windows, loop=kind == "loop", forget=kind == "checkpoint")
 
@@ -94,11 +99,12 @@ class _Step:
         torch.manual_seed(0)
         device = torch.device(cfg.MODEL.DEVICE)
         node = cfg.MODEL.SparseRCNN
-        self.head = DynamicHead(cfg).to(device).train()
+        kind = AdaMixerDecoder if cfg.MODEL.META_ARCHITECTURE == "AdaMixer" else DynamicHead
+        self.head = kind(cfg).to(device).train()
         self.matcher = build_matcher(cfg)
         self.criterion = SetCriterion(cfg).to(device)
         size = torch.tensor([width, height] * 2, dtype=torch.float32, device=device)
-        strides = self.head.roi_features.strides
+        strides = self.head.strides
         self.features = [
             torch.randn(images, node.HIDDEN_DIM, height // s, width // s, device=device)
             for s in strides

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..modeling.decoder import DynamicHead
+from ..modeling.decoder import Cascade
 from ..modeling.decoder.recollection import Window
 from ..structures import Predictions, Proposals
 
@@ -16,7 +16,7 @@ __all__ = ["refine_by_loop"]
 
 
 def refine_by_loop(
-    head: DynamicHead, features: list[Tensor], proposals: Proposals, windows: Sequence[Window]
+    head: Cascade, features: list[Tensor], proposals: Proposals, windows: Sequence[Window]
 ) -> Iterator[Predictions]:
     """The predictions of every group, one after the other, in the order of the batched cascade.
 
@@ -26,13 +26,13 @@ def refine_by_loop(
         proposals: initial boxes (B, P, 4) and features (B, P, D).
         windows: of all stages.
     """
-    table = head.roi_features.prepare(features)
+    table = head.prepare(features)
     boxes, states = [proposals.boxes], [proposals.features]
     for number, (stage, window) in enumerate(zip(head.head_series, windows, strict=True)):
         for index in range(*window):
             start = boxes[index] if number == 0 else boxes[index].detach()
-            pooled = head.roi_features(table, start.detach())
-            logits, refined, state = stage(pooled, start[:, None], states[index][:, None])
+            one = start[:, None], states[index][:, None]
+            logits, refined, state = head._run_stage(stage, table, *one)
             boxes.append(refined[:, 0].detach())
             states.append(state[:, 0])
             place = torch.tensor([number], device=logits.device)

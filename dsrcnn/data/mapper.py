@@ -117,6 +117,11 @@ class DetectionMapper:
             and a.get("iscrowd", 0) == 0
             and box_fault(a, *image.shape[:2]) is None
         ]
+        if self.mask_format and not all("segmentation" in a for a in annotations):
+            raise DataError(
+                f"Image {record['file_name']} has objects without segmentation, which "
+                "MODEL.MASK_ON asks for. Write MODEL.MASK_ON False, or take data with masks."
+            )
         image, annotations = self._by_albumentations(image, annotations, record["file_name"])
         augmentations = self.augmentations
         if self.crop_augmentations is not None and np.random.rand() <= 0.5:

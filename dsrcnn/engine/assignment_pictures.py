@@ -13,7 +13,7 @@ from ..modeling.inputs import pad_targets
 from ..modeling.matching import build_matcher
 from ..structures import Predictions, Targets
 from ..visualization import draw_assignment, one_below_the_other, side_by_side
-from .pictures import as_bgr, load_predictor, training_images
+from .pictures import as_bgr, expect_cascade, load_predictor, training_images
 
 __all__ = ["draw_assignments"]
 
@@ -36,6 +36,7 @@ def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> li
         DataError: if the training set cannot be read.
         WeightsError: if the weights are missing or do not fill the whole model.
     """
+    expect_cascade(cfg, "dsrcnn assignment")
     inputs = training_images(cfg, images)
     model = load_predictor(cfg).model
     model.head.train()  # only this part: it then gives the predictions of all stages

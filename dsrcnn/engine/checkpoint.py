@@ -165,9 +165,18 @@ class ReportingCheckpointer(DetectionCheckpointer):
         weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
+    def _numbers_of_training(self) -> set[str]:
+        """Keys of what is no weight: modules whose `averaged` is False take care of it."""
+        parts = [(n, m) for n, m in self.model.named_modules() if not getattr(m, "averaged", True)]
+        return {f"{name}.{key}" for name, module in parts for key in module.state_dict()}
+
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Replace fvcore's warnings by one report; called once by `load`."""
-        reshaped = [(k, tuple(a), tuple(b)) for k, a, b in incompatible.incorrect_shapes]
+        reshaped = [
+            (k, tuple(a), tuple(b))
+            for k, a, b in incompatible.incorrect_shapes
+            if k not in self._numbers_of_training()
+        ]
         # Frozen norms do not count batches, and nothing depends on the count.
         changed = {k for k, _, _ in reshaped}
         missing = [

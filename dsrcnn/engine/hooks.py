@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..errors import CheckpointError
+from ..modeling.roi_heads import DynamicTrainingStats
 from ..structures import mean_over_processes
 
 __all__ = ["AverageNorms", "Checkpoints", "ProgressBar", "average_norms", "precise_norms"]
@@ -68,7 +69,13 @@ class AverageNorms(HookBase):
 
 @torch.no_grad()
 def average_norms(model: nn.Module) -> None:
-    """Average the running statistics of batch norms over all processes, in one collective."""
+    """Average the running statistics of batch norms over all processes, in one collective.
+
+    What else each process has of its own, and a checkpoint needs of all, is brought together too.
+    """
+    for module in model.modules():
+        if isinstance(module, DynamicTrainingStats):
+            module.share()
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     statistics = [x for m in norms for x in (m.running_mean, m.running_var) if x is not None]
     if comm.get_world_size() == 1 or not statistics:

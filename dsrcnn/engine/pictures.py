@@ -14,13 +14,14 @@ from torch import Tensor
 from ..config import add_dsrcnn_config
 from ..data.loaders import explain_data_errors
 from ..data.mapper import DetectionMapper, read_image
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..visualization import draw_boxes, side_by_side
 from .checkpoint import ReportingCheckpointer
 
 __all__ = [
     "as_bgr",
     "draw_predictions",
+    "expect_cascade",
     "load_predictor",
     "picture_of",
     "spread",
@@ -146,6 +147,20 @@ def as_bgr(image: Tensor, order: str) -> np.ndarray:
     """A model input (3, H, W) as a picture (H, W, 3) uint8; `order` is ``INPUT.FORMAT``."""
     array = image.permute(1, 2, 0).byte().cpu().numpy()
     return np.ascontiguousarray(array[..., ::-1] if order == "RGB" else array)
+
+
+def expect_cascade(cfg: CfgNode, command: str) -> None:
+    """Refuse architectures that have no cascade of stages.
+
+    Raises:
+        ConfigError: naming the architecture and those that have one.
+    """
+    found, known = cfg.MODEL.META_ARCHITECTURE, ("SparseRCNN", "DynamicSparseRCNN", "AdaMixer")
+    if found not in known:
+        raise ConfigError(
+            f"{command} looks at the stages of a cascade, and MODEL.META_ARCHITECTURE {found} has "
+            f"none. Use it with a config of {', '.join(known)}."
+        )
 
 
 def load_predictor(cfg: CfgNode) -> DefaultPredictor:

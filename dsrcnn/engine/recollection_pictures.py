@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from ..data.loaders import explain_data_errors
 from ..data.mapper import DetectionMapper
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..evaluation.found_objects import found_objects
 from ..modeling.decoder.recollection import plain_sets, recollection_windows, routes_of
 from ..modeling.postprocess import select_detections
 from ..visualization import draw_boxes, side_by_side
 from ..visualization.recollection import draw_found_by_stage, draw_routes
-from .pictures import as_bgr, load_predictor, spread
+from .pictures import as_bgr, expect_cascade, load_predictor, spread
 
 __all__ = ["RecollectionReport", "draw_recollection"]
 
@@ -76,6 +76,12 @@ def draw_recollection(
         DataError: if the test set cannot be read.
         WeightsError: if the weights are missing or do not fill the whole model.
     """
+    expect_cascade(cfg, "dsrcnn recollection")
+    if not cfg.MODEL.SparseRCNN.DEEP_SUPERVISION:
+        raise ConfigError(
+            "MODEL.SparseRCNN.DEEP_SUPERVISION is False: only the last stage of this model "
+            "predicts, and there is nothing to compare. Write True and train again."
+        )
     if not cfg.DATASETS.TEST:
         raise DataError("DATASETS.TEST is empty, so there are no images to look at.")
     name = cfg.DATASETS.TEST[0]
@@ -100,7 +106,7 @@ def draw_recollection(
     draw_found_by_stage(*counts, files[1])
     names = MetadataCatalog.get(name).thing_classes
     worst = sorted(seen, key=lambda s: int((s.found[:-1].any(dim=0) & ~s.found[-1]).sum()))
-    for number, image in enumerate(reversed(worst[len(worst) - images :])):
+    for number, image in enumerate(worst[: -images - 1 : -1]):
         files.append(folder / f"lost_{number:02d}.png")
         cv2.imwrite(str(files[-1]), _picture(image, names))
     return RecollectionReport(files, found.shape[1], *counts)

@@ -123,9 +123,9 @@ class TrainLoop(TrainerBase):
         """Gradients of the whole batch; returns its losses."""
         size = math.ceil(len(batch) / self.accumulate)
         parts = [batch[i : i + size] for i in range(0, len(batch), size)]
-        arguments, factor = self._how_parts_add_up(parts)
+        arguments, factors = self._how_parts_add_up(parts)
         sums: dict[str, Tensor] = {}
-        for number, part in enumerate(parts, start=1):
+        for number, (part, factor) in enumerate(zip(parts, factors, strict=True), start=1):
             is_last = number == len(parts)
             if arguments:
                 arguments["ends_iteration"] = is_last
@@ -138,21 +138,22 @@ class TrainLoop(TrainerBase):
                 sums[name] = sums.get(name, 0) + value.detach().float() * factor
         return sums
 
-    def _how_parts_add_up(self, parts: list[_Batch]) -> tuple[dict[str, Any], float]:
-        """Arguments for the model and a factor that make losses of parts those of the batch.
+    def _how_parts_add_up(self, parts: list[_Batch]) -> tuple[dict[str, Any], list[float]]:
+        """Arguments for the model, and factors that make losses of parts those of the batch.
 
         A model that can count beforehand what its losses are divided by is exact; the losses of
-        others are averaged over the parts.
+        others are averaged over the images.
         """
         count = getattr(unwrapped(self.model), "loss_normalizers", None)
         if len(parts) == 1:
-            return {}, 1.0
+            return {}, [1.0]
         if count is None:
-            return {}, 1.0 / len(parts)
+            images = sum(len(part) for part in parts)
+            return {}, [len(part) / images for part in parts]
         with self._autocast():
             normalizers = count(parts)
         self._seed_iteration()  # dropout has to leave out the same again
-        return {"normalizers": normalizers}, 1.0
+        return {"normalizers": normalizers}, [1.0] * len(parts)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         enabled = self.precision != torch.float32

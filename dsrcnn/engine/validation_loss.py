@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -27,7 +28,8 @@ def losses_without_learning(model: nn.Module) -> Iterator[None]:
         if isinstance(module, _DIFFERENT_WHEN_TRAINING):
             module.training = False
     try:
-        with torch.no_grad(), each_for_itself():
+        # Detectron2's heads log what they do: not into the log of the training.
+        with torch.no_grad(), each_for_itself(), EventStorage():
             yield
     finally:
         for module, training in before.items():

@@ -1,6 +1,7 @@
 """Deformable convolutions by torchvision, where Detectron2's compiled ones are missing.
 
-They also run on CPUs, which Detectron2's modulated one never does.
+They also run on CPUs, which Detectron2's modulated one never does: a compiled Detectron2 needs a
+GPU for it.
 """
 
 from collections.abc import Callable

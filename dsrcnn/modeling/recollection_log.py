@@ -4,10 +4,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..structures import Predictions, Targets
+from ..structures import Predictions, Targets, mean_over_processes
 from .decoder.recollection import plain_sets
 from .event_log import storage_in_turn
-from .losses import SetCriterion
+from .losses import LossCounts, SetCriterion
 
 __all__ = ["RecollectionLog"]
 
@@ -16,7 +16,8 @@ class RecollectionLog:
     """Writes the losses that training without recollection would have, every `period` iterations.
 
     Names are those of the losses after ``plain/``, with ``plain/total_loss``; they compare with
-    another training's, which the sums over groups do not.
+    another training's, which the sums over groups do not. Of a batch in parts they are the last
+    part's share.
     """
 
     def __init__(self, period: int) -> None:
@@ -35,6 +36,7 @@ class RecollectionLog:
         predictions: Predictions,
         targets: Targets,
         assignment: Tensor,
+        normalizers: LossCounts | None = None,
     ) -> None:
         """Log this iteration if it is its turn."""
         storage = storage_in_turn(self.period)
@@ -42,9 +44,14 @@ class RecollectionLog:
             return
         sets = plain_sets(predictions)
         plain = Predictions(*(x[sets] for x in predictions))
+        if normalizers is not None:
+            learners, weight = normalizers
+            learners = learners[sets] if learners.dim() else learners
+            normalizers = LossCounts(learners, None if weight is None else weight[sets])
         with torch.no_grad():
-            losses = criterion(plain, targets, assignment[sets])
-        values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+            losses = criterion(plain, targets, assignment[sets], normalizers)
+        means = mean_over_processes(torch.stack(list(losses.values())))
+        values = dict(zip(losses, means.tolist(), strict=True))
         scalars = {f"plain/{name}": value for name, value in values.items()}
         scalars["plain/total_loss"] = sum(values.values())
         storage.put_scalars(smoothing_hint=False, **scalars)

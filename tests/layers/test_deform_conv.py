@@ -6,6 +6,7 @@ from conftest import tiny_cfg
 from detectron2.modeling import build_backbone
 from torch.nn import functional as F
 
+from dsrcnn.compat import has_compiled_extension
 from dsrcnn.layers.deform_conv import DeformConv, ModulatedDeformConv
 
 
@@ -53,6 +54,7 @@ def test_without_offsets_it_is_a_convolution():
     torch.testing.assert_close(conv(x, offset), expected)
 
 
+@pytest.mark.skipif(has_compiled_extension(), reason="Detectron2 has its own")
 @pytest.mark.parametrize("modulated", [False, True])
 def test_a_resnet_of_detectron2_trains_with_it(modulated):
     options = ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16]

@@ -226,8 +226,9 @@ def test_good_anchors_are_not_looked_at_again():
 def test_images_smaller_than_a_patch_are_probed(height, width):
     generator = small_generator(**everything_is_worth_a_look())
     sizes = torch.tensor([[float(width), height, width, height]])
-    # Untrained, a probed anchor is half as large as its patch, and too large for the finer level.
-    generator.proj_patch.layers[2].bias.data.view(-1, 5)[:, 2:4] = -3.0
+    # Untrained, probed anchors are in the middle of their patch, outside of so small an image, and
+    # too large for the finer level.
+    generator.proj_patch.layers[2].bias.data.view(-1, 5)[:, :4] = -3.0
     anchors, _, probed = generator(small_features(1, height, width), sizes)
     assert len(probed) == 2
     for level in probed:

@@ -10,8 +10,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import PolygonMasks
 from detectron2.utils.events import EventStorage
 
+from dsrcnn.cli.main import main
 from dsrcnn.config import check_config, read_cfg
 from dsrcnn.engine.average import AveragedWeights
+from dsrcnn.engine.checkpoint import ReportingCheckpointer
+from dsrcnn.engine.launch import run
+from dsrcnn.engine.validation_loss import losses_without_learning
 from dsrcnn.errors import ConfigError
 from dsrcnn.solver import build_optimizer
 
@@ -83,11 +87,19 @@ def test_training_follows_the_proposals_and_a_resumed_one_too():
         for number in part:
             losses_of(model, inputs[number], seed=number)
 
-    whole = model_of(f"{NODE}WARMUP_IOU", 0.05)
+    limits = [
+        f"{NODE}WARMUP_IOU",
+        0.05,
+        f"{NODE}WARMUP_BETA",
+        10.0,
+    ]  # untrained, far from 0.4 and 1
+    whole = model_of(*limits)
     train(whole, range(8))
     assert whole.roi_heads.dynamic.step.item() == 8
-    assert numbers(whole) != pytest.approx((0.05, 1.0))
-    first, second = (model_of(f"{NODE}WARMUP_IOU", 0.05) for _ in range(2))
+    threshold, beta = numbers(whole)
+    assert threshold > 0.05
+    assert beta < 10.0
+    first, second = (model_of(*limits) for _ in range(2))
     train(first, range(6))
     second.load_state_dict(first.state_dict())
     train(second, range(6, 8))
@@ -159,6 +171,81 @@ def test_an_average_of_weights_takes_the_state_as_it_is():
     for name, buffer in model.roi_heads.dynamic.named_buffers():
         found = average.weights()[f"roi_heads.dynamic.{name}"]
         torch.testing.assert_close(found, buffer, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_file_with_windows_of_another_length_is_taken(tmp_path, strict):
+    model, other = model_of(), model_of(f"{NODE}ITERATION_COUNT", 7)
+    for seed in range(5):
+        losses_of(model, batch(SIZES, [3, 2], seed=seed))
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    ReportingCheckpointer(other, strict=strict).load(str(tmp_path / "model.pth"))
+    assert numbers(other) == numbers(model)
+    assert other.roi_heads.dynamic.step.item() == 0
+
+
+def test_one_switch_at_a_time_logs_what_is_in_use():
+    for switch, logged, other in (
+        ("IOU_ENABLED", "beta", "iou_thresh"),
+        ("BETA_ENABLED", "iou_thresh", "beta"),
+    ):
+        model = model_of(f"{NODE}{switch}", False)
+        _, storage = losses_of(model, batch(SIZES, [3, 2]), start=19)
+        assert f"dynamic_rcnn/{logged}" in storage.latest()
+        assert f"dynamic_rcnn/{other}" not in storage.latest()
+
+
+def test_losses_on_test_data_leave_the_log_of_the_training():
+    model = model_of()
+    with EventStorage(19) as storage:
+        storage.put_scalar("roi_head/num_fg_samples", -1.0)
+        with losses_without_learning(model):
+            model(batch(SIZES, [3, 2]))
+        assert storage.latest()["roi_head/num_fg_samples"][0] == -1.0
+    with losses_without_learning(model):  # and need none
+        model(batch(SIZES, [3, 2]))
+
+
+@pytest.mark.parametrize(
+    ("images", "parts", "window"), [(4, 1, 4), (4, 2, 8), (4, 3, 8), (2, 4, 8)]
+)
+def test_a_window_has_an_entry_for_every_part_of_a_batch(images, parts, window):
+    model = model_of("SOLVER.IMS_PER_BATCH", images, "SOLVER.ACCUMULATE", parts)
+    assert model.roi_heads.dynamic.window == window
+
+
+def test_it_trains_resumes_evaluates_and_draws_from_the_command_line(tmp_path):
+    output = tmp_path / "run"
+    words = [*map(str, SMALL), "MODEL.ROI_HEADS.NUM_CLASSES", "0", "MODEL.EMA.ENABLED", "True"]
+    words += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "TEST.EVAL_PERIOD", "0"]
+    words += ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    words += ["LOG.IMAGES", "1", "TEST.LOSS", "True", "OUTPUT_DIR", str(output)]
+    config = ["--config-file", "quick/dynamic_rcnn_shapes"]
+    assert run([*config, *words]) == 0
+    whole = torch.load(output / "model_final.pth")["model"]
+    for name in ("model_final.pth", "model_0000003.pth", "model_best.pth"):
+        (output / name).unlink(missing_ok=True)
+    (output / "last_checkpoint").write_text("model_0000001.pth")
+    assert run(["--resume", *config, *words]) == 0
+    resumed = torch.load(output / "model_final.pth")["model"]
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, equal_nan=True, rtol=0, atol=0)
+    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
+    saved = ["--config-file", str(output / "config.yaml")]
+    views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)"]
+    assert run(["--eval-only", *saved, *weights, *views]) == 0
+    drawn = ["draw", *saved, "--images", "1", "--output", str(tmp_path / "drawn"), *weights]
+    assert main(drawn) == 0
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 1
+
+
+def test_commands_that_look_at_stages_refuse_it(capsys):
+    config = ["--config-file", "quick/dynamic_rcnn_shapes"]
+    for command in ("assignment", "recollection"):
+        assert main([command, *config, "--output", "nowhere"]) == 2
+        assert "GeneralizedRCNN has none" in capsys.readouterr().err
+    assert main(["benchmark-recollection", *config]) == 2
+    assert "GeneralizedRCNN has none" in capsys.readouterr().err
 
 
 def test_mask_heads_train_beside_it():

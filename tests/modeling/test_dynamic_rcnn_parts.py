@@ -4,11 +4,17 @@ import math
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import EventStorage
 
 from dsrcnn.modeling.roi_heads.dynamic_matcher import DynamicMatcher
-from dsrcnn.modeling.roi_heads.dynamic_output_layers import regression_magnitudes, smooth_l1
+from dsrcnn.modeling.roi_heads.dynamic_output_layers import (
+    DynamicFastRCNNOutputLayers,
+    regression_magnitudes,
+    smooth_l1,
+)
 from dsrcnn.modeling.roi_heads.training_stats import DynamicTrainingStats
 
 OBJECTS = Boxes(torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 260]]))
@@ -46,6 +52,14 @@ def test_smooth_l1(beta, loss, gradient):
     assert total.item() == pytest.approx(sum(each))
     total.backward()
     assert residuals.grad.tolist() == pytest.approx([float(x) for x in gradient.split()])
+
+
+def test_smooth_l1_without_a_transition_is_l1():
+    residuals = torch.tensor([0.0, 0.5, -2.0], requires_grad=True)
+    total = smooth_l1(residuals, torch.tensor(0.0))
+    total.backward()
+    assert total.item() == pytest.approx(2.5, abs=1e-4)
+    assert residuals.grad.tolist() == pytest.approx([0, 1, -1])
 
 
 @pytest.mark.parametrize(
@@ -108,6 +122,57 @@ def test_errors_are_those_of_the_encoded_targets():
     assert found[5] > 70  # the stray box
 
 
+def sampled(threshold):
+    """The example as the heads have sampled it: 80 for background, classes 0 and 1."""
+    instances = Instances((500, 500))
+    best = IOUS.argmax(dim=0)
+    foreground = IOUS.max(dim=0).values >= threshold
+    instances.proposal_boxes = PROPOSALS
+    instances.gt_boxes = Boxes(OBJECTS.tensor[best])
+    instances.gt_classes = torch.where(foreground, best, torch.tensor(80))
+    return instances
+
+
+def layers(**options):
+    torch.manual_seed(0)
+    transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+    shape = ShapeSpec(channels=4, height=1, width=1)
+    return DynamicFastRCNNOutputLayers(
+        shape, box2box_transform=transform, num_classes=80, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"), [(0.4, [0, 0, 0.5, 0.5, 1, 1.5, 2.5, 2.5]), (0.7, [0, 0, 0.5, 0.5])]
+)
+def test_the_error_statistic_is_that_of_the_rank(threshold, expected):
+    made = layers()
+    made.begin(torch.tensor(1.0))
+    instances = sampled(threshold)
+    with EventStorage():
+        made.losses((torch.zeros(8, 81), torch.zeros(8, 320)), [instances])
+    found = [made.statistic(rank).item() for rank in range(1, len(expected) + 1)]
+    assert found == pytest.approx(expected, abs=1e-6)
+    exact = [x for x in expected if x]
+    found = [made.statistic(rank, skip_exact=True).item() for rank in range(1, len(exact) + 1)]
+    assert found == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_the_box_loss_with_a_transition_of_one_is_detectron2s(agnostic):
+    options = {"smooth_l1_beta": 1.0, "cls_agnostic_bbox_reg": agnostic}
+    plain, made = layers(dynamic=False, **options), layers(**options)
+    made.begin(torch.tensor(1.0))
+    predictions = torch.zeros(8, 81), torch.randn(8, 4 if agnostic else 320)
+    with EventStorage():
+        expected = plain.losses(predictions, [sampled(0.5)])["loss_box_reg"]
+        found = made.losses(predictions, [sampled(0.5)])["loss_box_reg"]
+        made.begin(torch.tensor(0.1))
+        sharper = made.losses(predictions, [sampled(0.5)])["loss_box_reg"]
+    torch.testing.assert_close(found, expected)
+    assert sharper > found  # as in the table above
+
+
 def stats(**options):
     return DynamicTrainingStats(window=4, **options)
 
@@ -166,7 +231,9 @@ def test_numbers_change_at_the_end_of_a_window_only():
         seen.append(module.iou_thresh.item())
         module.record(torch.tensor(0.6), torch.tensor(0.3))
     assert seen == pytest.approx([0.4] * 4 + [0.6] * 5)
-    assert module.iou_hist.isnan().tolist() == [False, True, True, True]  # the third has one entry
+    assert module.iou_hist.isnan().tolist() == [
+        [False, True, True, True]
+    ]  # the third has one entry
     assert module.step.item() == 9
 
 

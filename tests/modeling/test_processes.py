@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 
+from dsrcnn.engine.hooks import average_norms
 from dsrcnn.engine.processes import for_all_processes
 from dsrcnn.layers.image_norm import ImageNorm
 from dsrcnn.modeling.losses import SetCriterion
@@ -142,6 +143,41 @@ def _followed_proposals(rank):
     return seen
 
 
+def _resumed_in_the_middle(rank):
+    """Two entries of three, a checkpoint of the first process, and the rest in a new model."""
+    whole, first, second = (DynamicTrainingStats(window=3) for _ in range(3))
+    entries = WINDOWS[0][rank]
+    for number, (iou, error) in enumerate(entries):
+        whole.record(torch.tensor(iou), torch.tensor(error))
+        if number < 2:
+            first.record(torch.tensor(iou), torch.tensor(error))
+    average_norms(torch.nn.ModuleList([first]))  # what the hook before checkpoints does
+    state = [first.state_dict() if rank == 0 else None]
+    dist.broadcast_object_list(state)
+    second.load_state_dict(state[0])
+    second.record(*map(torch.tensor, entries[2]))
+    return [(s.iou_thresh.item(), s.beta.item()) for s in (whole, second)]
+
+
+def test_statistics_go_on_after_a_checkpoint_of_one_process(results):
+    for whole, second in results["resumed in the middle"]:
+        assert whole == second == pytest.approx((0.64, 0.5))
+
+
+def _recollected(rank):
+    cfg = tiny_cfg("MODEL.SparseRCNN.SQR.ENABLED", True, "MODEL.SparseRCNN.DLA.ENABLED", True)
+    model = for_all_processes(build_model(cfg))
+    losses = model(batch([(64, 96)], [(3, 0)[rank]], seed=rank))
+    sum(losses.values()).backward()
+    return torch.stack([p.grad.sum() for p in model.parameters() if p.requires_grad])
+
+
+def test_recollection_trains_where_one_process_has_no_object(results):
+    first, second = results["recollected"]
+    assert torch.equal(first, second)
+    assert torch.isfinite(first).all()
+
+
 NAN = float("nan")
 WINDOWS = [
     [[(0.5, 0.9), (0.6, 0.8), (0.7, 0.3)], [(0.6, 0.5), (NAN, NAN), (0.8, 0.1)]],
@@ -167,6 +203,8 @@ def _work(rank, folder):
         ("last stage only", _last_stage_only),
         ("norm", _norm),
         ("followed proposals", _followed_proposals),
+        ("resumed in the middle", _resumed_in_the_middle),
+        ("recollected", _recollected),
     ):
         torch.manual_seed(0)
         found[name] = part(rank)

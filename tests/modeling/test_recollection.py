@@ -204,8 +204,11 @@ def test_off_is_off_to_the_last_bit():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_inference_and_keys_are_those_of_the_plain_cascade():
-    plain, model = model_of(*PLAIN).eval(), model_of(*sqr()).eval()
+@pytest.mark.parametrize(
+    "opts", [(), ("MODE", "dense"), ("CHUNK", 1), ("CHECKPOINT", True), ("REDUCTION", "mean")]
+)
+def test_inference_and_keys_are_those_of_the_plain_cascade(opts):
+    plain, model = model_of(*PLAIN).eval(), model_of(*sqr(*opts)).eval()
     assert list(plain.state_dict()) == list(model.state_dict())
     with torch.no_grad():
         expected, found = plain(batch(SIZES[:2], [3, 2])), model(batch(SIZES[:2], [3, 2]))
@@ -294,3 +297,18 @@ def test_windows_from_a_config_replace_mode_and_start():
     assert model.head.windows == ((0, 1), (0, 2), (0, 4), (6, 8))
     with pytest.raises(ConfigError, match=r"for stage 4; write \[start, 8\]"):
         build_model(tiny_cfg(*sqr("WINDOWS", written.replace("6, 8", "6, 9"))))
+
+
+def test_recollection_trains_in_bfloat16_with_averaged_weights():
+    from dsrcnn.engine.average import AveragedWeights
+
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(*sqr(), *DLA)).train()
+    average = AveragedWeights(model)
+    average.start()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(batch(SIZES[:2], [3, 2]))
+    sum(losses.values()).backward()
+    average.update()
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert list(average.weights()) == list(model.state_dict())

@@ -131,6 +131,7 @@ def test_what_no_later_stage_wants_is_forgotten():
         ([[0, 1], [0, 2], [-1, 4]], r"\[-1, 4\] for stage 3"),
         ([[0, 1], [0, 1], [0, 2]], r"\[0, 1\] for stage 2"),
         ([[0, 1], [0], [0, 2]], r"\[0\] for stage 2"),
+        ([0, 1, 2], r"has 0 for stage 1; write \[start, end\]"),
     ],
 )
 def test_windows_that_cannot_be_are_refused(written, words):

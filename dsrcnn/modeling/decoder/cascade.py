@@ -39,7 +39,12 @@ class Cascade(nn.Module):
     """Runs stages one after the other and collects what each of them predicts.
 
     Subclasses say how a stage reads the pyramid.
+
+    Attributes:
+        strides: of the pyramid, finest first.
     """
+
+    strides: tuple[int, ...]
 
     def __init__(
         self,
@@ -176,6 +181,7 @@ class DynamicHead(Cascade):
         """
         super().__init__(stage=stage, **kwargs)
         self.roi_features = roi_features
+        self.strides = roi_features.strides
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

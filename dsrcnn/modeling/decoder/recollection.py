@@ -78,7 +78,9 @@ def check_windows(pairs: Sequence[Sequence[int]], num_stages: int) -> tuple[Wind
         )
     windows, available = [], 1
     for number, pair in enumerate(pairs, start=1):
-        if len(pair) != 2 or pair[1] != available or not 0 <= pair[0] < available:
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ConfigError(f"{key} has {pair!r} for stage {number}; write [start, end].")
+        if pair[1] != available or not 0 <= pair[0] < available:
             raise ConfigError(
                 f"{key} has {list(pair)} for stage {number}; write [start, {available}] with a "
                 f"start from 0 to {available - 1}: {available} groups are there before that stage, "

@@ -16,8 +16,9 @@ def smooth_l1(residuals: Tensor, beta: Tensor) -> Tensor:
 
     Args:
         residuals: of any shape.
-        beta: (), above 0.
+        beta: (); below 1e-5 the loss is that of 1e-5, very nearly L1, with finite gradients.
     """
+    beta = beta.clamp(min=1e-5)
     size = residuals.abs()
     return torch.where(size < beta, 0.5 * size**2 / beta, size - 0.5 * beta).sum()
 
@@ -100,7 +101,9 @@ class DynamicFastRCNNOutputLayers(FastRCNNOutputLayers):
         deltas = pred_deltas[foreground]
         if deltas.shape[1] != 4:  # one box for each class
             by_class = deltas.view(len(deltas), self.num_classes, 4)
-            deltas = by_class[torch.arange(len(deltas)), gt_classes[foreground]]
+            deltas = by_class[
+                torch.arange(len(deltas), device=deltas.device), gt_classes[foreground]
+            ]
         with torch.autocast(deltas.device.type, enabled=False):
             wanted = self.box2box_transform.get_deltas(
                 proposal_boxes[foreground].float(), gt_boxes[foreground].float()

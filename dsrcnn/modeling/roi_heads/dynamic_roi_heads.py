@@ -1,11 +1,13 @@
 """ROI heads that follow their proposals: Dynamic R-CNN (arXiv 2004.06002)."""
 
+import math
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Instances, pairwise_iou
+from detectron2.utils import comm
 from torch import Tensor
 
 from ..event_log import storage_in_turn
@@ -71,7 +73,7 @@ class DynamicROIHeads(StandardROIHeads):
         )
         arguments["dynamic"] = DynamicTrainingStats(
             # One entry for every part of a batch.
-            window=node.ITERATION_COUNT * cfg.SOLVER.ACCUMULATE,
+            window=node.ITERATION_COUNT * _parts_of_a_batch(cfg.SOLVER),
             warmup_iou=node.WARMUP_IOU,
             warmup_beta=node.WARMUP_BETA,
             max_iou=node.MAX_IOU,
@@ -147,15 +149,20 @@ class DynamicROIHeads(StandardROIHeads):
         storage = storage_in_turn(self.log_period)
         if storage is None:
             return
-        values = {
-            "iou_thresh": self.dynamic.iou_thresh,
-            "beta": self.dynamic.beta,
-            "iou_stat": iou,
-            "err_stat": error,
-        }
+        values = {"iou_stat": iou, "err_stat": error}
+        if self.proposal_matcher.dynamic:
+            values["iou_thresh"] = self.dynamic.iou_thresh
+        if self.box_predictor.dynamic:
+            values["beta"] = self.dynamic.beta
         device = self.dynamic.beta.device
         numbers = torch.stack([v.float().to(device) for v in values.values()]).tolist()
         scalars = {f"dynamic_rcnn/{k}": v for k, v in zip(values, numbers, strict=True)}
         # NaN, where there was nothing to measure, would not be JSON.
         finite = {k: v for k, v in scalars.items() if v == v}
         storage.put_scalars(smoothing_hint=False, **finite)
+
+
+def _parts_of_a_batch(solver: CfgNode) -> int:
+    """In how many parts a process sees its share of a batch, as the training loop cuts it."""
+    own = max(solver.IMS_PER_BATCH // comm.get_world_size(), 1)
+    return math.ceil(own / math.ceil(own / solver.ACCUMULATE))

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import torch
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ...structures import gathered_over_processes
@@ -23,7 +24,8 @@ class DynamicTrainingStats(nn.Module):
     Attributes:
         iou_thresh: () foreground threshold in use.
         beta: () transition point in use.
-        iou_hist: (window,) statistics of this window, NaN where there is none.
+        iou_hist: (processes, window) statistics of this window, NaN where there is none. Each
+            process fills a row of its own; `share` brings all of them together.
         err_hist: likewise.
         step: () int64, iterations recorded.
     """
@@ -62,8 +64,9 @@ class DynamicTrainingStats(nn.Module):
         self.max_iou, self.eps, self.sync = max_iou, eps, sync
         self.register_buffer("iou_thresh", torch.tensor(warmup_iou))
         self.register_buffer("beta", torch.tensor(warmup_beta))
-        self.register_buffer("iou_hist", torch.full((window,), torch.nan))
-        self.register_buffer("err_hist", torch.full((window,), torch.nan))
+        self.row, processes = comm.get_rank(), comm.get_world_size()
+        self.register_buffer("iou_hist", torch.full((processes, window), torch.nan))
+        self.register_buffer("err_hist", torch.full((processes, window), torch.nan))
         self.register_buffer("step", torch.tensor(0))
         self._count = 0  # `step` on the host, so that no iteration waits for the device
 
@@ -74,18 +77,29 @@ class DynamicTrainingStats(nn.Module):
         Every process records every iteration, so that all of them come to the update together.
         """
         place = self._count % self.window
-        self.iou_hist[place] = iou
-        self.err_hist[place] = error
+        self.iou_hist[self.row, place] = iou
+        self.err_hist[self.row, place] = error
         self._count += 1
         self.step.fill_(self._count)
         if self._count % self.window == 0:
             self._update()
 
+    @torch.no_grad()
+    def share(self) -> None:
+        """Bring the rows of all processes together; all of them must call it at the same time.
+
+        Before a checkpoint, which one process writes for all.
+        """
+        own = torch.stack([self.iou_hist[self.row], self.err_hist[self.row]])
+        ious, errors = gathered_over_processes(own).unbind(dim=1)
+        self.iou_hist.copy_(ious)
+        self.err_hist.copy_(errors)
+
     def _update(self) -> None:
-        histories = torch.stack([self.iou_hist, self.err_hist])
         if self.sync:
-            histories = gathered_over_processes(histories)
-        ious, errors = histories.view(-1, 2, self.window).unbind(dim=1)
+            self.share()
+        rows = slice(None) if self.sync else slice(self.row, self.row + 1)
+        ious, errors = self.iou_hist[rows], self.err_hist[rows]
         mean = ious.nanmean()
         threshold = mean.clamp(self.warmup_iou, self.max_iou)
         self.iou_thresh.copy_(torch.where(mean.isnan(), self.iou_thresh, threshold))
@@ -97,13 +111,14 @@ class DynamicTrainingStats(nn.Module):
         self.err_hist.fill_(torch.nan)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Weights of a plain detector have none of it; windows of another length begin anew."""
+        """Weights of a plain detector have none of it; windows of another shape begin anew."""
         own = {prefix + name: buffer for name, buffer in self.named_buffers()}
         if not own.keys() & state.keys():
             _LOGGER.info("The weights have no statistics of Dynamic R-CNN: they start anew.")
             state.update(own)
+        # A checkpointer may have taken out what does not fit.
         histories = [prefix + name for name in ("iou_hist", "err_hist")]
-        if any(state[k].shape != own[k].shape for k in histories if k in state):
+        if any(k not in state or state[k].shape != own[k].shape for k in histories):
             state.update({k: own[k] for k in (*histories, f"{prefix}step")})
         super()._load_from_state_dict(state, prefix, *args)
         self._count = int(self.step)
