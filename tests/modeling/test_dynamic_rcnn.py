@@ -92,7 +92,7 @@ def test_training_follows_the_proposals_and_a_resumed_one_too():
         0.05,
         f"{NODE}WARMUP_BETA",
         10.0,
-    ]  # untrained, far from 0.4 and 1
+    ]
     whole = model_of(*limits)
     train(whole, range(8))
     assert whole.roi_heads.dynamic.step.item() == 8
