@@ -57,11 +57,11 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path):
 def test_an_unreadable_image_stops_training_but_keeps_the_model(tmp_path, monkeypatch):
     calls = []
 
-    def fail_at_the_sixth(record, image_format):
+    def fail_at_the_sixth(record, *how):
         calls.append(record)
         if len(calls) == 6:
             raise DataError("Image gone.jpg cannot be read")
-        return read_image(record, image_format)
+        return read_image(record, *how)
 
     monkeypatch.setattr("dsrcnn.data.mapper.read_image", fail_at_the_sixth)
     cfg = quick_cfg(tmp_path, "SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 30)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import batch
+from conftest import batch, coco_options
 from detectron2.modeling import build_model
 from detectron2.structures import PolygonMasks
 from detectron2.utils.events import EventStorage
@@ -220,6 +220,7 @@ def test_it_trains_resumes_evaluates_and_draws_from_the_command_line(tmp_path):
     words += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "TEST.EVAL_PERIOD", "0"]
     words += ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
     words += ["LOG.IMAGES", "1", "TEST.LOSS", "True", "OUTPUT_DIR", str(output)]
+    words += coco_options(tmp_path)
     config = ["--config-file", "quick/dynamic_rcnn_shapes"]
     assert run([*config, *words]) == 0
     whole = torch.load(output / "model_final.pth")["model"]
