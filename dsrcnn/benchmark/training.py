@@ -10,6 +10,8 @@ from .speed import Measurement, Variant, compare
 
 __all__ = ["OPTIONS", "compare_options", "table_of_options"]
 
+_DLA = ("MODEL.SparseRCNN.DLA.ENABLED", "True")
+_DPG = ("MODEL.SparseRCNN.DPG.ENABLED", "True")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "float32": (),
     "bf16": ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bf16"),
@@ -17,6 +19,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "accumulate": ("SOLVER.ACCUMULATE", "2"),
     "checkpoint": ("MODEL.CHECKPOINT.BACKBONE", "True", "MODEL.CHECKPOINT.STAGES", "True"),
     "compile": ("MODEL.COMPILE", "True"),
+    "dla": _DLA,
+    "dpg": _DPG,
+    "dla-dpg": (*_DLA, *_DPG),
+    "sqr3": ("MODEL.SparseRCNN.SQR.ENABLED", "True", "MODEL.SparseRCNN.SQR.START", "3"),
+    "sqr1": ("MODEL.SparseRCNN.SQR.ENABLED", "True", "MODEL.SparseRCNN.SQR.START", "1"),
 }
 
 
