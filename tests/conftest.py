@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -46,6 +47,16 @@ SMALL = [
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def clean_catalogs():
+    """Data sets that a test registers are gone after it."""
+    before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
+    yield
+    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
+        for name in set(catalog.list()) - names:
+            catalog.pop(name)
 
 
 def tiny_cfg(*opts: object, config: str = "coco/sparse_rcnn_R50_100pro_3x") -> CfgNode:

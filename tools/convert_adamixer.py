@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from convert_torchvision import detectron2_key
 
 _STAGE = r"^roi_head\.bbox_head\.(\d+)\."
 # In a stage: theirs, ours. The first that fits counts.
@@ -53,19 +54,12 @@ def our_key(key: str) -> str | None:
     if key == "rpn_head.init_content_features.weight":
         return "init_proposal_features.weight"
     if key.startswith("backbone."):
-        return f"backbone.bottom_up.{_resnet(key.removeprefix('backbone.'))}"
+        return f"backbone.bottom_up.{detectron2_key(key.removeprefix('backbone.'))}"
     key = re.sub(r"^neck\.(lateral_convs|convs)\.(\d+)\.(conv\.)?", r"backbone.convs.\2.", key)
     key = re.sub(r"^neck\.gn(_out)?\.", "backbone.norm.", key)
     if not key.startswith("backbone."):
         raise KeyError(key)
     return key
-
-
-def _resnet(key: str) -> str:
-    key = key if key.startswith("layer") else f"stem.{key}"
-    key = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", key)
-    key = re.sub(r"\bbn(\d)", r"conv\1.norm", key)
-    return key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
 
 
 def convert(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

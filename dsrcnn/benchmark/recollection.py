@@ -104,13 +104,12 @@ class _Step:
         self.matcher = build_matcher(cfg)
         self.criterion = SetCriterion(cfg).to(device)
         size = torch.tensor([width, height] * 2, dtype=torch.float32, device=device)
-        strides = self.head.strides
         self.features = [
-            torch.randn(images, node.HIDDEN_DIM, height // s, width // s, device=device)
-            for s in strides
+            torch.randn(
+                images, node.HIDDEN_DIM, height // s, width // s, device=device
+            ).requires_grad_()
+            for s in self.head.strides
         ]
-        for level in self.features:
-            level.requires_grad_()
         shape = (images, node.NUM_PROPOSALS)
         states = torch.randn(*shape, node.HIDDEN_DIM, device=device, requires_grad=True)
         self.proposals = Proposals(size.mul(_random_boxes(*shape, device)), states)

@@ -2,6 +2,13 @@
 
 from .defaults import add_dsrcnn_config
 from .read import read_cfg, shipped_configs
-from .validate import check_config, choose_device
+from .validate import CASCADES, check_config, choose_device
 
-__all__ = ["add_dsrcnn_config", "check_config", "choose_device", "read_cfg", "shipped_configs"]
+__all__ = [
+    "CASCADES",
+    "add_dsrcnn_config",
+    "check_config",
+    "choose_device",
+    "read_cfg",
+    "shipped_configs",
+]

@@ -11,8 +11,10 @@ from ..structures import OVERLAPS
 from .validate_data import check_augmentation
 from .validate_training import check_training, expect_one_of
 
-__all__ = ["check_config", "choose_device"]
+__all__ = ["CASCADES", "check_config", "choose_device"]
 
+# Architectures that are cascades of stages, with their keys under MODEL.SparseRCNN.
+CASCADES = ("SparseRCNN", "DynamicSparseRCNN", "AdaMixer")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -22,7 +24,7 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: naming key, value found and value expected.
     """
-    if cfg.MODEL.META_ARCHITECTURE in ("SparseRCNN", "DynamicSparseRCNN", "AdaMixer"):
+    if cfg.MODEL.META_ARCHITECTURE in CASCADES:
         _check_sparse_rcnn(cfg)
         _check_adamixer(cfg)
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":

@@ -11,7 +11,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode, Instances
 from torch import Tensor
 
-from ..config import add_dsrcnn_config
+from ..config import CASCADES, add_dsrcnn_config
 from ..data.loaders import explain_data_errors
 from ..data.mapper import DetectionMapper, read_image
 from ..errors import ConfigError, DataError
@@ -155,11 +155,11 @@ def expect_cascade(cfg: CfgNode, command: str) -> None:
     Raises:
         ConfigError: naming the architecture and those that have one.
     """
-    found, known = cfg.MODEL.META_ARCHITECTURE, ("SparseRCNN", "DynamicSparseRCNN", "AdaMixer")
-    if found not in known:
+    found = cfg.MODEL.META_ARCHITECTURE
+    if found not in CASCADES:
         raise ConfigError(
             f"{command} looks at the stages of a cascade, and MODEL.META_ARCHITECTURE {found} has "
-            f"none. Use it with a config of {', '.join(known)}."
+            f"none. Use it with a config of {', '.join(CASCADES)}."
         )
 
 

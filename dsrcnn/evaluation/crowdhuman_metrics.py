@@ -106,24 +106,25 @@ def jaccard_index(images: Sequence[CrowdImage]) -> float:
     As many pairs as possible with an IoU of at least 0.5 are matched. Detections that are in none
     and lie more than half in a region to ignore do not count.
     """
-    best = 0.0
-    for score in _JACCARD_SCORES:
-        best = max(best, float(np.mean([_jaccard_of(image, score) for image in images])))
-    return best
+    return float(np.mean([_jaccards_of(image) for image in images], axis=0).max())
 
 
-def _jaccard_of(image: CrowdImage, score: float) -> float:
-    chosen = image.scores >= score
+def _jaccards_of(image: CrowdImage) -> list[float]:
+    """Of one image, at every threshold."""
     real = int((~image.ignored).sum())
-    ious, within = (x[chosen] for x in _overlaps(image.detections, image.persons))
-    pairs = ious[:, :real] >= _IOU
-    rows, columns = linear_sum_assignment(pairs, maximize=True)
-    good = pairs[rows, columns]
-    matched = np.zeros(len(pairs), bool)
-    matched[rows[good]] = True
-    counted = matched | ~(within[:, real:] > _IOU).any(axis=1)
-    total = int(counted.sum()) + real - int(good.sum())
-    return int(good.sum()) / total if total else 1.0
+    ious, within = _overlaps(image.detections, image.persons)
+    pairs: np.ndarray = ious[:, :real] >= _IOU
+    inside = np.asarray((within[:, real:] > _IOU).any(axis=1))
+    found = []
+    for score in _JACCARD_SCORES:
+        chosen = image.scores >= score
+        rows, columns = linear_sum_assignment(pairs[chosen], maximize=True)
+        good = pairs[chosen][rows, columns]
+        counted = ~inside[chosen]
+        counted[rows[good]] = True
+        total = int(counted.sum()) + real - int(good.sum())
+        found.append(int(good.sum()) / total if total else 1.0)
+    return found
 
 
 def _overlaps(detections: np.ndarray, persons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

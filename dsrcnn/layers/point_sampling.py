@@ -46,15 +46,17 @@ def sample_points(pyramid: GroupedPyramid, points: Tensor) -> Tensor:
         (B, N, G, P, D / G); zeros outside of the maps.
     """
     batch, count, groups, each = points.shape[:4]
-    scales = points.new_tensor([math.log2(stride) for stride in pyramid.strides])
-    weights = (-0.5 * (points[..., 2:] - scales) ** 2).softmax(dim=-1)
+    # Numbers of the host go in one by one: a tensor of them would be a transfer in every stage.
+    distances = [points[..., 2] - math.log2(stride) for stride in pyramid.strides]
+    weights = (-0.5 * torch.stack(distances, dim=-1) ** 2).softmax(dim=-1)
     # To one image for each group, as the levels are.
     place = points[..., :2].transpose(1, 2).reshape(batch * groups, count, each, 2)
-    weights = weights.transpose(1, 2).reshape(batch * groups, 1, count, each, len(scales))
+    weights = weights.transpose(1, 2).reshape(batch * groups, 1, count, each, -1)
     total: Tensor | None = None
     for index, (level, stride) in enumerate(zip(pyramid.levels, pyramid.strides, strict=True)):
-        size = torch.stack([place.new_tensor(float(n * stride)) for n in level.shape[:1:-1]])
-        grid = (2 * place / size - 1).to(level.dtype)
+        height, width = (side * stride for side in level.shape[2:])
+        x, y = place.unbind(-1)
+        grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1).to(level.dtype)
         read = F.grid_sample(level, grid, padding_mode="zeros", align_corners=False)
         part = read * weights[..., index].to(read.dtype)
         total = part if total is None else total + part

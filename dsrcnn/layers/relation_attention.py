@@ -22,10 +22,9 @@ def encode_positions(xyzr: Tensor, channels: int) -> Tensor:
     count = channels // 4
     index = torch.arange(count, device=xyzr.device)
     wavelength = _TEMPERATURE ** (2 * (index // 2) / count)
-    angles = torch.stack(
-        [x / s for x, s in zip(xyzr.detach().unbind(-1), _SCALES, strict=True)], -1
-    )
-    angles = angles.unsqueeze(-1) / wavelength.to(angles.dtype)
+    coordinates = zip(xyzr.detach().unbind(-1), _SCALES, strict=True)
+    scaled = torch.stack([x / scale for x, scale in coordinates], dim=-1)
+    angles = scaled.unsqueeze(-1) / wavelength.to(scaled.dtype)
     waves = torch.where(index % 2 == 0, angles.sin(), angles.cos())
     return waves.flatten(-2)
 
@@ -44,9 +43,6 @@ def intersections_over_foreground(boxes: Tensor) -> Tensor:
 
 class RelationAttention(nn.Module):
     """Queries, keys and values have positions; a learned factor per head weighs overlaps.
-
-    Parameter names follow the published code, in which the module's owner has them:
-    ``attention.attn``-like keys become ``attention.*`` here.
 
     Attributes:
         iof_tau: (heads,) factor of the overlaps' logarithm.

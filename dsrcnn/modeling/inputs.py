@@ -33,16 +33,9 @@ def batch_images(
     device = pixel_mean.device
     images = [(x["image"].to(device, non_blocking=True) - pixel_mean) / pixel_std for x in inputs]
     sizes = [(x.shape[-2], x.shape[-1]) for x in images]
-    short = [max(pad_to - max(sides), 0) for sides in zip(*sizes, strict=True)]
-    if any(short):  # the first image takes all others along
-        images[0] = F.pad(images[0], _missing(sizes, pad_to))
+    height, width = sizes[0]  # the first image takes all others along
+    images[0] = F.pad(images[0], (0, max(pad_to - width, 0), 0, max(pad_to - height, 0)))
     return ImageList(ImageList.from_tensors(images, size_divisibility).tensor, sizes)
-
-
-def _missing(sizes: list[tuple[int, int]], pad_to: int) -> tuple[int, int, int, int]:
-    """What the first image lacks at its right and bottom, so that the batch has its least size."""
-    height, width = (max(*sides, pad_to) for sides in zip(*sizes, strict=True))
-    return 0, width - sizes[0][1], 0, height - sizes[0][0]
 
 
 def image_sizes(sizes: list[tuple[int, int]], device: torch.device) -> Tensor:

@@ -16,6 +16,8 @@ from dsrcnn.data import register_coco_json
 from dsrcnn.data.datasets.coco_json import load_checked_coco_json, read_categories
 from dsrcnn.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
 NAME = "json_under_test"
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -44,14 +46,6 @@ def write(tmp_path):
         return str(path), str(tmp_path)
 
     return write
-
-
-@pytest.fixture(autouse=True)
-def _clean_catalogs():
-    yield
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME, None)
 
 
 @pytest.fixture

@@ -15,17 +15,10 @@ from dsrcnn.data import build_test_loader, build_train_loader, use_custom_data
 from dsrcnn.data.datasets import class_names, resolve_num_classes
 from dsrcnn.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
 QUICK = "quick/sparse_rcnn_shapes"  # its NUM_CLASSES is 0
 NUM_CLASSES = "MODEL.SparseRCNN.NUM_CLASSES"
-
-
-@pytest.fixture(autouse=True)
-def _clean_catalogs():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
 
 
 @pytest.fixture

@@ -14,19 +14,12 @@ from dsrcnn.data.datasets.shapes import CLASSES, draw_scene, shapes_records
 from dsrcnn.engine.launch import run
 from dsrcnn.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
 QUICK = "quick/sparse_rcnn_shapes"
 SPLITS = {"train": range(6), "val": range(6, 9)}
 # Alphabetical, as VOC lists no classes.
 NAMES = sorted(CLASSES)
-
-
-@pytest.fixture(autouse=True)
-def _clean_catalogs():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
 
 
 def scenes(split):

@@ -17,17 +17,10 @@ from dsrcnn.data.datasets.shapes import CLASSES, shapes_records
 from dsrcnn.errors import DataError
 from dsrcnn.evaluation import CocoEvaluator, build_evaluator
 
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
 NAME = "evaluated_in_test"
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP90"]
-
-
-@pytest.fixture(autouse=True)
-def _clean_catalogs():
-    before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
-    yield
-    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        for name in set(catalog.list()) - names:
-            catalog.pop(name)
 
 
 @pytest.fixture

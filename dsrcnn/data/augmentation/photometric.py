@@ -21,7 +21,8 @@ def opencv() -> Any:
         import cv2
     except ImportError as error:
         raise DataError(
-            'INPUT.AUG needs OpenCV, which is not installed. Write: pip install "dsrcnn[viz]"'
+            "INPUT.AUG and INPUT.OPENCV need OpenCV, which is not installed. Write: "
+            'pip install "dsrcnn[viz]"'
         ) from error
     return cv2
 

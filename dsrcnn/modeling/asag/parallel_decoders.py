@@ -50,10 +50,9 @@ class ParallelDecoders(nn.Module):
         for member in self.stages:
             assert isinstance(member, AdaMixerStage | RCNNHead)  # a copy of `stage`
             member.initialize(prior_probability)
-            # Boxes start where the query initializer has put them.
-            last = member.fc_reg if isinstance(member, AdaMixerStage) else member.bboxes_delta
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            if isinstance(member, RCNNHead):  # boxes start where the query initializer put them
+                nn.init.zeros_(member.bboxes_delta.weight)
+                nn.init.zeros_(member.bboxes_delta.bias)
 
     def forward(
         self, features: list[Tensor], queries: InitialQueries, mask: Tensor | None = None

@@ -6,14 +6,11 @@ classes.
 
 from typing import NamedTuple
 
-import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from ...layers.blocks import activation_from_name, initialize_xavier, linear_norm_act, prior_bias
-from ...layers.relation_attention import RelationAttention
-from ...structures import boxes_to_xyzr, xyzr_to_boxes
+from ..decoder import PositionalStage
 
 __all__ = ["InitialQueries", "QueryInitializer", "UnalignedRoIs", "attention_mask"]
 
@@ -52,7 +49,7 @@ class UnalignedRoIs(nn.Module):
         return rois
 
 
-class QueryInitializer(nn.Module):
+class QueryInitializer(PositionalStage):
     """RoI features, attention that knows positions, a feed-forward net, class and box."""
 
     def __init__(
@@ -67,7 +64,7 @@ class QueryInitializer(nn.Module):
         num_reg: int = 3,
         activation: str = "gelu",
     ) -> None:
-        """Make it.
+        """Make it; see `PositionalStage`.
 
         Args:
             channels: ``D``.
@@ -79,28 +76,21 @@ class QueryInitializer(nn.Module):
             num_reg: layers of the box tower.
             activation: "gelu" or "relu".
         """
-        super().__init__()
+        super().__init__(
+            channels=channels,
+            num_logits=num_classes,
+            attention_heads=attention_heads,
+            feedforward_channels=feedforward_channels,
+            num_cls=num_cls,
+            num_reg=num_reg,
+            tower_bias=False,
+            activation=activation,
+            unit=4.0,
+            ratio_scale=0.5,
+        )
         self.roi = nn.Linear(channels * roi_positions, channels)
         self.roi_norm = nn.LayerNorm(channels)
-        self.attention = RelationAttention(channels, attention_heads)
-        self.linear1 = nn.Linear(channels, feedforward_channels)
-        self.linear2 = nn.Linear(feedforward_channels, channels)
-        self.activation = activation_from_name(activation)
-        self.ffn_norm = nn.LayerNorm(channels)
-        self.cls_fcs = linear_norm_act(channels, num_cls, activation=activation)
-        self.reg_fcs = linear_norm_act(channels, num_reg, activation=activation)
-        self.fc_cls = nn.Linear(channels, num_classes)
-        self.fc_reg = nn.Linear(channels, 4)
         self.initialize(0.01)
-
-    @torch.no_grad()
-    def initialize(self, prior_probability: float) -> None:
-        """Xavier; boxes stay, classes start at the prior."""
-        initialize_xavier(self)
-        self.attention.initialize()
-        nn.init.zeros_(self.fc_reg.weight)
-        nn.init.zeros_(self.fc_reg.bias)
-        nn.init.constant_(self.fc_cls.bias, prior_bias(prior_probability))
 
     def forward(self, rois: Tensor, boxes: Tensor, mask: Tensor | None = None) -> InitialQueries:
         """Look at anchors.
@@ -114,11 +104,6 @@ class QueryInitializer(nn.Module):
             A first guess, and features; gradients reach both.
         """
         features = self.roi_norm(self.roi(rois.flatten(1))).view(*boxes.shape[:2], -1)
-        xyzr = boxes_to_xyzr(boxes, unit=4.0, ratio_scale=0.5)
+        xyzr = self._positions(boxes)
         features = self.attention(features, xyzr, boxes, mask)
-        features = self.ffn_norm(features + self.linear2(self.activation(self.linear1(features))))
-        logits = self.fc_cls(self.cls_fcs(features))
-        deltas = self.fc_reg(self.reg_fcs(features)).to(xyzr.dtype)
-        moved = xyzr[..., :2] + deltas[..., :2] * torch.exp2(xyzr[..., 2:3])
-        refined = torch.cat([moved, xyzr[..., 2:] + deltas[..., 2:]], dim=-1)
-        return InitialQueries(logits, xyzr_to_boxes(refined, unit=4.0, ratio_scale=0.5), features)
+        return InitialQueries(*self._conclude(features, xyzr))

@@ -4,20 +4,22 @@ Letters: ``B`` images, ``G`` groups of proposals, ``P`` proposals of a group, ``
 classes.
 """
 
+import math
+
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ...layers.adaptive_mixing import AdaptiveMixing
-from ...layers.blocks import activation_from_name, initialize_xavier, linear_norm_act, prior_bias
+from ...layers.blocks import activation_from_name
 from ...layers.point_sampling import GroupedPyramid, sample_points
-from ...layers.relation_attention import RelationAttention
-from ...structures import boxes_to_xyzr, xyzr_to_boxes
+from ...structures import xyzr_to_boxes
+from .positional_stage import PositionalStage
 
 __all__ = ["AdaMixerStage"]
 
 
-class AdaMixerStage(nn.Module):
+class AdaMixerStage(PositionalStage):
     """Attention that knows positions, sampling in space and scale, mixing, class and box."""
 
     @configurable
@@ -55,22 +57,23 @@ class AdaMixerStage(nn.Module):
             unit: pixels in which positions are told, see `boxes_to_xyzr`.
             ratio_scale: likewise.
         """
-        super().__init__()
+        super().__init__(
+            channels=channels,
+            num_logits=num_logits,
+            attention_heads=attention_heads,
+            feedforward_channels=feedforward_channels,
+            num_cls=num_cls,
+            num_reg=num_reg,
+            tower_bias=tower_bias,
+            activation=activation,
+            unit=unit,
+            ratio_scale=ratio_scale,
+        )
         self.groups, self.in_points = groups, in_points
-        self.unit, self.ratio_scale = unit, ratio_scale
-        self.attention = RelationAttention(channels, attention_heads)
         self.sampling_offset_generator = nn.Linear(channels, groups * in_points * 3)
         act = activation_from_name(activation)
         self.adaptive_mixing = AdaptiveMixing(channels, groups, in_points, out_points, act)
         self.mixing_norm = nn.LayerNorm(channels)
-        self.linear1 = nn.Linear(channels, feedforward_channels)
-        self.linear2 = nn.Linear(feedforward_channels, channels)
-        self.activation = activation_from_name(activation)
-        self.ffn_norm = nn.LayerNorm(channels)
-        self.cls_fcs = linear_norm_act(channels, num_cls, bias=tower_bias, activation=activation)
-        self.reg_fcs = linear_norm_act(channels, num_reg, bias=tower_bias, activation=activation)
-        self.fc_cls = nn.Linear(channels, num_logits)
-        self.fc_reg = nn.Linear(channels, 4)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -92,17 +95,12 @@ class AdaMixerStage(nn.Module):
     @torch.no_grad()
     def initialize(self, prior_probability: float | None) -> None:
         """Xavier; points scattered around the box, one level finer; boxes and mixing at rest."""
-        initialize_xavier(self)
-        self.attention.initialize()
+        super().initialize(prior_probability)
         self.adaptive_mixing.initialize()
         nn.init.zeros_(self.sampling_offset_generator.weight)
         offsets = self.sampling_offset_generator.bias.view(-1, 3)
         offsets[:, :2].uniform_(-0.5, 0.5)
         offsets[:, 2] = -1.0
-        nn.init.zeros_(self.fc_reg.weight)
-        nn.init.zeros_(self.fc_reg.bias)
-        if prior_probability is not None:
-            nn.init.constant_(self.fc_cls.bias, prior_bias(prior_probability))
 
     def forward(
         self, pyramid: GroupedPyramid, boxes: Tensor, features: Tensor, mask: Tensor | None = None
@@ -118,15 +116,10 @@ class AdaMixerStage(nn.Module):
         Returns:
             Logits (B, G, P, C), boxes (B, G, P, 4) and features (B, G, P, D).
         """
-        with torch.autocast(boxes.device.type, enabled=False):
-            xyzr = boxes_to_xyzr(boxes, unit=self.unit, ratio_scale=self.ratio_scale)
+        xyzr = self._positions(boxes)
         flat = (x.flatten(0, 1) for x in (features, xyzr, boxes))
         features = self.attention(*flat, mask).view_as(features)
-        features = self._mix(pyramid, xyzr, features)
-        hidden = self.linear2(self.activation(self.linear1(features)))
-        features = self.ffn_norm(features + hidden)
-        logits = self.fc_cls(self.cls_fcs(features))
-        return logits, self._refine(features, xyzr), features
+        return self._conclude(self._mix(pyramid, xyzr, features), xyzr)
 
     def _mix(self, pyramid: GroupedPyramid, xyzr: Tensor, features: Tensor) -> Tensor:
         """Sample around the boxes and mix what is there into the features."""
@@ -149,14 +142,4 @@ class AdaMixerStage(nn.Module):
         centre = xyzr[..., :2].unsqueeze(-2).unsqueeze(-2)
         place = (centre + offsets[..., :2] * size) * self.unit
         scale = xyzr[..., None, None, 2:3] + offsets[..., 2:]
-        unit = torch.log2(scale.new_tensor(self.unit))
-        return torch.cat([place, scale + unit], dim=-1)
-
-    def _refine(self, features: Tensor, xyzr: Tensor) -> Tensor:
-        tower = self.reg_fcs(features)
-        with torch.autocast(tower.device.type, enabled=False):
-            deltas = self.fc_reg(tower.to(self.fc_reg.weight.dtype)).to(xyzr.dtype)
-            scale = torch.exp2(xyzr[..., 2:3])
-            moved = xyzr[..., :2] + deltas[..., :2] * scale
-            new = torch.cat([moved, xyzr[..., 2:] + deltas[..., 2:]], dim=-1)
-            return xyzr_to_boxes(new, unit=self.unit, ratio_scale=self.ratio_scale)
+        return torch.cat([place, scale + math.log2(self.unit)], dim=-1)

@@ -1,5 +1,6 @@
 """Queries of AdaMixer: learned features in boxes that are the whole image."""
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
@@ -47,5 +48,5 @@ class ContentQueries(ProposalSource):
         """
         weight = self.init_proposal_features.weight
         states = F.layer_norm(weight, weight.shape[-1:]).expand(len(sizes), -1, -1)
-        corners = sizes * sizes.new_tensor([0.0, 0.0, 1.0, 1.0])
+        corners = torch.cat([torch.zeros_like(sizes[:, :2]), sizes[:, 2:]], dim=1)
         return Proposals(corners.unsqueeze(1).expand(-1, len(weight), -1), states)

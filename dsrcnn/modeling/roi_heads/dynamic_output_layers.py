@@ -58,17 +58,17 @@ class DynamicFastRCNNOutputLayers(FastRCNNOutputLayers):
     def losses(self, predictions: Any, proposals: list[Instances]) -> dict[str, Tensor]:
         """As Detectron2's; remembers how far foreground proposals are from their objects."""
         with torch.no_grad():
-            found = [self._magnitudes_of(p) for p in proposals]
-            self._magnitudes = torch.cat(found) if found else None
+            self._magnitudes = self._measured([p for p in proposals if p.has("gt_boxes")])
         losses: dict[str, Tensor] = super().losses(predictions, proposals)
         return losses
 
-    def _magnitudes_of(self, proposals: Instances) -> Tensor:
-        boxes = proposals.proposal_boxes.tensor
-        if not proposals.has("gt_boxes"):
-            return boxes.new_zeros(0)
-        foreground = proposals.gt_classes < self.num_classes
-        wanted = proposals.gt_boxes.tensor
+    def _measured(self, proposals: list[Instances]) -> Tensor | None:
+        """Magnitudes of all foreground proposals of the batch; None where no image has objects."""
+        if not proposals:
+            return None
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        wanted = torch.cat([p.gt_boxes.tensor for p in proposals])
+        foreground = torch.cat([p.gt_classes for p in proposals]) < self.num_classes
         return regression_magnitudes(self.box2box_transform, boxes, wanted)[foreground]
 
     def statistic(self, rank: int, *, skip_exact: bool = False) -> Tensor:

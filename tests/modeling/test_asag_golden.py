@@ -1,0 +1,191 @@
+"""ASAG's generator, initializer and decoders against numbers of the published code."""
+
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from dsrcnn.modeling.asag import (
+    AnchorGenerator,
+    ParallelDecoders,
+    ProbingRule,
+    QueryInitializer,
+    UnalignedRoIs,
+    attention_mask,
+)
+from dsrcnn.modeling.decoder import AdaMixerStage, RCNNHead
+from dsrcnn.structures import box_cxcywh_to_xyxy, boxes_to_xyzr
+
+sys.path.insert(0, str(REPOSITORY / "tests/golden"))
+from asag_fill import feature, fill, parameter
+
+SIZES = torch.tensor([[320.0, 256, 320, 256], [288, 240, 288, 240]])
+STRIDES = (4, 8, 16, 32)
+_GIVEN = [[100, 80, 60, 40], [100, 80, 64, 48], [200, 150, 150, 120], [160, 128, 320, 256]]
+GIVEN = torch.tensor([*_GIVEN, [30, 30, 20, 20]]).float()
+INITIALIZER = [
+    ("tokens_norm1", "roi_norm"), ("tokens_norm3", "attention.norm"), ("tokens_norm2", "ffn_norm"),
+    ("attn.", "attention.attention."), ("iof_tau", "attention.iof_tau"),
+    ("tokens_proj.layers.0", "linear1"), ("tokens_proj.layers.1", "linear2"),
+]  # fmt: skip
+MIXING = "sampling_n_mixing."
+ADAMIXER = [
+    ("attention_norm", "attention.norm"), ("iof_tau", "attention.iof_tau"),
+    ("attention.", "attention.attention."), ("ffn.layers.0", "linear1"),
+    ("ffn.layers.1", "linear2"), (f"{MIXING}norm", "mixing_norm"),
+    (f"{MIXING}sampling_offset_generator.0", "sampling_offset_generator"),
+    (f"{MIXING}adaptive_mixing.parameter_generator.0", "adaptive_mixing.parameter_generator"),
+    (f"{MIXING}adaptive_mixing.out_proj", "adaptive_mixing.out_proj"),
+]  # fmt: skip
+
+
+def close(found, expected, tolerance=1e-4):
+    """Relative to the size of the number."""
+    expected = torch.tensor(expected)
+    torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=1e-4)
+
+
+def relative(boxes):
+    """xyxy in pixels to cxcywh as shares of the images."""
+    low, high = boxes.split(2, dim=-1)
+    return torch.cat([(low + high) / 2, high - low], dim=-1) / SIZES.unsqueeze(1)
+
+
+@pytest.fixture(scope="module")
+def generated():
+    generator = fill(AnchorGenerator(), "anchor_generator.")
+    features = [feature(level) for level in (3, 4, 5)]
+    with torch.no_grad():
+        return generator, features, generator(features, SIZES)
+
+
+def test_compressed_levels(generated):
+    generator, features, _ = generated
+    with torch.no_grad():
+        found = [net(x).abs().mean() for net, x in zip(generator.compress, features, strict=True)]
+    close(torch.stack(found), [0.735393, 0.702964, 0.654807])
+
+
+def test_fixed_levels(generated):
+    fixed = generated[2][1]
+    close(fixed.whole.sum(), 206.2663)
+    close(fixed.whole[0, 0, 0, :4], [0.95248, 0.69316, 0.82448, 0.85548])
+    close(fixed.quarters.sum(), 894.0739)
+    close(fixed.quarters[0, 0, 0, :4], [0.83876, 0.87674, 0.99283, 0.83787])
+
+
+def test_probed_levels(generated):
+    first, second = generated[2][2]
+    assert (first.stride, second.stride) == (16, 8)
+    assert first.images.tolist() == [0, 1, 1, 0, 1, 0, 0, 1, 0, 0]
+    assert first.positions[:5].tolist() == [[2, 1], [3, 0], [3, 0], [0, 0], [0, 0]]
+    close(first.predictions.sum(), 393.944)
+    assert second.images.tolist() == [0, 0, 0]
+    assert second.positions.tolist() == [[0, 5], [1, 17], [13, 17]]
+    close(second.predictions.sum(), 135.717)
+
+
+def test_anchors(generated):
+    anchors = generated[2][0]
+    assert anchors.mask.sum(dim=1).tolist() == [200, 200]
+    close(anchors.boxes.sum(dim=(1, 2)), [92127.95, 90467.61])
+    close(anchors.boxes[0, 0], [0.5594, 15.1627, 121.9545, 18.4707], 1e-3)
+    close(anchors.boxes[1, 0], [190.1069, 81.2537, 65.1440, 16.3308], 1e-3)
+    assert (anchors.scores[:, :-1] >= anchors.scores[:, 1:]).all()  # more than the limit: sorted
+
+
+def test_the_fixed_levels_alone(generated):
+    generator, features, _ = generated
+    generator.rule = generator.rule._replace(levels=0)
+    with torch.no_grad():
+        anchors, _, probed = generator(features, SIZES)
+    generator.rule = ProbingRule()
+    assert not probed
+    assert anchors.mask.sum(dim=1).tolist() == [195, 200]
+    padding = anchors.boxes[0, 195:]
+    assert (padding == torch.tensor([160.0, 128, 320, 256])).all()
+    assert not anchors.scores[0, 195:].any()
+
+
+@pytest.fixture(scope="module")
+def started():
+    initializer = fill(QueryInitializer(), "rpn.", INITIALIZER)
+    boxes = box_cxcywh_to_xyxy(torch.stack([GIVEN, 0.9 * GIVEN]))
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 4] = False
+    pyramid = [feature(level) for level in (2, 3, 4, 5)]
+    with torch.no_grad():
+        rois = UnalignedRoIs(STRIDES)(pyramid, boxes)
+        return pyramid, mask, initializer(rois, boxes, attention_mask(mask))
+
+
+def test_initial_queries(started):
+    queries = started[2]
+    close(queries.logits.sum(), 32.5935)
+    close(queries.logits[0, 0, :4], [3.37105, 0.47229, -0.71821, -0.58516])
+    close(queries.features.sum(), 10.3134)
+    close(queries.features.abs().mean(), 0.795201)
+    xyzr = boxes_to_xyzr(queries.boxes, unit=4.0, ratio_scale=0.5)
+    close(xyzr[0, 0], [48.0199, 22.3440, 4.12913, -1.91882])
+    close(relative(queries.boxes)[0, 0], [0.600249, 0.349125, 0.827034, 0.072308])
+
+
+def adamixer_stage():
+    return AdaMixerStage(
+        channels=256, num_logits=80, attention_heads=8, feedforward_channels=2048, num_reg=3,
+        tower_bias=False, activation="gelu", unit=4.0, ratio_scale=0.5,
+    )  # fmt: skip
+
+
+def sparse_stage():
+    return RCNNHead(
+        channels=256, num_logits=80, attention_heads=8, feedforward_channels=2048,
+        dynamic_channels=64, roi_positions=49, num_cls=1, num_reg=3, activation="gelu",
+        tower_activation="gelu",
+    )  # fmt: skip
+
+
+def decoder_of(stage, prefix, pairs, head):
+    """One decoder with the parameters of one of the four."""
+    decoders = ParallelDecoders(
+        stage, channels=256, strides=STRIDES, rois=UnalignedRoIs(STRIDES), count=1
+    )
+    fill(decoders.stages[0], f"decoder.{prefix}.{head}.", pairs)
+    row = parameter("decoder.decoder_embedding.weight", (4, 256))[head]
+    decoders.decoder_embedding.weight.data[0] = row
+    return decoders.eval()
+
+
+@pytest.mark.parametrize(
+    ("head", "logits", "first", "boxes", "box"),
+    [
+        (0, -11.716, 1.8864, 22.0328, [1.08719, -0.19456, 0.50753, 0.02198]),
+        (3, -37.449, 2.4624, 18.2748, [1.12808, -0.10686, 0.69853, 0.00836]),
+    ],
+)
+def test_decoders_of_asag_a(started, head, logits, first, boxes, box):
+    pyramid, mask, queries = started
+    decoders = decoder_of(adamixer_stage(), "bbox_head", ADAMIXER, head)
+    with torch.no_grad():
+        found = decoders(pyramid, queries, attention_mask(mask))
+    close(found.logits.sum(), logits, 5e-4)
+    close(found.logits[0, 0, 0, 0], first)
+    close(relative(found.boxes[0]).sum(), boxes)
+    close(relative(found.boxes[0])[0, 0], box, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("head", "first", "box"),
+    [
+        (0, 2.08631, [1.38378, 0.32589, 0.64563, 0.04438]),
+        (3, 2.17456, [1.36504, 0.32178, 0.61198, 0.05029]),
+    ],
+)
+def test_decoders_of_asag_s(started, head, first, box):
+    pyramid, mask, queries = started
+    decoders = decoder_of(sparse_stage(), "head_series", [], head)
+    with torch.no_grad():
+        found = decoders(pyramid, queries, attention_mask(mask))
+    close(found.logits[0, 0, 0, 0], first)
+    close(relative(found.boxes[0])[0, 0], box, 1e-3)
