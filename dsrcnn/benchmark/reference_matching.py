@@ -51,7 +51,7 @@ def assign_by_loop(
     if rule != plain:
         raise ValueError(f"The plain loop does not know all settings of {rule}.")
     found = []
-    for logits_of_set, boxes_of_set, stage in zip(*predictions, strict=True):
+    for logits_of_set, boxes_of_set, stage in zip(*predictions[:3], strict=True):
         for image, (logits, boxes) in enumerate(zip(logits_of_set, boxes_of_set, strict=True)):
             real = targets.mask[image]
             objects, labels = targets.boxes[image][real], targets.labels[image][real]

@@ -6,6 +6,7 @@ unchanged. Detectron2's own keys are never shadowed.
 
 from detectron2.config import CfgNode
 
+from .defaults_asag import add_asag_keys
 from .defaults_data import add_data_keys
 from .defaults_training import add_training_keys
 
@@ -24,6 +25,7 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
     _add_suppression(cfg)
     _add_recollection(cfg)
     _add_adamixer(cfg)
+    add_asag_keys(cfg)
     _add_dynamic_rcnn(cfg)
     _add_backbones(cfg)
     add_training_keys(cfg)

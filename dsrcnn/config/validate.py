@@ -8,13 +8,16 @@ from detectron2.modeling import BACKBONE_REGISTRY
 
 from ..errors import ConfigError
 from ..structures import OVERLAPS
+from .validate_asag import check_asag
 from .validate_data import check_augmentation
 from .validate_training import check_training, expect_one_of
 
-__all__ = ["CASCADES", "check_config", "choose_device"]
+__all__ = ["CASCADES", "SPARSE_DETECTORS", "check_config", "choose_device"]
 
 # Architectures that are cascades of stages, with their keys under MODEL.SparseRCNN.
 CASCADES = ("SparseRCNN", "DynamicSparseRCNN", "AdaMixer")
+# Those that have at least classes, sizes of layers and loss weights there.
+SPARSE_DETECTORS = (*CASCADES, "ASAG")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -24,9 +27,11 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: naming key, value found and value expected.
     """
-    if cfg.MODEL.META_ARCHITECTURE in CASCADES:
+    if cfg.MODEL.META_ARCHITECTURE in SPARSE_DETECTORS:
         _check_sparse_rcnn(cfg)
         _check_adamixer(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "ASAG":
+        check_asag(cfg)
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
         _check_generalized_rcnn(cfg)
     _check_backbone(cfg)
@@ -101,7 +106,8 @@ def _check_adamixer(cfg: CfgNode) -> None:
     for name in ("GROUPS", "IN_POINTS", "OUT_POINTS"):
         if node[name] < 1:
             raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least 1.")
-    if cfg.MODEL.META_ARCHITECTURE == "AdaMixer" and (channels % node.GROUPS or channels % 8):
+    is_used = cfg.MODEL.META_ARCHITECTURE in ("AdaMixer", "ASAG")
+    if is_used and (channels % node.GROUPS or channels % 8):
         raise ConfigError(
             f"MODEL.SparseRCNN.HIDDEN_DIM is {channels}; AdaMixer needs a multiple of 8 and of "
             f"{key}.GROUPS {node.GROUPS}."

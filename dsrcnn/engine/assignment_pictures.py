@@ -49,7 +49,7 @@ def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> li
         with torch.no_grad():
             predictions, sizes, _ = model.predict(batch)
         sets = plain_sets(predictions)
-        predictions = Predictions(*(x[sets] for x in predictions))
+        predictions = predictions.of_sets(sets)
         targets = pad_targets(batch, sizes)
         picture = as_bgr(record["image"], cfg.INPUT.FORMAT)
         rows = [

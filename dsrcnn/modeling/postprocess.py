@@ -43,9 +43,11 @@ def select_detections(
     *,
     limit: int,
     focal: bool,
+    candidates: int | None = None,
     nms_threshold: float | None = None,
     nms_class_wise: bool = True,
     sizes: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Detections:
     """The best detections of every image, by score, without threshold on the score.
 
@@ -57,30 +59,37 @@ def select_detections(
         boxes: (B, P, 4).
         limit: detections per image, at most P are returned; negative for no other limit.
         focal: which of the two.
+        candidates: scores that are looked at, with focal classification; then they, and not P, are
+            the other limit, and suppression is among them. Negative: P.
         nms_threshold: of `suppress_duplicates` among the P best, before the limit; None for none.
         nms_class_wise: likewise.
         sizes: (B, 4) ``w, h, w, h``; overlaps are then those of boxes clipped to their image.
+        mask: (B, P) bool, False for proposals that do not count; None for none.
 
     Returns:
-        K = P with suppression, otherwise min(limit, P).
+        K = P with suppression, otherwise min(limit, P); with `candidates` they instead of P.
     """
     logits, boxes = logits.float(), boxes.float()
-    proposals = boxes.shape[1]
-    allowed = min(limit, proposals) if limit >= 0 else proposals
-    count = allowed if nms_threshold is None else proposals
+    most = boxes.shape[1]
     if focal:
-        scores, flat = logits.sigmoid().flatten(1).topk(count, dim=1)
-        proposal, classes = flat // logits.shape[-1], flat % logits.shape[-1]
+        scores, rest = logits.sigmoid(), logits.shape[-1]
+        if candidates is not None and candidates >= 0:
+            most = min(candidates, scores[0].numel())
     else:
         best, best_class = logits.softmax(dim=-1)[..., :-1].max(dim=-1)
-        scores, proposal = best.topk(count, dim=1)
-        classes = best_class.gather(1, proposal)
+        scores, rest = best.unsqueeze(-1), 1
+    if mask is not None:  # behind all others
+        scores = scores.masked_fill(~mask.unsqueeze(-1), -1.0)
+    allowed = min(limit, most) if limit >= 0 else most
+    scores, flat = scores.flatten(1).topk(allowed if nms_threshold is None else most, dim=1)
+    proposal = flat // rest
+    classes = flat % rest if focal else best_class.gather(1, proposal)
     chosen = boxes.take_along_dim(proposal.unsqueeze(-1), dim=1)
-    if nms_threshold is None:
-        kept = torch.ones_like(classes, dtype=torch.bool)
-    else:
+    kept = scores >= 0
+    scores = scores.clamp(min=0)
+    if nms_threshold is not None:
         seen = chosen if sizes is None else chosen.clamp(min=0).minimum(sizes.unsqueeze(1))
-        kept = suppress_duplicates(
+        kept = kept & suppress_duplicates(
             scores, classes, seen, threshold=nms_threshold, class_wise=nms_class_wise
         )
         kept = kept & (kept.cumsum(dim=1) <= allowed)

@@ -43,7 +43,7 @@ class RecollectionLog:
         if storage is None:
             return
         sets = plain_sets(predictions)
-        plain = Predictions(*(x[sets] for x in predictions))
+        plain = predictions.of_sets(sets)
         if normalizers is not None:
             learners, weight = normalizers
             learners = learners[sets] if learners.dim() else learners

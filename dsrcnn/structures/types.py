@@ -4,7 +4,7 @@ Letters: ``B`` images, ``P`` proposals, ``M`` ground truths (padded), ``C`` clas
 ``Q`` prediction sets. Boxes are xyxy in pixels of the network input, float32 also under autocast.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -30,11 +30,23 @@ class Predictions(NamedTuple):
         logits: (Q, B, P, C) raw class scores; C + 1 entries with softmax classification.
         boxes: (Q, B, P, 4) xyxy in pixels.
         stage: (Q,) int64, the 0-based stage each prediction set comes from.
+        mask: (B, P) bool, False for proposals that are padding; None where there are none.
     """
 
     logits: Tensor
     boxes: Tensor
     stage: Tensor
+    mask: Tensor | None = None
+
+    def of_sets(self, index: Any) -> "Predictions":
+        """Some of the prediction sets, by what indexes a tensor."""
+        return self._replace(
+            logits=self.logits[index], boxes=self.boxes[index], stage=self.stage[index]
+        )
+
+    def of_proposals(self, index: slice) -> "Predictions":
+        """Some of the proposals, without a mask."""
+        return Predictions(self.logits[:, :, index], self.boxes[:, :, index], self.stage)
 
 
 class Targets(NamedTuple):

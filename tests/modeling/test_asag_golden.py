@@ -1,13 +1,16 @@
 """ASAG's generator, initializer and decoders against numbers of the published code."""
 
+import math
 import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import REPOSITORY
 
 from dsrcnn.modeling.asag import (
     AnchorGenerator,
+    ASAGCriterion,
     ParallelDecoders,
     ProbingRule,
     QueryInitializer,
@@ -15,7 +18,13 @@ from dsrcnn.modeling.asag import (
     attention_mask,
 )
 from dsrcnn.modeling.decoder import AdaMixerStage, RCNNHead
-from dsrcnn.structures import box_cxcywh_to_xyxy, boxes_to_xyzr
+from dsrcnn.structures import (
+    Predictions,
+    Targets,
+    TermWeights,
+    box_cxcywh_to_xyxy,
+    boxes_to_xyzr,
+)
 
 sys.path.insert(0, str(REPOSITORY / "tests/golden"))
 from asag_fill import feature, fill, parameter
@@ -175,17 +184,112 @@ def test_decoders_of_asag_a(started, head, logits, first, boxes, box):
     close(relative(found.boxes[0])[0, 0], box, 1e-3)
 
 
+class PooledWithReplicatedBorder(torch.nn.Module):
+    """How the numbers of whole images and of ASAG-S were made: outside is what is at the border.
+
+    RoIAlign, as published, reads zeros there.
+    """
+
+    def forward(self, features, boxes):
+        return torch.cat([self.pool(features, i, b) for i, own in enumerate(boxes) for b in own])
+
+    def pool(self, features, image, box):
+        x1, y1, x2, y2 = box.tolist()
+        level = math.floor(4 + math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / 224) + 1e-6)
+        level = min(max(level, 2), 5) - 2
+        own, stride = features[level][image : image + 1], STRIDES[level]
+        steps = (torch.arange(14) + 0.5) / 14
+        height, width = own.shape[2:]
+        xs = (x1 / stride + steps * max((x2 - x1) / stride, 1.0) + 0.5) / width * 2 - 1
+        ys = (y1 / stride + steps * max((y2 - y1) / stride, 1.0) + 0.5) / height * 2 - 1
+        grid = torch.stack(torch.broadcast_tensors(xs[None, :], ys[:, None]), dim=-1)[None]
+        sampled = F.grid_sample(own, grid, padding_mode="border", align_corners=False)
+        return F.avg_pool2d(sampled, 2)
+
+
+def test_inside_of_the_map_both_poolings_are_the_same(started):
+    pyramid = started[0]
+    boxes = box_cxcywh_to_xyxy(torch.stack([0.9 * GIVEN, 0.8 * GIVEN]))
+    expected = UnalignedRoIs(STRIDES)(pyramid, boxes)
+    torch.testing.assert_close(
+        PooledWithReplicatedBorder()(pyramid, boxes), expected, rtol=1e-4, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize(
-    ("head", "first", "box"),
+    ("head", "logits", "first", "boxes", "box"),
     [
-        (0, 2.08631, [1.38378, 0.32589, 0.64563, 0.04438]),
-        (3, 2.17456, [1.36504, 0.32178, 0.61198, 0.05029]),
+        (0, 68.2118, 2.08631, 28.4977, [1.38378, 0.32589, 0.64563, 0.04438]),
+        (3, 46.6553, 2.17456, 28.5152, [1.36504, 0.32178, 0.61198, 0.05029]),
     ],
 )
-def test_decoders_of_asag_s(started, head, first, box):
+def test_decoders_of_asag_s(started, head, logits, first, boxes, box):
     pyramid, mask, queries = started
     decoders = decoder_of(sparse_stage(), "head_series", [], head)
+    decoders.rois = PooledWithReplicatedBorder()
     with torch.no_grad():
         found = decoders(pyramid, queries, attention_mask(mask))
+    close(found.logits.sum(), logits)
     close(found.logits[0, 0, 0, 0], first)
+    close(relative(found.boxes[0]).sum(), boxes)
     close(relative(found.boxes[0])[0, 0], box, 1e-3)
+
+
+@pytest.fixture(scope="module")
+def scene(generated):
+    """Targets, divisors and a criterion whose losses are not weighted."""
+    objects = [
+        [[0.3, 0.4, 0.2, 0.1], [0.6, 0.5, 0.5, 0.6], [0.75, 0.2, 0.08, 0.12]],
+        [[0.5, 0.5, 0.9, 0.8], [0.25, 0.7, 0.12, 0.2], [0.0, 0.0, 0.0, 0.0]],
+    ]
+    targets = Targets(
+        box_cxcywh_to_xyxy(torch.tensor(objects)) * SIZES.unsqueeze(1),
+        torch.tensor([[3, 17, 0], [79, 5, 0]]),
+        torch.tensor([[True] * 3, [True, True, False]]),
+        SIZES,
+    )
+    plain = TermWeights(1.0, 1.0, 1.0)
+    criterion = ASAGCriterion(weights=plain, anchor_weights=plain)
+    return targets, criterion.normalizers([criterion.count(targets)]), criterion
+
+
+def test_losses_of_anchors(generated, scene):
+    _, _, (_, fixed, probed) = generated
+    targets, counts, criterion = scene
+    losses = criterion.of_anchors(fixed, probed, targets, counts)
+    assert list(losses) == ["loss_ce_anchor", "loss_bbox_anchor", "loss_giou_anchor"]
+    close(torch.stack(list(losses.values())), [123.575, 3.29224, 4.28444])
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "last"),
+    [
+        ("A", [2459.87, 0.2855, 0.8981], [2429.35, 0.3885, 1.0701]),
+        ("S", [2716.85, 0.3803, 0.7954], [2636.86, 0.3533, 0.8054]),
+    ],
+)
+def test_losses_of_whole_images(generated, started, scene, kind, first, last):
+    pyramid, (anchors, _, _) = started[0], generated[2]
+    targets, counts, criterion = scene
+    stage, prefix, pairs = (
+        (adamixer_stage(), "bbox_head", ADAMIXER)
+        if kind == "A"
+        else (sparse_stage(), "head_series", [])
+    )
+    rois = PooledWithReplicatedBorder()
+    initializer = fill(QueryInitializer(), "rpn.", INITIALIZER)
+    boxes, mask = box_cxcywh_to_xyxy(anchors.boxes), attention_mask(anchors.mask)
+    with torch.no_grad():
+        queries = initializer(rois(pyramid, boxes), boxes, mask)
+        logits, found = [queries.logits], [queries.boxes]
+        for head in (0, 3):
+            decoders = decoder_of(stage, prefix, pairs, head)
+            decoders.rois = rois
+            predictions = decoders(pyramid, queries, mask)
+            logits.append(predictions.logits[0])
+            found.append(predictions.boxes[0])
+        sets = Predictions(torch.stack(logits), torch.stack(found), torch.arange(3))
+        losses = criterion.of_detections(sets, anchors.mask, targets, counts)
+    for suffix, expected in (("_rpn", [2491.84, 0.4573, 1.1964]), ("_0", first), ("", last)):
+        values = [losses[f"loss_{name}{suffix}"].item() for name in ("ce", "bbox", "giou")]
+        assert values == pytest.approx(expected, rel=1e-4, abs=5e-4)

@@ -6,12 +6,12 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ...config import CASCADES
+from ...config import SPARSE_DETECTORS
 from ...errors import ConfigError, DataError
 from .coco_json import read_categories
 
 # Which part of MODEL has the number of classes of an architecture.
-_CLASSES_OF = {"GeneralizedRCNN": "ROI_HEADS", **dict.fromkeys(CASCADES, "SparseRCNN")}
+_CLASSES_OF = {"GeneralizedRCNN": "ROI_HEADS", **dict.fromkeys(SPARSE_DETECTORS, "SparseRCNN")}
 
 __all__ = ["check_registered", "class_names", "resolve_num_classes"]
 

@@ -4,86 +4,28 @@ Adaptive Sparse Anchor Generation, arXiv 2308.09242, section 3.2. Letters: ``B``
 patches, ``m`` probed patches, ``A`` anchors per patch, ``K`` cells per side of a patch.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .patches import crop_positions, cut_patches, from_patches, thinned
+from ...layers.blocks import initialize_xavier
+from .anchors import Anchors, FixedLevels, ProbedLevel, ProbingRule
+from .patches import (
+    PatchCompressor,
+    crop_positions,
+    from_patches,
+    rank_in_group,
+    resize_valid,
+    thinned,
+)
+from .training_patches import PatchLessons
 
-__all__ = ["AnchorGenerator", "Anchors", "FixedLevels", "ProbedLevel", "ProbingRule"]
+__all__ = ["AnchorGenerator"]
 
 _STRIDES = (8, 16, 32)  # of P3, P4 and P5, in the order of their nets
 _PROBED = ((1, 16), (0, 8))  # net and stride of the levels that are probed: P4, then P3
-
-
-class ProbingRule(NamedTuple):
-    """When anchors are looked at more closely, and which are given out.
-
-    Attributes:
-        low: anchors of at least this location score are worth a closer look,
-        high: unless they are this good already.
-        overlap: IoU of patches above which one of them is enough.
-        output: smallest location score that is given out.
-        least: anchors of an image, of the fixed levels, whatever their scores.
-        most: anchors of an image.
-        min_side: of an anchor in pixels; smaller ones have no score.
-        max_patches: per image and level; 0 for no limit.
-        levels: that are probed: 2, P4 and P3, to 0.
-    """
-
-    low: float = 0.1
-    high: float = 0.7
-    overlap: float = 0.25
-    output: float = 0.1
-    least: int = 5
-    most: int = 200
-    min_side: float = 3.0
-    max_patches: int = 0
-    levels: int = 2
-
-
-class FixedLevels(NamedTuple):
-    """What is predicted for every image.
-
-    Attributes:
-        quarters: (B, 4, A, 5) on P5: cxcywh relative to the quarter of the image, location logit.
-        whole: (B, 1 or 4, A, 5) on P6, relative to the image; of flipped images in training.
-    """
-
-    quarters: Tensor
-    whole: Tensor
-
-
-class ProbedLevel(NamedTuple):
-    """What is predicted on the probed patches of a level.
-
-    Attributes:
-        predictions: (m, A, 5) cxcywh relative to the patch, location logit.
-        images: (m,) int64, the image of each patch.
-        positions: (m, 2) upper left cell, x and y.
-        stride: of the level.
-    """
-
-    predictions: Tensor
-    images: Tensor
-    positions: Tensor
-    stride: int
-
-
-class Anchors(NamedTuple):
-    """Anchors of a batch, padded.
-
-    Attributes:
-        boxes: (B, N, 4) cxcywh in pixels; in the padding the whole image.
-        scores: (B, N) location scores, 0 in the padding.
-        mask: (B, N) bool, False in the padding.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    mask: Tensor
 
 
 class _Candidates(NamedTuple):
@@ -110,6 +52,7 @@ class AnchorGenerator(nn.Module):
         fixed_anchors: int = 50,
         probed_anchors: int = 20,
         rule: ProbingRule | None = None,
+        norms_at_random: bool = False,
     ) -> None:
         """Make the nets.
 
@@ -121,18 +64,13 @@ class AnchorGenerator(nn.Module):
             fixed_anchors: per patch of P5 and P6.
             probed_anchors: per patch of P4 and P3.
             rule: which anchors are given out or looked at more closely.
+            norms_at_random: start the factors and shifts of the patches' norms like weights, as the
+                published code does by mistake.
         """
         super().__init__()
         self.cells = cells
         self.rule = rule or ProbingRule()
-        self.compress = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels, channels // 2, 1),
-                nn.GELU(),
-                nn.Conv2d(channels // 2, compressed, 3, padding=1),
-            )
-            for _ in _STRIDES
-        )
+        self.compress = nn.ModuleList(PatchCompressor(channels, compressed) for _ in _STRIDES)
         self.P6 = nn.Conv2d(compressed, compressed, 3, stride=2, padding=2, dilation=2)
         shape = (cells * cells, compressed)
         # One for P5 and P6, one for P4, one for P3.
@@ -141,15 +79,30 @@ class AnchorGenerator(nn.Module):
         flat = shape[0] * shape[1]
         self.proj_all = _Perceptron(flat, hidden, 5 * fixed_anchors)
         self.proj_patch = _Perceptron(flat, hidden, 5 * probed_anchors)
+        self.initialize(norms_at_random=norms_at_random)
+
+    @property
+    def probes_every_level(self) -> bool:
+        """Whether all nets are used."""
+        return self.rule.levels == len(_PROBED)
+
+    @torch.no_grad()
+    def initialize(self, *, norms_at_random: bool = False) -> None:
+        """Xavier, positions included."""
+        initialize_xavier(self)
+        if not norms_at_random:
+            for norm in self.layernorm:
+                cast(nn.LayerNorm, norm).reset_parameters()
 
     def forward(
-        self, features: list[Tensor], sizes: Tensor
+        self, features: list[Tensor], sizes: Tensor, lessons: PatchLessons | None = None
     ) -> tuple[Anchors, FixedLevels, list[ProbedLevel]]:
         """Generate the anchors of a batch.
 
         Args:
             features: P3, P4 and P5, (B, D, H_l, W_l).
             sizes: (B, 4) ``w, h, w, h`` of each image in pixels.
+            lessons: in training, patches to learn from.
 
         Returns:
             Anchors without gradient; predictions with it, of the fixed and of the probed levels.
@@ -159,47 +112,50 @@ class AnchorGenerator(nn.Module):
             current = self._fixed_candidates(fixed, sizes)
         kept: list[_Candidates] = []
         probed: list[ProbedLevel] = []
-        for step, (net, stride) in enumerate(_PROBED[: self.rule.levels]):
-            chosen = self._worth_a_look(current, stride)
-            if not chosen.any():
+        for net, stride in _PROBED[: self.rule.levels]:
+            chosen = self._worth_a_look(current, stride, len(sizes), lessons)
+            if lessons is None and not chosen.any():
                 break
-            kept.append(self._given_out(current, ~chosen, least=step == 0))
-            images, positions = self._patches_around(current, chosen, sizes, stride)
-            level = self.compress[net](features[net])
-            found = self._predict_patches(level, images, positions, step + 1)
-            probed.append(ProbedLevel(found, images, positions, stride))
+            kept.append(self._given_out(current, ~chosen, 0 if probed else len(sizes)))
+            spots = self._patches_around(current, chosen, sizes, stride)
+            probed.append(self._probe(features[net], net, *spots, stride, lessons))
             with torch.no_grad():
                 current = self._probed_candidates(probed[-1], sizes)
         everything = torch.ones_like(current.scores, dtype=torch.bool)
-        kept.append(self._given_out(current, everything, least=not probed))
+        kept.append(self._given_out(current, everything, 0 if probed else len(sizes)))
         return self._assembled(kept, sizes), fixed, probed
 
     def _predict_fixed(self, coarsest: Tensor, sizes: Tensor) -> FixedLevels:
-        side = 2 * self.cells
-        level = self.compress[2](coarsest)
-        shapes = [(round(h / 32), round(w / 32)) for w, h in sizes[:, :2].tolist()]
-        maps = torch.cat(
-            [
-                F.interpolate(
-                    level[i : i + 1, :, : max(h, 1), : max(w, 1)], (side, side), mode="bilinear"
-                )
-                for i, (h, w) in enumerate(shapes)
-            ]
-        )
-        whole = self.P6(maps.relu()).unsqueeze(1)
+        cells = torch.round(sizes[:, :2] / _STRIDES[2])  # half to even
+        maps = resize_valid(self.compress[2](coarsest), cells, 2 * self.cells)
+        whole = self.P6(maps.relu())
+        flips = [whole]
+        if self.training:
+            flips += [whole.flip(-1), whole.flip(-2), whole.flip(-2, -1)]
         half = self.cells
-        quarters = torch.stack(
-            [maps[..., y : y + half, x : x + half] for y in (0, half) for x in (0, half)], dim=1
-        )
-        patches = torch.cat([quarters, whole], dim=1).flatten(3).transpose(2, 3)
+        quarters = [maps[..., y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
+        patches = torch.stack(quarters + flips, dim=1).flatten(3).transpose(2, 3)
         found = self._predict(patches, self.proj_all, 0)
         return FixedLevels(found[:, :4], found[:, 4:])
 
-    def _predict_patches(
-        self, level: Tensor, images: Tensor, positions: Tensor, place: int
-    ) -> Tensor:
-        patches = cut_patches(level, images, positions, self.cells)
-        return self._predict(patches, self.proj_patch, place)
+    def _probe(
+        self,
+        level: Tensor,
+        net: int,
+        images: Tensor,
+        positions: Tensor,
+        stride: int,
+        lessons: PatchLessons | None,
+    ) -> ProbedLevel:
+        """Look at patches, and in training at more of them."""
+        spare = torch.zeros_like(images, dtype=torch.bool)
+        if lessons is not None:
+            images, positions, spare = lessons.complete(images, positions, stride, self.cells)
+        compressor = self.compress[net]
+        assert isinstance(compressor, PatchCompressor)
+        patches = compressor.patches(level, images, positions, self.cells)
+        found = self._predict(patches, self.proj_patch, len(_PROBED) - net)
+        return ProbedLevel(found, images, positions, stride, spare)
 
     def _predict(self, patches: Tensor, predictor: nn.Module, place: int) -> Tensor:
         """Patches (..., K * K, C) to anchors (..., A, 5)."""
@@ -220,18 +176,27 @@ class AnchorGenerator(nn.Module):
         return _Candidates(boxes.flatten(0, 1), scores.flatten(), images.flatten())
 
     def _probed_candidates(self, level: ProbedLevel, sizes: Tensor) -> _Candidates:
-        found = level.predictions
-        boxes = from_patches(found[..., :4], level.positions, level.stride, self.cells)
-        inside = (boxes[..., :2] < sizes[level.images, None, :2]).all(dim=-1)
+        used = ~level.spare
+        found, images, positions = (
+            x[used] for x in (level.predictions, level.images, level.positions)
+        )
+        boxes = from_patches(found[..., :4], positions, level.stride, self.cells)
+        inside = (boxes[..., :2] < sizes[images, None, :2]).all(dim=-1)
         large = (boxes[..., 2:] >= self.rule.min_side).all(dim=-1)
         scores = found[..., 4].sigmoid() * (inside & large)
-        images = level.images.unsqueeze(1).expand_as(scores)
+        images = images.unsqueeze(1).expand_as(scores)
         return _Candidates(boxes.flatten(0, 1), scores.flatten(), images.flatten())
 
-    def _worth_a_look(self, current: _Candidates, stride: int) -> Tensor:
+    def _worth_a_look(
+        self, current: _Candidates, stride: int, images: int, lessons: PatchLessons | None
+    ) -> Tensor:
         """Anchors that a finer level may do better: neither bad nor good, and small for it."""
         small = (current.boxes[:, 2:] < stride * self.cells / 2).all(dim=1)
-        return (current.scores > self.rule.low) & (current.scores < self.rule.high) & small
+        chosen = (current.scores > self.rule.low) & (current.scores < self.rule.high) & small
+        if lessons is not None:
+            return chosen & (not lessons.guided)
+        counts = torch.bincount(current.images[chosen], minlength=images)
+        return chosen & (counts >= self.rule.min_chosen)[current.images]
 
     def _patches_around(
         self, current: _Candidates, chosen: Tensor, sizes: Tensor, stride: int
@@ -241,40 +206,37 @@ class AnchorGenerator(nn.Module):
         images = current.images[chosen]
         kept = thinned(centres, scores, images, self.cells * stride, self.rule.overlap)
         if self.rule.max_patches:
-            kept = kept[_rank_in_group(images[kept]) < self.rule.max_patches]
+            kept = kept[rank_in_group(images[kept]) < self.rule.max_patches]
         images = images[kept]
         return images, crop_positions(centres[kept], sizes[images, :2], stride, self.cells)
 
-    def _given_out(self, current: _Candidates, allowed: Tensor, *, least: bool) -> _Candidates:
-        """Anchors that are good enough; with `least` at least so many of an image, the best."""
+    def _given_out(self, current: _Candidates, allowed: Tensor, images: int) -> _Candidates:
+        """Anchors that are good enough; of the fixed levels of `images` some of each at least."""
         keep = (current.scores > self.rule.output) & allowed
-        if least:
-            for image in current.images.unique():
-                own = (current.images == image).nonzero()[:, 0]
-                if keep[own].sum() < self.rule.least:
-                    best = current.scores[own].topk(min(self.rule.least, len(own))).indices
-                    keep[own] = False
-                    keep[own[best]] = True
+        if images:
+            by_image = current.scores.view(images, -1)
+            least = min(self.rule.least, by_image.shape[1])
+            own = keep.view_as(by_image)
+            best = torch.zeros_like(own).scatter(1, by_image.topk(least, dim=1).indices, True)
+            keep = torch.where(own.sum(dim=1, keepdim=True) < least, best, own).flatten()
         return _Candidates(*(x[keep] for x in current))
 
     def _assembled(self, steps: list[_Candidates], sizes: Tensor) -> Anchors:
         """By image: step after step, or where there are too many, the best."""
         boxes, scores, images = (torch.cat(x) for x in zip(*steps, strict=True))
-        rows = []
-        for image in range(len(sizes)):
-            own = (images == image).nonzero()[:, 0]
-            if len(own) > self.rule.most:
-                own = own[scores[own].topk(self.rule.most).indices]
-            rows.append(own)
-        most = max(len(own) for own in rows)
+        counts = images.bincount(minlength=len(sizes))
+        order = scores.argsort(descending=True, stable=True)
+        by_score = torch.empty_like(images).scatter(0, order, rank_in_group(images[order]))
+        too_many = (counts > self.rule.most)[images]
+        place = torch.where(too_many, by_score, rank_in_group(images))
+        keep = place < self.rule.most
+        most = int(counts.max().clamp(max=self.rule.most))
+        boxes, scores, index = boxes[keep], scores[keep], (images[keep], place[keep])
         whole = sizes * sizes.new_tensor([0.5, 0.5, 1.0, 1.0])
-        out = whole.unsqueeze(1).repeat(1, most, 1)
-        out_scores, mask = out.new_zeros(len(rows), most), out.new_zeros(len(rows), most).bool()
-        for image, own in enumerate(rows):
-            out[image, : len(own)] = boxes[own]
-            out_scores[image, : len(own)] = scores[own]
-            mask[image, : len(own)] = True
-        return Anchors(out, out_scores, mask)
+        padded = whole.unsqueeze(1).repeat(1, most, 1).index_put(index, boxes)
+        empty = scores.new_zeros(len(sizes), most)
+        mask = empty.bool().index_put(index, torch.ones_like(scores, dtype=torch.bool))
+        return Anchors(padded, empty.index_put(index, scores), mask)
 
 
 class _Perceptron(nn.Module):
@@ -291,9 +253,3 @@ class _Perceptron(nn.Module):
             x = F.gelu(layer(x))
         result: Tensor = self.layers[-1](x)
         return result
-
-
-def _rank_in_group(groups: Tensor) -> Tensor:
-    """How many of the same group stand before each entry."""
-    same = groups.unsqueeze(0) == groups.unsqueeze(1)
-    return same.tril(-1).sum(dim=1)

@@ -4,8 +4,9 @@ ASAG, arXiv 2308.09242, section 3.3. Letters: ``B`` images, ``N`` anchors, ``D``
 classes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class UnalignedRoIs(nn.Module):
 class QueryInitializer(PositionalStage):
     """RoI features, attention that knows positions, a feed-forward net, class and box."""
 
+    @configurable
     def __init__(
         self,
         *,
@@ -63,6 +65,7 @@ class QueryInitializer(PositionalStage):
         num_cls: int = 1,
         num_reg: int = 3,
         activation: str = "gelu",
+        prior_probability: float = 0.01,
     ) -> None:
         """Make it; see `PositionalStage`.
 
@@ -75,6 +78,7 @@ class QueryInitializer(PositionalStage):
             num_cls: layers of the classification tower.
             num_reg: layers of the box tower.
             activation: "gelu" or "relu".
+            prior_probability: class score of an untrained model.
         """
         super().__init__(
             channels=channels,
@@ -90,7 +94,23 @@ class QueryInitializer(PositionalStage):
         )
         self.roi = nn.Linear(channels * roi_positions, channels)
         self.roi_norm = nn.LayerNorm(channels)
-        self.initialize(0.01)
+        self.initialize(prior_probability)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.SparseRCNN` and the pooler's resolution."""
+        node = cfg.MODEL.SparseRCNN
+        return {
+            "channels": node.HIDDEN_DIM,
+            "num_classes": node.NUM_CLASSES,
+            "attention_heads": node.NHEADS,
+            "feedforward_channels": node.DIM_FEEDFORWARD,
+            "roi_positions": cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION**2,
+            "num_cls": node.NUM_CLS,
+            "num_reg": node.NUM_REG,
+            "activation": node.ACTIVATION,
+            "prior_probability": node.PRIOR_PROB,
+        }
 
     def forward(self, rois: Tensor, boxes: Tensor, mask: Tensor | None = None) -> InitialQueries:
         """Look at anchors.
