@@ -7,12 +7,21 @@ from dsrcnn.modeling.asag import (
     AnchorGenerator,
     InitialQueries,
     ParallelDecoders,
+    PatchLessons,
     ProbingRule,
     QueryInitializer,
     UnalignedRoIs,
     attention_mask,
 )
-from dsrcnn.modeling.asag.patches import crop_positions, cut_patches, from_patches, thinned
+from dsrcnn.modeling.asag.patches import (
+    PatchCompressor,
+    crop_positions,
+    cut_patches,
+    from_patches,
+    rank_in_group,
+    resize_valid,
+    thinned,
+)
 from dsrcnn.modeling.decoder import AdaMixerStage, RCNNHead
 
 
@@ -69,16 +78,15 @@ def test_a_permuted_batch_has_permuted_anchors():
 
 
 def test_what_lies_outside_of_an_image_changes_no_anchor():
-    generator = small_generator(**everything_is_worth_a_look())
+    generator = small_generator(levels=0)  # patches of finer levels may reach beyond small images
     sizes = torch.tensor([[160.0, 128] * 2, [96.0, 128] * 2])
     features = small_features(2, 128, 160)
     expected, _, _ = generator(features, sizes)
     for level, stride in zip(features, (8, 16, 32), strict=True):
         level[1, :, :, 96 // stride + 1 :] += 3.0  # a cell further, for the convolution
     found, _, _ = generator(features, sizes)
-    assert torch.equal(found.boxes[0], expected.boxes[0])
-    fixed = expected.mask[1].nonzero()[:6, 0]
-    torch.testing.assert_close(found.boxes[1][fixed], expected.boxes[1][fixed])
+    assert torch.equal(found.mask, expected.mask)
+    torch.testing.assert_close(found.boxes, expected.boxes)
 
 
 def test_a_patch_limit_keeps_the_best_of_every_image():
@@ -86,6 +94,112 @@ def test_a_patch_limit_keeps_the_best_of_every_image():
     generator = small_generator(**options, max_patches=2)
     _, _, probed = generator(small_features(2, 128, 160), torch.tensor([[160.0, 128] * 2] * 2))
     assert all(level.images.bincount().tolist() == [2, 2] for level in probed)
+
+
+def test_images_with_few_anchors_worth_a_look_are_not_probed():
+    generator = small_generator(**{**everything_is_worth_a_look(), "low": 0.5})
+    features, sizes = small_features(2, 128, 160), torch.tensor([[160.0, 128] * 2] * 2)
+    _, _, probed = generator(features, sizes)
+    candidates = generator._fixed_candidates(generator._predict_fixed(features[2], sizes), sizes)
+    chosen = generator._worth_a_look(candidates, 16, 2, None)
+    few, many = sorted(candidates.images[chosen].bincount(minlength=2).tolist())
+    assert few < many
+    generator.rule = generator.rule._replace(min_chosen=few + 1)
+    _, _, stopped = generator(features, sizes)
+    assert probed[0].images.unique().tolist() == [0, 1]
+    assert len(stopped[0].images.unique()) == 1
+    generator.rule = generator.rule._replace(min_chosen=many + 1)
+    assert not generator(features, sizes)[2]
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 30), (9, 40), (15, 15)])
+def test_windows_of_the_compressed_map_are_the_same_as_the_map_in_windows(height, width):
+    torch.manual_seed(0)
+    net, level = PatchCompressor(16, 4), torch.randn(2, 16, height, width)
+    images = torch.tensor([0, 1, 1])
+    positions = torch.tensor([[0, 0], [max(width - 15, 0), max(height - 15, 0)], [2, 0]])
+    whole = cut_patches(net(level), images, positions, 15)
+    level = torch.cat([level, level.new_zeros(40, 16, height, width)])  # few patches of many cells
+    windows = net.patches(level, images, positions, 15)
+    torch.testing.assert_close(windows, whole, rtol=1e-4, atol=1e-5)
+    again = net.patches(level[:2], images.repeat(40), positions.repeat(40, 1), 15)
+    torch.testing.assert_close(again[:3], whole, rtol=1e-4, atol=1e-5)
+
+
+def test_valid_parts_are_resized_as_each_by_itself():
+    level = torch.randn(3, 4, 9, 11)
+    sizes = torch.tensor([[11, 9], [7, 9], [1, 2]])
+    found = resize_valid(level, sizes, 30)
+    for image, (width, height) in enumerate(sizes.tolist()):
+        part = level[image : image + 1, :, :height, :width]
+        expected = torch.nn.functional.interpolate(part, (30, 30), mode="bilinear")
+        torch.testing.assert_close(found[image : image + 1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ranks_count_members_of_the_same_group():
+    assert rank_in_group(torch.tensor([3, 0, 3, 3, 0, 1])).tolist() == [0, 0, 1, 2, 1, 0]
+    assert rank_in_group(torch.zeros(0, dtype=torch.int64)).tolist() == []
+
+
+def lessons(images, **settings):
+    boxes = [torch.tensor([[20.0, 20, 50, 40]])] * images
+    return PatchLessons(boxes, torch.tensor([[160.0, 128] * 2] * images), **settings)
+
+
+def test_in_training_both_levels_are_probed_and_every_parameter_learns():
+    generator = small_generator(high=0.0).train()  # probing by itself would choose nothing
+    sizes = torch.tensor([[160.0, 128] * 2] * 2)
+    anchors, fixed, probed = generator(small_features(2, 128, 160), sizes, lessons(2))
+    assert fixed.whole.shape[1] == 4
+    assert [len(level.images) for level in probed] == [8, 8]
+    assert all(level.spare.all() for level in probed)
+    sum(x.sum() for x in (*fixed, *(level.predictions for level in probed))).backward()
+    assert all(p.grad is not None for p in generator.parameters())
+    still, _, _ = generator.eval()(small_features(2, 128, 160), sizes)
+    assert torch.equal(anchors.boxes, still.boxes)  # patches that are there to learn gave nothing
+
+
+def test_guided_patches_give_out_anchors_and_replace_none():
+    generator = small_generator(**{**everything_is_worth_a_look(), "output": 0.0}).train()
+    generator.proj_patch.layers[2].weight.data.zero_()
+    generator.proj_patch.layers[2].bias.data.view(-1, 5)[:, :4] = -3.0  # small, in the image
+    sizes = torch.tensor([[160.0, 128] * 2] * 2)
+    features = small_features(2, 128, 160)
+    anchors, _, probed = generator(features, sizes, lessons(2, guided=True))
+    used = [int((~level.spare).sum()) for level in probed]
+    assert used == [2, 2]
+    generator.rule = generator.rule._replace(levels=0)
+    fixed, _, _ = generator(features, sizes, lessons(2))
+    count = fixed.mask.sum(dim=1)
+    for image in range(2):
+        torch.testing.assert_close(
+            anchors.boxes[image, : count[image]], fixed.boxes[image, : count[image]]
+        )
+    assert (anchors.mask.sum(dim=1) - count).tolist() == [8, 8]  # four of a patch, two levels
+
+
+def test_in_training_the_patch_of_the_whole_image_is_also_seen_flipped():
+    generator = small_generator().train()
+    seen = []
+    generator.layernorm[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    generator(small_features(1, 96, 128), torch.tensor([[128.0, 96] * 2]), lessons(1))
+    patches = seen[0].unflatten(2, (15, 15))  # (1, 8, rows, columns, channels)
+    assert patches.shape[1] == 8
+    assert torch.equal(patches[:, 5], patches[:, 4].flip(2))
+    assert torch.equal(patches[:, 6], patches[:, 4].flip(1))
+    assert torch.equal(patches[:, 7], patches[:, 4].flip(1, 2))
+
+
+def test_norms_start_at_rest_unless_asked_otherwise():
+    plain, official = (
+        AnchorGenerator(channels=16),
+        AnchorGenerator(channels=16, norms_at_random=True),
+    )
+    assert all((norm.weight == 1).all() and not norm.bias.any() for norm in plain.layernorm)
+    bound = (6 / (225 + 8)) ** 0.5
+    for norm in official.layernorm:
+        for x in (norm.weight, norm.bias):
+            assert 0.9 * bound < x.abs().max() <= bound
 
 
 def test_crop_positions_by_hand():

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from ...structures import Predictions, Targets, box_cxcywh_to_xyxy
+from ...structures import Predictions, Targets, at_least_float32, box_cxcywh_to_xyxy
 from ..asag import (
     AnchorGenerator,
     Anchors,
@@ -129,7 +129,7 @@ class ASAG(SparseDetector):
         targets = pad_targets(inputs, sizes)
         counts = normalizers or self.criterion.normalizers([self.criterion.count(targets)])
         with torch.autocast(sizes.device.type, enabled=False):
-            losses = self.losses([x.float() for x in features], targets, counts)
+            losses = self.losses([at_least_float32(x) for x in features], targets, counts)
         if ends_iteration and torch.is_grad_enabled():  # not while norms are being estimated
             self.iteration += 1
         return losses
@@ -152,7 +152,7 @@ class ASAG(SparseDetector):
         """See `SparseDetector`; there is a proposal mask."""
         features, sizes, network_sizes = self.extract(inputs)
         with torch.autocast(sizes.device.type, enabled=False):
-            features = [x.float() for x in features]
+            features = [at_least_float32(x) for x in features]
             anchors, _ = self.anchors(features, sizes)
             boxes = box_cxcywh_to_xyxy(anchors.boxes)
             _, found = self._decode(features, boxes, attention_mask(anchors.mask))
