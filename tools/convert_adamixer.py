@@ -18,7 +18,7 @@ from convert_torchvision import detectron2_key
 
 _STAGE = r"^roi_head\.bbox_head\.(\d+)\."
 # In a stage: theirs, ours. The first that fits counts.
-_PARTS = [
+DECODER_PARTS = [
     (r"attention\.(attn\.)?(?=in_proj|out_proj)", "attention.attention."),
     (r"attention_norm\.", "attention.norm."),
     (r"iof_tau$", "attention.iof_tau"),
@@ -34,6 +34,20 @@ _PARTS = [
 ]  # fmt: skip
 
 
+def renamed(key: str, start: int, parts: list[tuple[str, str | None]]) -> str:
+    """Rename a parameter by the first of the parts that fits after `start`; None: as it is.
+
+    Raises:
+        KeyError: if none fits.
+    """
+    rest = key[start:]
+    for theirs, ours in parts:
+        found = re.match(theirs, rest)
+        if found:
+            return rest if ours is None else ours + rest[found.end() :]
+    raise KeyError(key)
+
+
 def our_key(key: str) -> str | None:
     """Our name of a parameter of theirs; None for what is not needed.
 
@@ -42,13 +56,7 @@ def our_key(key: str) -> str | None:
     """
     stage = re.match(_STAGE, key)
     if stage:
-        rest = key[stage.end() :]
-        for theirs, ours in _PARTS:
-            found = re.match(theirs, rest)
-            if found:
-                rest = rest if ours is None else ours + rest[found.end() :]
-                return f"head.head_series.{stage[1]}.{rest}"
-        raise KeyError(key)
+        return f"head.head_series.{stage[1]}.{renamed(key, stage.end(), DECODER_PARTS)}"
     if key.endswith("num_batches_tracked") or key == "rpn_head.init_proposal_bboxes.weight":
         return None  # boxes are the whole image, and not learned
     if key == "rpn_head.init_content_features.weight":

@@ -96,7 +96,7 @@ class ASAG(SparseDetector):
         node = cfg.MODEL.ASAG
         decoders = build_decoders(cfg)
         return {
-            **cls.shared_arguments(cfg, suppress=False),
+            **super().from_config(cfg),
             "candidates": cfg.TEST.DETECTIONS_PER_IMAGE,
             "generator": build_generator(cfg),
             "rois": decoders.rois,

@@ -87,15 +87,12 @@ class SparseDetector(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
-    def shared_arguments(cls, cfg: CfgNode, *, suppress: bool) -> dict[str, Any]:
-        """Arguments of this class from a config.
-
-        Args:
-            cfg: with this package's keys.
-            suppress: what ``NMS.ENABLED`` None means for the architecture.
-        """
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read what the architectures share."""
         node = cfg.MODEL.SparseRCNN
-        suppress = suppress if node.NMS.ENABLED is None else node.NMS.ENABLED
+        suppress = node.NMS.ENABLED
+        if suppress is None:  # "where the assignment is one-to-many"
+            suppress = node.DLA.ENABLED and node.DLA.MATCHER != "HungarianMatcher"
         return {
             "backbone": build_backbone(cfg),
             "in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,

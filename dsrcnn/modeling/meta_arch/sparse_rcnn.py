@@ -67,10 +67,8 @@ class SparseRCNN(SparseDetector):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read the whole model from a config."""
-        dla = cfg.MODEL.SparseRCNN.DLA
-        one_to_many = dla.ENABLED and dla.MATCHER != "HungarianMatcher"
         return {
-            **cls.shared_arguments(cfg, suppress=one_to_many),
+            **super().from_config(cfg),
             "proposals": build_proposals(cfg),
             "head": DynamicHead(cfg),
             "matcher": build_matcher(cfg),

@@ -1,0 +1,125 @@
+#!/usr/bin/env python
+r"""Convert an official ASAG checkpoint (iSEE-Laboratory/ASAG) for ``MODEL.WEIGHTS``.
+
+python tools/convert_asag.py asag_a_r50_1x.pth asag_a_R50_100pro_1x.pth
+python train_net.py --eval-only --config-file coco/asag_a_R50_100pro_1x \
+    MODEL.WEIGHTS asag_a_R50_100pro_1x.pth
+
+With ``--head 2`` only that decoder is kept: the file is half as large, and is used with
+``MODEL.ASAG.NUM_DECODERS 1 MODEL.ASAG.USED_HEAD 0``. Files of this package can be cut likewise;
+of those with averaged weights (``MODEL.EMA``) these are taken.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+from convert_adamixer import DECODER_PARTS, renamed
+from convert_torchvision import detectron2_key
+
+# Theirs, ours. The first that fits counts.
+_INITIALIZER_PARTS = [
+    (r"tokens_norm1\.", "roi_norm."),
+    (r"tokens_norm2\.", "ffn_norm."),
+    (r"tokens_norm3\.", "attention.norm."),
+    (r"tokens_proj\.layers\.0\.", "linear1."),
+    (r"tokens_proj\.layers\.1\.", "linear2."),
+    (r"attn\.", "attention.attention."),
+    (r"iof_tau$", "attention.iof_tau"),
+    (r"(roi|(cls|reg)_fcs\.\d+|fc_cls|fc_reg)\.", None),  # as it is
+]  # fmt: skip
+_TRAINED = 1 << 40  # steps: a converted generator needs no guidance
+
+
+def our_key(key: str) -> str | None:
+    """Our name of a parameter of theirs; None for what is not needed.
+
+    Raises:
+        KeyError: if the parameter is unknown.
+    """
+    if key.endswith("num_batches_tracked"):
+        return None
+    if key.startswith("backbone.0.body."):
+        return f"backbone.bottom_up.{detectron2_key(key.removeprefix('backbone.0.body.'))}"
+    neck = re.match(r"neck\.(inner|layer)_blocks\.(\d)\.(0\.)?", key)
+    if neck:
+        kind = "lateral" if neck[1] == "inner" else "output"
+        return f"backbone.fpn_{kind}{int(neck[2]) + 2}.{key[neck.end() :]}"
+    if key.startswith("anchor_generator."):
+        return f"generator.{key.removeprefix('anchor_generator.')}"
+    if key.startswith("rpn."):
+        return f"initializer.{renamed(key, len('rpn.'), _INITIALIZER_PARTS)}"
+    if key == "decoder.decoder_embedding.weight":
+        return "decoders.decoder_embedding.weight"
+    stage = re.match(r"decoder\.(bbox_head|head_series)\.(\d+)\.", key)
+    if not stage:
+        raise KeyError(key)
+    of_adamixer = stage[1] == "bbox_head"
+    rest = renamed(key, stage.end(), DECODER_PARTS) if of_adamixer else key[stage.end() :]
+    return f"decoders.stages.{stage[2]}.{rest}"
+
+
+def convert(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict of ours from one of theirs.
+
+    Raises:
+        KeyError: naming the parameters that are unknown.
+    """
+    found, unknown = {}, []
+    for key, value in state.items():
+        try:
+            name = our_key(key)
+        except KeyError:
+            unknown.append(key)
+            continue
+        if name is not None:
+            found[name] = value
+    if unknown:
+        raise KeyError(f"{len(unknown)} unknown parameters, such as {unknown[0]}")
+    return {**found, "iteration": torch.tensor(_TRAINED)}
+
+
+def only_head(state: dict[str, torch.Tensor], head: int) -> dict[str, torch.Tensor]:
+    """A model of one decoder.
+
+    Raises:
+        KeyError: if there is no such decoder.
+    """
+    embedding = "decoders.decoder_embedding.weight"
+    if not 0 <= head < len(state[embedding]):
+        raise KeyError(f"has decoders 0 to {len(state[embedding]) - 1}, and no decoder {head}")
+    own, kept = f"decoders.stages.{head}.", {}
+    for key, value in state.items():
+        if not key.startswith("decoders.stages."):
+            kept[key] = value
+        elif key.startswith(own):
+            kept[f"decoders.stages.0.{key.removeprefix(own)}"] = value
+    return {**kept, embedding: state[embedding][head : head + 1].clone()}
+
+
+def main() -> None:
+    """Read, rename, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="checkpoint as published, or of this package")
+    parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("--head", type=int, help="keep this decoder alone, counted from 0")
+    args = parser.parse_args()
+    with torch.serialization.safe_globals([argparse.Namespace]):  # their options, beside weights
+        content = torch.load(args.source, map_location="cpu", weights_only=True)
+    model = content["ema"]["model"] if "ema" in content else content.get("model", content)
+    try:
+        if not any(key.startswith("initializer.") for key in model):
+            model = convert(model)
+        if args.head is not None:
+            model = only_head(model, args.head)
+    except KeyError as error:
+        sys.exit(f"{args.source} is no ASAG checkpoint as expected: {error.args[0]}.")
+    torch.save({"model": model, "__author__": "ASAG"}, args.target)
+
+
+if __name__ == "__main__":
+    main()
