@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 from ..errors import DsrcnnError
 from . import (
+    anchors,
     assignment,
     benchmark,
+    benchmark_asag,
     benchmark_loader,
     benchmark_matching,
     benchmark_recollection,
@@ -35,9 +37,11 @@ _COMMANDS = (
     draw_augmented,
     assignment,
     proposals,
+    anchors,
     recollection,
     weights,
     benchmark,
+    benchmark_asag,
     benchmark_loader,
     benchmark_matching,
     benchmark_recollection,

@@ -4,7 +4,7 @@ The common implementation pools level by level: pick the RoIs of a level, run Ro
 results, then permute them to the layout the head wants. Here all levels of all images form one
 table of D-channel rows. A RoI cell is a weighted sum of rows, at most four for each of its sampling
 points, which is exactly an embedding bag; its output already has the channels last. Values equal
-RoIAlign with ``aligned=True`` to rounding. No data-dependent shape, no host synchronisation.
+RoIAlign's to rounding. No data-dependent shape, no host synchronisation.
 
 Letters: ``B`` images, ``R`` RoIs per image, ``D`` channels, ``K`` output cells per side,
 ``S`` sampling points per cell and side, ``T`` rows of the table.
@@ -74,7 +74,7 @@ def _axis_weights(
     """Bilinear neighbours along one axis.
 
     Args:
-        start: (N,) first coordinate of each RoI in feature cells, half a cell already subtracted.
+        start: (N,) first coordinate of each RoI, from the centre of the first feature cell.
         extent: (N,) size in feature cells.
         limit: (N,) number of feature cells.
         cells: ``K``.
@@ -101,7 +101,7 @@ def _axis_weights(
 
 
 def sampling_weights(
-    table: FeatureTable, boxes: Tensor, cells: int, samples: int
+    table: FeatureTable, boxes: Tensor, cells: int, samples: int, *, aligned: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Rows of the table that each RoI cell averages, with their weights.
 
@@ -110,6 +110,7 @@ def sampling_weights(
         boxes: (B, R, 4) xyxy in pixels; not finite coordinates count as zero.
         cells: ``K``.
         samples: ``S``.
+        aligned: see `pool_rois`.
 
     Returns:
         Row indices (int32) and weights, both (B * R * K * K, 4 S * S).
@@ -120,8 +121,11 @@ def sampling_weights(
     image = torch.arange(boxes.shape[0], device=boxes.device) // (boxes.shape[0] // table.images)
     base = (first_row + image * (table.rows.shape[0] // table.images)).int()
     x1, y1, x2, y2 = (boxes / stride.unsqueeze(1).to(boxes.dtype)).unbind(1)
-    rows, row_weights = _axis_weights(y1 - 0.5, y2 - y1, height, cells, samples)
-    columns, column_weights = _axis_weights(x1 - 0.5, x2 - x1, width, cells, samples)
+    shift, tall, wide = 0.5, y2 - y1, x2 - x1
+    if not aligned:
+        shift, tall, wide = 0.0, tall.clamp(min=1), wide.clamp(min=1)
+    rows, row_weights = _axis_weights(y1 - shift, tall, height, cells, samples)
+    columns, column_weights = _axis_weights(x1 - shift, wide, width, cells, samples)
     start = (base.view(-1, 1, 1) + rows * width.view(-1, 1, 1).int())[:, :, None, :, None]
     index = start + columns[:, None, :, None, :]  # (N, K, K, 2 S, 2 S)
     weight = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
@@ -134,8 +138,9 @@ def pool_rois(
     *,
     cells: int = 7,
     samples: int = 2,
+    aligned: bool = True,
 ) -> Tensor:
-    """RoIAlign (``aligned=True``) of boxes on the pyramid level that fits their size.
+    """RoIAlign of boxes on the pyramid level that fits their size.
 
     Differentiable in the features, not in the boxes, like the usual RoIAlign.
 
@@ -144,12 +149,14 @@ def pool_rois(
         boxes: (B, R, 4) xyxy in pixels.
         cells: ``K``.
         samples: ``S``.
+        aligned: as ``ROIAlignV2``; False: as the first ``ROIAlign``, which takes the centre of the
+            first cell for the corner of the image, and RoIs for at least a cell.
 
     Returns:
         (B * R, K * K, D).
     """
     with torch.no_grad():
-        index, weight = sampling_weights(table, boxes, cells, samples)
+        index, weight = sampling_weights(table, boxes, cells, samples, aligned=aligned)
     pooled = F.embedding_bag(
         index, table.rows, mode="sum", per_sample_weights=weight.to(table.rows.dtype)
     )

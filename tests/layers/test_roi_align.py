@@ -21,8 +21,8 @@ def random_boxes(images, count, extent):
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
-def by_detectron2(features, boxes, cells=7, samples=2):
-    pooler = ROIPooler(cells, tuple(1 / s for s in STRIDES), samples, "ROIAlignV2")
+def by_detectron2(features, boxes, cells=7, samples=2, kind="ROIAlignV2"):
+    pooler = ROIPooler(cells, tuple(1 / s for s in STRIDES), samples, kind)
     return pooler(features, [Boxes(b) for b in boxes]).flatten(2).transpose(1, 2)
 
 
@@ -38,6 +38,14 @@ def test_values_equal_the_common_implementation_also_outside_the_image(extent):
     features, boxes = pyramid(), random_boxes(2, 40, extent)
     ours = pool_rois(FeatureTable.from_levels(features, STRIDES), boxes)
     torch.testing.assert_close(ours, by_detectron2(features, boxes), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("extent", [1.0, 30.0, 900.0])
+def test_without_the_shift_values_equal_the_first_roi_align(extent):
+    features, boxes = pyramid(), random_boxes(2, 40, extent)
+    ours = pool_rois(FeatureTable.from_levels(features, STRIDES), boxes, aligned=False)
+    expected = by_detectron2(features, boxes, kind="ROIAlign")
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("cells", "samples"), [(7, 2), (3, 1), (5, 3)])

@@ -14,10 +14,9 @@ from dsrcnn.modeling.asag import (
     ParallelDecoders,
     ProbingRule,
     QueryInitializer,
-    UnalignedRoIs,
     attention_mask,
 )
-from dsrcnn.modeling.decoder import AdaMixerStage, RCNNHead
+from dsrcnn.modeling.decoder import AdaMixerStage, RCNNHead, RoIFeatures
 from dsrcnn.structures import (
     Predictions,
     Targets,
@@ -31,6 +30,7 @@ from asag_fill import feature, fill, parameter
 
 SIZES = torch.tensor([[320.0, 256, 320, 256], [288, 240, 288, 240]])
 STRIDES = (4, 8, 16, 32)
+ROIS = RoIFeatures(strides=STRIDES, aligned=False)
 _GIVEN = [[100, 80, 60, 40], [100, 80, 64, 48], [200, 150, 150, 120], [160, 128, 320, 256]]
 GIVEN = torch.tensor([*_GIVEN, [30, 30, 20, 20]]).float()
 INITIALIZER = [
@@ -125,7 +125,7 @@ def started():
     mask[1, 4] = False
     pyramid = [feature(level) for level in (2, 3, 4, 5)]
     with torch.no_grad():
-        rois = UnalignedRoIs(STRIDES)(pyramid, boxes)
+        rois = ROIS(ROIS.prepare(pyramid), boxes)
         return pyramid, mask, initializer(rois, boxes, attention_mask(mask))
 
 
@@ -157,9 +157,7 @@ def sparse_stage():
 
 def decoder_of(stage, prefix, pairs, head):
     """One decoder with the parameters of one of the four."""
-    decoders = ParallelDecoders(
-        stage, channels=256, strides=STRIDES, rois=UnalignedRoIs(STRIDES), count=1
-    )
+    decoders = ParallelDecoders(stage, channels=256, strides=STRIDES, rois=ROIS, count=1)
     fill(decoders.stages[0], f"decoder.{prefix}.{head}.", pairs)
     row = parameter("decoder.decoder_embedding.weight", (4, 256))[head]
     decoders.decoder_embedding.weight.data[0] = row
@@ -177,7 +175,7 @@ def test_decoders_of_asag_a(started, head, logits, first, boxes, box):
     pyramid, mask, queries = started
     decoders = decoder_of(adamixer_stage(), "bbox_head", ADAMIXER, head)
     with torch.no_grad():
-        found = decoders(pyramid, queries, attention_mask(mask))
+        found = decoders(pyramid, decoders.rois.prepare(pyramid), queries, attention_mask(mask))
     close(found.logits.sum(), logits, 5e-4)
     close(found.logits[0, 0, 0, 0], first)
     close(relative(found.boxes[0]).sum(), boxes)
@@ -189,6 +187,9 @@ class PooledWithReplicatedBorder(torch.nn.Module):
 
     RoIAlign, as published, reads zeros there.
     """
+
+    def prepare(self, features):
+        return features
 
     def forward(self, features, boxes):
         return torch.cat([self.pool(features, i, b) for i, own in enumerate(boxes) for b in own])
@@ -204,13 +205,13 @@ class PooledWithReplicatedBorder(torch.nn.Module):
         ys = (y1 / stride + steps * max((y2 - y1) / stride, 1.0) + 0.5) / height * 2 - 1
         grid = torch.stack(torch.broadcast_tensors(xs[None, :], ys[:, None]), dim=-1)[None]
         sampled = F.grid_sample(own, grid, padding_mode="border", align_corners=False)
-        return F.avg_pool2d(sampled, 2)
+        return F.avg_pool2d(sampled, 2).flatten(2).transpose(1, 2)
 
 
 def test_inside_of_the_map_both_poolings_are_the_same(started):
     pyramid = started[0]
     boxes = box_cxcywh_to_xyxy(torch.stack([0.9 * GIVEN, 0.8 * GIVEN]))
-    expected = UnalignedRoIs(STRIDES)(pyramid, boxes)
+    expected = ROIS(ROIS.prepare(pyramid), boxes)
     torch.testing.assert_close(
         PooledWithReplicatedBorder()(pyramid, boxes), expected, rtol=1e-4, atol=1e-4
     )
@@ -228,7 +229,7 @@ def test_decoders_of_asag_s(started, head, logits, first, boxes, box):
     decoders = decoder_of(sparse_stage(), "head_series", [], head)
     decoders.rois = PooledWithReplicatedBorder()
     with torch.no_grad():
-        found = decoders(pyramid, queries, attention_mask(mask))
+        found = decoders(pyramid, decoders.rois.prepare(pyramid), queries, attention_mask(mask))
     close(found.logits.sum(), logits)
     close(found.logits[0, 0, 0, 0], first)
     close(relative(found.boxes[0]).sum(), boxes)
@@ -285,7 +286,7 @@ def test_losses_of_whole_images(generated, started, scene, kind, first, last):
         for head in (0, 3):
             decoders = decoder_of(stage, prefix, pairs, head)
             decoders.rois = rois
-            predictions = decoders(pyramid, queries, mask)
+            predictions = decoders(pyramid, decoders.rois.prepare(pyramid), queries, mask)
             logits.append(predictions.logits[0])
             found.append(predictions.boxes[0])
         sets = Predictions(torch.stack(logits), torch.stack(found), torch.arange(3))

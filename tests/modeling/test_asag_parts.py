@@ -10,7 +10,6 @@ from dsrcnn.modeling.asag import (
     PatchLessons,
     ProbingRule,
     QueryInitializer,
-    UnalignedRoIs,
     attention_mask,
 )
 from dsrcnn.modeling.asag.patches import (
@@ -22,7 +21,7 @@ from dsrcnn.modeling.asag.patches import (
     resize_valid,
     thinned,
 )
-from dsrcnn.modeling.decoder import AdaMixerStage, RCNNHead
+from dsrcnn.modeling.decoder import AdaMixerStage, RCNNHead, RoIFeatures
 
 
 def small_generator(**rule):
@@ -245,7 +244,7 @@ def test_padding_changes_no_query():
     made = QueryInitializer(
         channels=16, num_classes=3, attention_heads=2, feedforward_channels=8, roi_positions=4
     ).eval()
-    rois, boxes = torch.randn(1, 5, 16, 2, 2), torch.rand(1, 5, 4) * 20
+    rois, boxes = torch.randn(1, 5, 4, 16), torch.rand(1, 5, 4) * 20
     boxes[..., 2:] += boxes[..., :2] + 4
     mask = torch.tensor([[True, True, True, False, False]])
     whole = made(rois.flatten(0, 1), boxes, attention_mask(mask))
@@ -262,19 +261,19 @@ def test_all_decoders_are_trained_and_the_used_one_is_inferences(kind):
         stage = AdaMixerStage(**sizes, groups=2, in_points=3, out_points=4)
     else:
         stage = RCNNHead(**sizes, dynamic_channels=4, roi_positions=4, num_cls=1, num_reg=1)
-    rois = UnalignedRoIs((4, 8), resolution=2)
+    rois = RoIFeatures(strides=(4, 8), resolution=2, aligned=False)
     decoders = ParallelDecoders(stage, channels=16, strides=(4, 8), rois=rois, count=3, used=1)
     pyramid = [torch.randn(2, 16, 16, 16), torch.randn(2, 16, 8, 8)]
     boxes = torch.tensor([8.0, 8, 40, 30]).expand(2, 5, 4).clone().requires_grad_()
     features = torch.randn(2, 5, 16, requires_grad=True)
     queries = InitialQueries(torch.zeros(2, 5, 3), boxes, features)
-    found = decoders.train()(pyramid, queries)
+    found = decoders.train()(pyramid, rois.prepare(pyramid), queries)
     assert found.logits.shape == (3, 2, 5, 3)
     assert found.stage.tolist() == [0, 1, 2]
     torch.testing.assert_close(found.boxes, boxes.expand(3, -1, -1, -1), rtol=1e-4, atol=1e-3)
     (found.logits.sum() + found.boxes.sum()).backward()
     assert boxes.grad is None
     assert features.grad.abs().sum() > 0
-    used = decoders.eval()(pyramid, queries)
+    used = decoders.eval()(pyramid, rois.prepare(pyramid), queries)
     assert used.stage.tolist() == [2]
     torch.testing.assert_close(used.logits[0], found.logits[-1])

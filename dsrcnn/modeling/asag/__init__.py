@@ -6,7 +6,7 @@ from .build import LEVELS_PROBED, build_decoders, build_generator
 from .criterion import ASAGCounts, ASAGCriterion, objects_of
 from .denoising import NoisyQueries, denoising_mask, noisy_queries
 from .parallel_decoders import ParallelDecoders
-from .query_initializer import InitialQueries, QueryInitializer, UnalignedRoIs, attention_mask
+from .query_initializer import InitialQueries, QueryInitializer, attention_mask
 from .training_patches import PatchLessons
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "ProbedLevel",
     "ProbingRule",
     "QueryInitializer",
-    "UnalignedRoIs",
     "attention_mask",
     "build_decoders",
     "build_generator",

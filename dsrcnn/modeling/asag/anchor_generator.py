@@ -154,8 +154,12 @@ class AnchorGenerator(nn.Module):
         compressor = self.compress[net]
         assert isinstance(compressor, PatchCompressor)
         patches = compressor.patches(level, images, positions, self.cells)
-        found = self._predict(patches, self.proj_patch, len(_PROBED) - net)
+        found = self.predict_patches(patches, len(_PROBED) - net)
         return ProbedLevel(found, images, positions, stride, spare)
+
+    def predict_patches(self, patches: Tensor, step: int) -> Tensor:
+        """Anchors (m, A, 5) of probed patches (m, K * K, C): of P4, step 1, or of P3, step 2."""
+        return self._predict(patches, self.proj_patch, step)
 
     def _predict(self, patches: Tensor, predictor: nn.Module, place: int) -> Tensor:
         """Patches (..., K * K, C) to anchors (..., A, 5)."""
@@ -224,6 +228,7 @@ class AnchorGenerator(nn.Module):
     def _assembled(self, steps: list[_Candidates], sizes: Tensor) -> Anchors:
         """By image: step after step, or where there are too many, the best."""
         boxes, scores, images = (torch.cat(x) for x in zip(*steps, strict=True))
+        level = torch.cat([torch.full_like(x.images, 5 - i) for i, x in enumerate(steps)])
         counts = images.bincount(minlength=len(sizes))
         order = scores.argsort(descending=True, stable=True)
         by_score = torch.empty_like(images).scatter(0, order, rank_in_group(images[order]))
@@ -231,12 +236,12 @@ class AnchorGenerator(nn.Module):
         place = torch.where(too_many, by_score, rank_in_group(images))
         keep = place < self.rule.most
         most = int(counts.max().clamp(max=self.rule.most))
-        boxes, scores, index = boxes[keep], scores[keep], (images[keep], place[keep])
+        index = images[keep], place[keep]
         whole = sizes * sizes.new_tensor([0.5, 0.5, 1.0, 1.0])
-        padded = whole.unsqueeze(1).repeat(1, most, 1).index_put(index, boxes)
+        padded = whole.unsqueeze(1).repeat(1, most, 1).index_put(index, boxes[keep])
         empty = scores.new_zeros(len(sizes), most)
-        mask = empty.bool().index_put(index, torch.ones_like(scores, dtype=torch.bool))
-        return Anchors(padded, empty.index_put(index, scores), mask)
+        levels = empty.long().index_put(index, level[keep])
+        return Anchors(padded, empty.index_put(index, scores[keep]), levels > 0, levels)
 
 
 class _Perceptron(nn.Module):

@@ -76,11 +76,13 @@ class Anchors(NamedTuple):
         boxes: (B, N, 4) cxcywh in pixels; in the padding the whole image.
         scores: (B, N) location scores, 0 in the padding.
         mask: (B, N) bool, False in the padding.
+        level: (B, N) int64 of the pyramid: 5 for P5 and P6, 4, or 3; 0 in the padding.
     """
 
     boxes: Tensor
     scores: Tensor
     mask: Tensor
+    level: Tensor
 
 
 class Objects(NamedTuple):

@@ -3,12 +3,11 @@
 from detectron2.config import CfgNode
 
 from ...errors import ConfigError
-from ..decoder import AdaMixerStage, RCNNHead
+from ..decoder import AdaMixerStage, RCNNHead, RoIFeatures
 from ..decoder.roi_features import stride_of
 from .anchor_generator import AnchorGenerator
 from .anchors import ProbingRule
 from .parallel_decoders import ParallelDecoders
-from .query_initializer import UnalignedRoIs
 
 __all__ = ["LEVELS_PROBED", "build_decoders", "build_generator"]
 
@@ -74,7 +73,12 @@ def build_decoders(cfg: CfgNode) -> ParallelDecoders:
         stage,
         channels=node.HIDDEN_DIM,
         strides=strides,
-        rois=UnalignedRoIs(strides, pooler.POOLER_RESOLUTION, pooler.POOLER_SAMPLING_RATIO),
+        rois=RoIFeatures(
+            strides=strides,
+            resolution=pooler.POOLER_RESOLUTION,
+            samples=pooler.POOLER_SAMPLING_RATIO,
+            aligned=False,
+        ),
         count=own.NUM_DECODERS,
         used=own.USED_HEAD,
         prior_probability=node.PRIOR_PROB,

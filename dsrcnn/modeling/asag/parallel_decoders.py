@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...layers.point_sampling import GroupedPyramid
+from ...layers.roi_align import FeatureTable
 from ...structures import Predictions
-from ..decoder import AdaMixerStage, RCNNHead
-from .query_initializer import InitialQueries, UnalignedRoIs
+from ..decoder import AdaMixerStage, RCNNHead, RoIFeatures
+from .query_initializer import InitialQueries
 
 __all__ = ["ParallelDecoders"]
 
@@ -25,7 +26,7 @@ class ParallelDecoders(nn.Module):
         *,
         channels: int,
         strides: tuple[int, ...],
-        rois: UnalignedRoIs,
+        rois: RoIFeatures,
         count: int = 4,
         used: int = -1,
         prior_probability: float = 0.01,
@@ -55,12 +56,17 @@ class ParallelDecoders(nn.Module):
                 nn.init.zeros_(member.bboxes_delta.bias)
 
     def forward(
-        self, features: list[Tensor], queries: InitialQueries, mask: Tensor | None = None
+        self,
+        features: list[Tensor],
+        table: FeatureTable,
+        queries: InitialQueries,
+        mask: Tensor | None = None,
     ) -> Predictions:
         """Refine the queries once.
 
         Args:
             features: pyramid levels (B, D, H_l, W_l), finest first.
+            table: the same, as `rois` prepares them.
             queries: boxes are used without gradient, features with it.
             mask: (B, N) or (B, N, N) bool, False for what must not be attended to.
 
@@ -71,7 +77,7 @@ class ParallelDecoders(nn.Module):
         order = [i for i in range(len(self.stages)) if i != self.used] if self.training else []
         order.append(self.used)
         boxes = queries.boxes.detach().unsqueeze(1)
-        read = self._reader(features, queries.boxes)
+        read = self._reader(features, table, queries.boxes)
         found = []
         for index in order:
             states = (queries.features + self.decoder_embedding.weight[index]).unsqueeze(1)
@@ -80,9 +86,12 @@ class ParallelDecoders(nn.Module):
         stage = torch.arange(len(self.stages) - len(order), len(self.stages), device=boxes.device)
         return Predictions(logits, refined, stage)
 
-    def _reader(self, features: list[Tensor], boxes: Tensor) -> GroupedPyramid | Tensor:
+    def _reader(
+        self, features: list[Tensor], table: FeatureTable, boxes: Tensor
+    ) -> GroupedPyramid | Tensor:
         """What a stage reads: the pyramid, or RoI features (B * N, R * R, D)."""
         first = self.stages[0]
         if isinstance(first, AdaMixerStage):
             return GroupedPyramid.from_levels(features, self.strides, first.groups)
-        return self.rois(features, boxes).flatten(2).transpose(1, 2)
+        rois: Tensor = self.rois(table, boxes)
+        return rois

@@ -7,13 +7,11 @@ classes.
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..decoder import PositionalStage
 
-__all__ = ["InitialQueries", "QueryInitializer", "UnalignedRoIs", "attention_mask"]
+__all__ = ["InitialQueries", "QueryInitializer", "attention_mask"]
 
 
 def attention_mask(valid: Tensor) -> Tensor:
@@ -33,21 +31,6 @@ class InitialQueries(NamedTuple):
     logits: Tensor
     boxes: Tensor
     features: Tensor
-
-
-class UnalignedRoIs(nn.Module):
-    """RoI features as ASAG's published weights know them: without the half pixel's shift."""
-
-    def __init__(self, strides: tuple[int, ...], resolution: int = 7, samples: int = 2) -> None:
-        """Set the grid for levels of these strides, finest first."""
-        super().__init__()
-        scales = tuple(1.0 / stride for stride in strides)
-        self.pooler = ROIPooler(resolution, scales, samples, "ROIAlign")
-
-    def forward(self, features: list[Tensor], boxes: Tensor) -> Tensor:
-        """Pool boxes (B, N, 4) xyxy into (B * N, D, R, R); no gradient reaches the boxes."""
-        rois: Tensor = self.pooler(features, [Boxes(b) for b in boxes.detach().float()])
-        return rois
 
 
 class QueryInitializer(PositionalStage):
@@ -116,14 +99,16 @@ class QueryInitializer(PositionalStage):
         """Look at anchors.
 
         Args:
-            rois: (B * N, D, R, R) features at the anchors.
+            rois: (B * N, R * R, D) features at the anchors.
             boxes: (B, N, 4) xyxy in pixels.
             mask: see `attention_mask`.
 
         Returns:
             A first guess, and features; gradients reach both.
         """
-        features = self.roi_norm(self.roi(rois.flatten(1))).view(*boxes.shape[:2], -1)
+        features = self.roi_norm(self.roi(rois.transpose(1, 2).flatten(1))).view(
+            *boxes.shape[:2], -1
+        )
         xyzr = self._positions(boxes)
         features = self.attention(features, xyzr, boxes, mask)
         return InitialQueries(*self._conclude(features, xyzr))

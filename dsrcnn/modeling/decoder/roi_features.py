@@ -15,13 +15,21 @@ class RoIFeatures(nn.Module):
     """Pools a fixed grid of features for every box; has no parameters."""
 
     @configurable
-    def __init__(self, *, strides: tuple[int, ...], resolution: int = 7, samples: int = 2) -> None:
+    def __init__(
+        self,
+        *,
+        strides: tuple[int, ...],
+        resolution: int = 7,
+        samples: int = 2,
+        aligned: bool = True,
+    ) -> None:
         """Set the grid.
 
         Args:
             strides: of the pyramid levels, finest first, each twice the one before.
             resolution: cells per side of a RoI.
             samples: sampling points per cell and side.
+            aligned: see `pool_rois`.
 
         Raises:
             ConfigError: if `samples` is not positive.
@@ -35,6 +43,7 @@ class RoIFeatures(nn.Module):
         self.strides = strides
         self.resolution = resolution
         self.samples = samples
+        self.aligned = aligned
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -62,7 +71,9 @@ class RoIFeatures(nn.Module):
 
     def forward(self, table: FeatureTable, boxes: Tensor) -> Tensor:
         """Pool boxes (B, R, 4) into (B * R, K * K, D); no gradient reaches the boxes."""
-        return pool_rois(table, boxes, cells=self.resolution, samples=self.samples)
+        return pool_rois(
+            table, boxes, cells=self.resolution, samples=self.samples, aligned=self.aligned
+        )
 
 
 def stride_of(name: str) -> int:

@@ -22,7 +22,6 @@ from ..asag import (
     PatchLessons,
     ProbedLevel,
     QueryInitializer,
-    UnalignedRoIs,
     attention_mask,
     build_decoders,
     build_generator,
@@ -30,6 +29,7 @@ from ..asag import (
     noisy_queries,
     objects_of,
 )
+from ..decoder import RoIFeatures
 from ..inputs import image_sizes, pad_targets
 from .sparse_detector import SparseDetector
 
@@ -53,7 +53,7 @@ class ASAG(SparseDetector):
         self,
         *,
         generator: AnchorGenerator,
-        rois: UnalignedRoIs,
+        rois: RoIFeatures,
         initializer: QueryInitializer,
         decoders: ParallelDecoders,
         criterion: ASAGCriterion,
@@ -154,9 +154,7 @@ class ASAG(SparseDetector):
         with torch.autocast(sizes.device.type, enabled=False):
             features = [at_least_float32(x) for x in features]
             anchors, _ = self.anchors(features, sizes)
-            boxes = box_cxcywh_to_xyxy(anchors.boxes)
-            _, found = self._decode(features, boxes, attention_mask(anchors.mask))
-        return found._replace(mask=anchors.mask), sizes, network_sizes
+            return self.decode(features, anchors), sizes, network_sizes
 
     def anchors(self, features: list[Tensor], sizes: Tensor) -> tuple[Anchors, list[ProbedLevel]]:
         """Anchors of images, and what was probed for them.
@@ -167,6 +165,16 @@ class ASAG(SparseDetector):
         """
         anchors, _, probed = self.generator(features[-3:], sizes)
         return anchors, probed
+
+    def decode(self, features: list[Tensor], anchors: Anchors) -> Predictions:
+        """What is at anchors: predictions with a proposal mask.
+
+        Args:
+            features: pyramid levels.
+            anchors: of the same images.
+        """
+        boxes, mask = box_cxcywh_to_xyxy(anchors.boxes), attention_mask(anchors.mask)
+        return self._decode(features, boxes, mask)[1]._replace(mask=anchors.mask)
 
     def losses(
         self, features: list[Tensor], targets: Targets, counts: ASAGCounts
@@ -213,5 +221,6 @@ class ASAG(SparseDetector):
         self, features: list[Tensor], boxes: Tensor, mask: Tensor
     ) -> tuple[InitialQueries, Predictions]:
         """Queries at boxes (B, N, 4), and what the decoders make of them."""
-        queries = self.initializer(self.rois(features, boxes), boxes, mask)
-        return queries, self.decoders(features, queries, mask)
+        table = self.rois.prepare(features)
+        queries = self.initializer(self.rois(table, boxes), boxes, mask)
+        return queries, self.decoders(features, table, queries, mask)
