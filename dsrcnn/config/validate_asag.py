@@ -21,6 +21,15 @@ def check_asag(cfg: CfgNode) -> None:
                 f"MODEL.SparseRCNN.{part}.ENABLED is True, but ASAG has no cascade of stages, and "
                 f"its own proposals and matching. Write MODEL.SparseRCNN.{part}.ENABLED False."
             )
+    for name, asked in (
+        ("CHECKPOINT.STAGES", cfg.MODEL.CHECKPOINT.STAGES),
+        ("COMPILE", cfg.MODEL.COMPILE),
+    ):
+        if asked:
+            raise ConfigError(
+                f"MODEL.{name} is True, but it is for the stages of a cascade, and ASAG has none. "
+                f"Write MODEL.{name} False."
+            )
     if not shared.USE_FOCAL:
         raise ConfigError(
             "MODEL.SparseRCNN.USE_FOCAL is False, but ASAG's losses are for sigmoid scores. Write "

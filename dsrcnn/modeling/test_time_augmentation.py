@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
+from ..config import CASCADES
 from ..errors import ConfigError
 
 __all__ = ["TestTimeAugmentation", "vote_boxes"]
@@ -109,12 +110,15 @@ class TestTimeAugmentation(nn.Module):
                 f"TEST.AUG.SCALE_RANGES has {len(node.SCALE_RANGES)} entries, TEST.AUG.MIN_SIZES "
                 f"{len(node.MIN_SIZES)}; write one range per size, or TEST.AUG.SCALE_FILTER False."
             )
+        limit = cfg.TEST.DETECTIONS_PER_IMAGE
+        if cfg.MODEL.META_ARCHITECTURE in CASCADES:
+            limit = min(limit, cfg.MODEL.SparseRCNN.NUM_PROPOSALS)
         return {
             "model": model,
             "views": DatasetMapperTTA(cfg),
             "views_per_size": 2 if node.FLIP else 1,
             "scale_ranges": list(node.SCALE_RANGES) if node.SCALE_FILTER else None,
-            "limit": min(cfg.MODEL.SparseRCNN.NUM_PROPOSALS, cfg.TEST.DETECTIONS_PER_IMAGE),
+            "limit": limit,
             "voting": node.CVPODS_TTA,
             "nms_threshold": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
         }

@@ -60,6 +60,38 @@ def test_proposals_of_a_dpg_model_are_drawn_with_numbers(tmp_path, capsys):
     assert "variation" in printed
 
 
+def test_anchors_of_an_asag_are_drawn_by_level(tmp_path, capsys):
+    output = tmp_path / "run"
+    small = ["MODEL.ASAG.ANCHORS.HIDDEN", "32", "MODEL.ADAMIXER.IN_POINTS", "4"]
+    config = ["--config-file", "quick/asag_a_shapes"]
+    assert run([*config, *SMALL, *small, "OUTPUT_DIR", str(output)]) == 0
+    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
+    arguments = ["anchors", "--config-file", str(output / "config.yaml"), "--images", "3"]
+    assert main([*arguments, "--output", str(tmp_path / "drawn"), *weights]) == 0
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "drawn" / "anchors.png") in printed
+    assert "patches of P4" in printed
+    picture = cv2.imread(str(tmp_path / "drawn" / "anchors.png"))
+    assert picture.shape[0] > 3 * 240  # a row for every image
+    assert picture.shape[1] > 3 * 240  # three levels
+    assert (
+        main(
+            [
+                *arguments,
+                "--output",
+                str(tmp_path),
+                *weights,
+                "MODEL.META_ARCHITECTURE",
+                "SparseRCNN",
+                "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+                "ROIAlignV2",
+            ]
+        )
+        == 2
+    )
+    assert "SparseRCNN generates none" in capsys.readouterr().err
+
+
 def test_augmented_images_are_drawn(tmp_path, capsys):
     output = tmp_path / "drawn"
     arguments = ["draw-augmented", "--config-file", "quick/sparse_rcnn_shapes", "--images", "2"]

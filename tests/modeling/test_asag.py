@@ -197,6 +197,8 @@ def test_suppression_is_among_the_best_scores_as_published():
         (["MODEL.SparseRCNN.DPG.ENABLED", True], "DPG"),
         (["MODEL.SparseRCNN.SQR.ENABLED", True], "SQR"),
         (["MODEL.SparseRCNN.USE_FOCAL", False], "USE_FOCAL"),
+        (["MODEL.COMPILE", True], "MODEL.COMPILE False"),
+        (["MODEL.CHECKPOINT.STAGES", True], "MODEL.CHECKPOINT.STAGES False"),
         ([f"{KEY}DECODER", "DETR"], "AdaMixer, SparseRCNN"),
         ([f"{KEY}USED_HEAD", 4], "from 0 to 3"),
         ([f"{KEY}NUM_DECODERS", 0], "NUM_DECODERS"),
