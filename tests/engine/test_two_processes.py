@@ -102,6 +102,14 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path, one_process, dat
     assert other["bbox/AP50"] == pytest.approx(one["bbox/AP50"], abs=0.5)
 
 
+def test_asag_whose_patches_differ_trains_in_two_processes(tmp_path, data):
+    """Every process must reach every parameter, with objects in its images or without."""
+    command = by_spawn(tmp_path, *data, processes=2)
+    command[command.index("quick/sparse_rcnn_shapes")] = "quick/asag_a_shapes"
+    run([*command, "MODEL.ASAG.ANCHORS.HIDDEN", "32", "MODEL.ASAG.GUIDED_ITERS", "1"])
+    assert 0 < logged(tmp_path)["total_loss"] < 1e6
+
+
 def test_evaluation_in_two_processes_equals_evaluation_in_one(tmp_path, one_process, data):
     weights = ["MODEL.WEIGHTS", str(one_process / "model_final.pth")]
     run(by_spawn(tmp_path, *data, *weights, processes=2, flags=["--eval-only"]))
