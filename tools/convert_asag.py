@@ -19,6 +19,9 @@ import torch
 from convert_adamixer import DECODER_PARTS, renamed
 from convert_torchvision import detectron2_key
 
+from dsrcnn.engine.weight_files import read_weights
+from dsrcnn.errors import DsrcnnError
+
 # Theirs, ours. The first that fits counts.
 _INITIALIZER_PARTS = [
     (r"tokens_norm1\.", "roi_norm."),
@@ -106,10 +109,14 @@ def main() -> None:
     )
     parser.add_argument("source", type=Path, help="checkpoint as published, or of this package")
     parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("--trust", action="store_true", help="read it even if that runs its code")
     parser.add_argument("--head", type=int, help="keep this decoder alone, counted from 0")
     args = parser.parse_args()
-    with torch.serialization.safe_globals([argparse.Namespace]):  # their options, beside weights
-        content = torch.load(args.source, map_location="cpu", weights_only=True)
+    torch.serialization.add_safe_globals([argparse.Namespace])  # their options, beside weights
+    try:
+        content = read_weights(str(args.source), trust=args.trust)
+    except DsrcnnError as error:
+        sys.exit(f"{error} (Here: --trust.)")
     model = content["ema"]["model"] if "ema" in content else content.get("model", content)
     try:
         if not any(key.startswith("initializer.") for key in model):

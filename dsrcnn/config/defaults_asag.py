@@ -17,7 +17,8 @@ def add_asag_keys(cfg: CfgNode) -> None:
     # wrong way, and norms of patches start at random. False: without them.
     node.OFFICIAL_QUIRKS = False
     node.TRAIN_PATCHES = 4  # of every image and probed level, at least
-    node.GUIDED_ITERS = 7330  # steps in which patches are around objects: an epoch of COCO
+    # Of the training, at its start, patches are around objects: one epoch of 12.
+    node.GUIDED_PART = 1 / 12
 
     # The anchor generator
     node.ANCHORS = anchors = CfgNode()

@@ -30,6 +30,7 @@ def check_asag(cfg: CfgNode) -> None:
                 f"MODEL.{name} is True, but it is for the stages of a cascade, and ASAG has none. "
                 f"Write MODEL.{name} False."
             )
+    _check_shared(shared)
     if not shared.USE_FOCAL:
         raise ConfigError(
             "MODEL.SparseRCNN.USE_FOCAL is False, but ASAG's losses are for sigmoid scores. Write "
@@ -47,15 +48,36 @@ def check_asag(cfg: CfgNode) -> None:
         raise ConfigError(
             f"{key}.SMALL_OBJECT_WEIGHT is {node.SMALL_OBJECT_WEIGHT}; write at least 1."
         )
-    for name in ("TRAIN_PATCHES", "GUIDED_ITERS"):
-        if node[name] < 0:
-            raise ConfigError(f"{key}.{name} is {node[name]}; write 0 or a number above.")
+    if node.TRAIN_PATCHES < 0:
+        raise ConfigError(f"{key}.TRAIN_PATCHES is {node.TRAIN_PATCHES}; write 0 or more.")
+    if not 0 <= node.GUIDED_PART < 1:
+        raise ConfigError(
+            f"{key}.GUIDED_PART is {node.GUIDED_PART}; write a part of the training, from 0 to "
+            "below 1: one epoch of it."
+        )
     if node.DN.NUM < 1 or node.DN.NOISE < 0:
         raise ConfigError(
             f"{key}.DN has NUM {node.DN.NUM} and NOISE {node.DN.NOISE}; write a number of queries "
             "of at least 1 and a noise that is not negative."
         )
     _check_anchors(node.ANCHORS, f"{key}.ANCHORS")
+
+
+def _check_shared(node: CfgNode) -> None:
+    """Keys of cascades that would do nothing here."""
+    fixed = {
+        "OVERLAP.LOSS": (node.OVERLAP.LOSS, "giou"),
+        "OVERLAP.COST": (node.OVERLAP.COST, "giou"),
+        "DEEP_SUPERVISION": (node.DEEP_SUPERVISION, True),
+        "DROPOUT": (node.DROPOUT, 0.0),
+        "ACTIVATION": (node.ACTIVATION, "gelu"),
+    }
+    for name, (found, needed) in fixed.items():
+        if found != needed:
+            raise ConfigError(
+                f"MODEL.SparseRCNN.{name} is {found!r}, but ASAG always has {needed!r}. Write "
+                f"MODEL.SparseRCNN.{name} {needed}."
+            )
 
 
 def _check_anchors(node: CfgNode, key: str) -> None:

@@ -106,7 +106,7 @@ def test_asag_whose_patches_differ_trains_in_two_processes(tmp_path, data):
     """Every process must reach every parameter, with objects in its images or without."""
     command = by_spawn(tmp_path, *data, processes=2)
     command[command.index("quick/sparse_rcnn_shapes")] = "quick/asag_a_shapes"
-    run([*command, "MODEL.ASAG.ANCHORS.HIDDEN", "32", "MODEL.ASAG.GUIDED_ITERS", "1"])
+    run([*command, "MODEL.ASAG.ANCHORS.HIDDEN", "32", "MODEL.ASAG.GUIDED_PART", "0.5"])
     assert 0 < logged(tmp_path)["total_loss"] < 1e6
 
 

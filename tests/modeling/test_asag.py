@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 
 from dsrcnn.config import check_config, read_cfg
 from dsrcnn.errors import ConfigError
+from dsrcnn.structures import Predictions
 
 SIZES = [(64, 96), (96, 64)]
 KEY = "MODEL.ASAG."
@@ -73,26 +74,29 @@ def test_images_of_all_sizes_train_and_are_detected_in(size):
 
 @pytest.mark.parametrize("kind", ["a", "s"])
 def test_images_of_a_batch_are_detected_in_as_each_by_itself(kind):
-    """They have different numbers of queries, of which the padding must not be seen."""
-    fixed = [f"{KEY}ANCHORS.INFERENCE_LEVEL", "P5P6", f"{KEY}ANCHORS.MAX", 500]
-    model = small_anchors(model_of(*fixed, f"{KEY}ANCHORS.OUTPUT", 0.0, kind=kind)).eval()
-    inputs = batch([(96, 96), (96, 96)], [0, 0])
+    """They differ in size, in patches and in queries; padding must not be seen."""
+    rule = [f"{KEY}ANCHORS.OUTPUT", 0.4, f"{KEY}ANCHORS.LOW", 0.3, f"{KEY}ANCHORS.HIGH", 0.8]
+    model = small_anchors(model_of(*rule, kind=kind)).eval()
+    inputs = batch([(96, 160), (160, 96), (128, 128)], [0, 0, 0])
     with torch.no_grad():
-        everything, _ = model.anchors(*model.extract(inputs)[:2])
-        output = everything.scores.amin(dim=1).mean().item()  # between the worst of both images
-        model.generator.rule = model.generator.rule._replace(output=output)
-        predictions, _, _ = model.predict(inputs)
-        assert not predictions.mask.all()
-        together = model(inputs)
-        for image, record in enumerate(inputs):
-            alone, _, _ = model.predict([record])
-            valid = predictions.mask[image]
-            assert alone.mask.all()
+        features, sizes, _ = model.extract(inputs)
+        # Untrained, all images look the same: as many anchors, and as many worth a look.
+        features[-1][1] *= 3.0
+        anchors, probed = model.anchors(features, sizes)
+        assert len(probed) == 2
+        assert not anchors.mask.all()
+        together = model.decode(features, anchors)
+        for image in range(3):
+            one = [x[image : image + 1] for x in features]
+            own, _ = model.anchors(one, sizes[image : image + 1])
+            alone, valid = model.decode(one, own), anchors.mask[image]
+            torch.testing.assert_close(anchors.boxes[image, valid], own.boxes[0])
             torch.testing.assert_close(
-                predictions.boxes[0, image][valid], alone.boxes[0, 0], rtol=1e-4, atol=1e-2
+                together.boxes[0, image, valid], alone.boxes[0, 0], rtol=1e-4, atol=1e-2
             )
-            found, expected = together[image]["instances"], model([record])[0]["instances"]
-            torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                together.logits[0, image, valid], alone.logits[0, 0], rtol=1e-3, atol=1e-3
+            )
 
 
 def test_only_real_queries_are_detections():
@@ -124,7 +128,7 @@ def test_levels_that_inference_does_not_use_are_not_trained():
 
 
 def test_patches_are_guided_by_objects_at_first_and_the_count_is_saved():
-    model = model_of(f"{KEY}GUIDED_ITERS", 2, f"{KEY}ANCHORS.HIGH", 0.99, f"{KEY}ANCHORS.LOW", 0.0)
+    model = model_of(f"{KEY}GUIDED_PART", 0.02, "SOLVER.MAX_ITER", 100)
     guided = []
     lessons_seen = lambda _, inputs: guided.append(inputs[2].guided)  # noqa: E731
     model.generator.register_forward_pre_hook(lessons_seen)
@@ -176,18 +180,67 @@ def test_parts_of_a_batch_know_the_objects_of_all_parts():
 
 def test_half_precision_ends_at_the_features():
     model = model_of()
+    seen = []
+
+    def look(_, inputs):
+        first = inputs[0][0] if isinstance(inputs[0], list) else inputs[0]
+        seen.append((first.dtype, torch.is_autocast_enabled("cpu")))
+
+    for part in (model.generator, model.initializer, model.decoders):
+        part.register_forward_pre_hook(look)
+    features = []
+    model.backbone.register_forward_hook(lambda *x: features.extend(x[2].values()))
     with torch.autocast("cpu", torch.bfloat16):
         losses = model(batch(SIZES, [2, 1]))
-    assert all(value.dtype == torch.float32 for value in losses.values())
+    assert features[0].dtype == torch.bfloat16
+    assert seen == [(torch.float32, False)] * 3
     assert torch.isfinite(sum(losses.values()))
 
 
 def test_suppression_is_among_the_best_scores_as_published():
-    model = model_of("MODEL.SparseRCNN.NMS.ENABLED", True, "TEST.DETECTIONS_PER_IMAGE", 4).eval()
-    with torch.no_grad():
-        found = model(batch([(96, 96)], [0]))[0]["instances"]
-    assert 0 < len(found) <= 4
+    """Of two scores that count, one is a duplicate; the third would be none, but does not count."""
+    model = model_of("MODEL.SparseRCNN.NMS.ENABLED", True, "TEST.DETECTIONS_PER_IMAGE", 2).eval()
+    boxes = torch.tensor([[10.0, 10, 50, 50], [11, 10, 50, 50], [60, 60, 90, 90]])
+    logits = torch.full((1, 1, 3, 5), -9.0)
+    logits[0, 0, :, 2] = torch.tensor([2.0, 1.0, 0.0])
+    predictions = Predictions(logits, boxes.view(1, 1, 3, 4), torch.zeros(1))
+    found = model.postprocess(predictions, [(96, 96)], batch([(96, 96)], [0]))[0]["instances"]
+    assert found.pred_boxes.tensor.tolist() == [[10, 10, 50, 50]]
+    model.candidates = None  # as the cascades here do
+    found = model.postprocess(predictions, [(96, 96)], batch([(96, 96)], [0]))[0]["instances"]
+    assert len(found) == 2
     assert model_of().nms_threshold is None
+
+
+def test_denoising_queries_change_no_other_loss():
+    plain, denoising = model_of(), model_of(*DENOISING)
+    denoising.load_state_dict(plain.state_dict())
+    inputs = batch(SIZES, [3, 1])
+    expected, found = [], []
+    for model, losses in ((plain, expected), (denoising, found)):
+        torch.manual_seed(1)
+        losses.append(model(inputs))
+    for name, value in expected[0].items():
+        torch.testing.assert_close(found[0][name], value, msg=name)
+    assert set(found[0]) - set(expected[0])
+
+
+def test_a_batch_without_any_patch_to_learn_from_trains():
+    model = model_of(f"{KEY}TRAIN_PATCHES", 0, f"{KEY}GUIDED_PART", 0.5)
+    losses = model(batch(SIZES, [0, 0]))
+    sum(losses.values()).backward()
+    assert torch.isfinite(sum(losses.values()))
+    assert model.generator.proj_patch.layers[0].weight.grad is not None
+
+
+def test_losses_are_named_after_the_decoder_whichever_is_used():
+    inputs = batch(SIZES, [2, 1])
+    found = []
+    for head in (1, -1):
+        model = model_of(f"{KEY}USED_HEAD", head)
+        torch.nn.init.constant_(model.decoders.stages[1].fc_cls.bias, 0.0)
+        found.append(model(inputs))
+    assert all(losses["loss_ce_1"] > 5 * losses["loss_ce"] for losses in found)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +250,12 @@ def test_suppression_is_among_the_best_scores_as_published():
         (["MODEL.SparseRCNN.DPG.ENABLED", True], "DPG"),
         (["MODEL.SparseRCNN.SQR.ENABLED", True], "SQR"),
         (["MODEL.SparseRCNN.USE_FOCAL", False], "USE_FOCAL"),
+        (["MODEL.SparseRCNN.OVERLAP.LOSS", "ciou"], "OVERLAP.LOSS giou"),
+        (["MODEL.SparseRCNN.OVERLAP.COST", "iou"], "OVERLAP.COST giou"),
+        (["MODEL.SparseRCNN.DEEP_SUPERVISION", False], "DEEP_SUPERVISION True"),
+        (["MODEL.SparseRCNN.DROPOUT", 0.1], "DROPOUT 0.0"),
+        (["MODEL.SparseRCNN.ACTIVATION", "relu"], "ACTIVATION gelu"),
+        ([f"{KEY}GUIDED_PART", 1.0], "GUIDED_PART"),
         (["MODEL.COMPILE", True], "MODEL.COMPILE False"),
         (["MODEL.CHECKPOINT.STAGES", True], "MODEL.CHECKPOINT.STAGES False"),
         ([f"{KEY}DECODER", "DETR"], "AdaMixer, SparseRCNN"),

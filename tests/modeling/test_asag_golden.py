@@ -238,7 +238,7 @@ def test_decoders_of_asag_s(started, head, logits, first, boxes, box):
 
 @pytest.fixture(scope="module")
 def scene(generated):
-    """Targets, divisors and a criterion whose losses are not weighted."""
+    """Targets, divisors and the criterion."""
     objects = [
         [[0.3, 0.4, 0.2, 0.1], [0.6, 0.5, 0.5, 0.6], [0.75, 0.2, 0.08, 0.12]],
         [[0.5, 0.5, 0.9, 0.8], [0.25, 0.7, 0.12, 0.2], [0.0, 0.0, 0.0, 0.0]],
@@ -249,8 +249,9 @@ def scene(generated):
         torch.tensor([[True] * 3, [True, True, False]]),
         SIZES,
     )
-    plain = TermWeights(1.0, 1.0, 1.0)
-    criterion = ASAGCriterion(weights=plain, anchor_weights=plain)
+    criterion = ASAGCriterion(
+        weights=TermWeights(2.0, 5.0, 2.0), anchor_weights=TermWeights(8.0, 4.0, 2.0)
+    )
     return targets, criterion.normalizers([criterion.count(targets)]), criterion
 
 
@@ -259,7 +260,7 @@ def test_losses_of_anchors(generated, scene):
     targets, counts, criterion = scene
     losses = criterion.of_anchors(fixed, probed, targets, counts)
     assert list(losses) == ["loss_ce_anchor", "loss_bbox_anchor", "loss_giou_anchor"]
-    close(torch.stack(list(losses.values())), [123.575, 3.29224, 4.28444])
+    close(torch.stack(list(losses.values())), [8 * 123.575, 4 * 3.29224, 2 * 4.28444])
 
 
 @pytest.mark.parametrize(
@@ -292,5 +293,6 @@ def test_losses_of_whole_images(generated, started, scene, kind, first, last):
         sets = Predictions(torch.stack(logits), torch.stack(found), torch.arange(3))
         losses = criterion.of_detections(sets, anchors.mask, targets, counts)
     for suffix, expected in (("_rpn", [2491.84, 0.4573, 1.1964]), ("_0", first), ("", last)):
-        values = [losses[f"loss_{name}{suffix}"].item() for name in ("ce", "bbox", "giou")]
+        names = {"ce": 2.0, "bbox": 5.0, "giou": 2.0}  # and their weights
+        values = [losses[f"loss_{name}{suffix}"].item() / w for name, w in names.items()]
         assert values == pytest.approx(expected, rel=1e-4, abs=5e-4)

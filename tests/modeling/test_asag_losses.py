@@ -9,6 +9,8 @@ from dsrcnn.modeling.asag.set_losses import Learned, anchor_losses, detection_lo
 from dsrcnn.modeling.asag.weighting import area_weight
 from dsrcnn.structures import Predictions, Targets, TermWeights
 
+COSTS = TermWeights(2.0, 5.0, 2.0)
+
 
 def problem(predictions=6, counts=(2, 1), classes=3, seed=0):
     """Random predictions and objects of some images."""
@@ -28,7 +30,7 @@ def test_the_published_matching_cost():
     boxes = torch.tensor([[[0.3, 0.4, 0.2, 0.2], [0.6, 0.6, 0.3, 0.3], [0.32, 0.38, 0.2, 0.25]]])
     wanted = torch.tensor([[[0.3, 0.4, 0.2, 0.1], [0.6, 0.5, 0.5, 0.6]]])
     objects = Objects(wanted, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))
-    learned = match(logits, boxes, objects, area_weight(wanted[..., 2:]))
+    learned = match(logits, boxes, objects, area_weight(wanted[..., 2:]), COSTS)
     assert learned.positive.tolist() == [[True, True, False]]
     assert torch.equal(learned.boxes[0, :2], wanted[0])
     assert learned.labels[0, :2].tolist() == [1, 0]
@@ -38,13 +40,15 @@ def test_padding_is_never_matched_and_changes_no_loss():
     logits, boxes, objects = problem()
     weight = area_weight(objects.boxes[..., 2:])
     valid = torch.ones(2, 6, dtype=torch.bool)
-    learned = match(logits, boxes, objects, weight, valid)
+    learned = match(logits, boxes, objects, weight, COSTS, valid)
     expected = detection_losses(logits, boxes, learned, valid)
     more = torch.cat([logits, torch.full((2, 3, 3), 9.0)], dim=1)
     perfect = objects.boxes[:, :1].expand(-1, 3, -1)
     padded = torch.cat([boxes, perfect], dim=1)
     valid = torch.arange(9).expand(2, -1) < 6
-    found = detection_losses(more, padded, match(more, padded, objects, weight, valid), valid)
+    found = detection_losses(
+        more, padded, match(more, padded, objects, weight, COSTS, valid), valid
+    )
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -52,7 +56,7 @@ def test_padding_is_never_matched_and_changes_no_loss():
 def test_more_objects_than_predictions_leave_the_padding_alone():
     logits, boxes, objects = problem(predictions=4, counts=(5, 5))
     valid = torch.tensor([[True, True, False, False]] * 2)
-    learned = match(logits, boxes, objects, area_weight(objects.boxes[..., 2:]), valid)
+    learned = match(logits, boxes, objects, area_weight(objects.boxes[..., 2:]), COSTS, valid)
     assert torch.equal(learned.positive, valid)
 
 
@@ -63,14 +67,14 @@ def test_the_weight_of_an_object_counts_in_the_whole_cost():
     wanted = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.51, 0.51, 0.2, 0.2]]])
     objects = Objects(wanted, torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2).bool())
     for weight, first in (([1.0, 4.0], 1), ([4.0, 1.0], 0)):
-        learned = match(logits, boxes, objects, torch.tensor([weight]))
+        learned = match(logits, boxes, objects, torch.tensor([weight]), COSTS)
         assert torch.equal(learned.boxes[0, 0], wanted[0, first])
 
 
 def test_what_is_not_finite_is_matched_last_and_harms_no_gradient():
     logits, boxes, objects = problem(counts=(2, 2))
     logits[0, 0], boxes[0, 1] = float("nan"), float("inf")
-    learned = match(logits, boxes, objects, area_weight(objects.boxes[..., 2:]))
+    learned = match(logits, boxes, objects, area_weight(objects.boxes[..., 2:]), COSTS)
     assert not learned.positive[0, :2].any()
     boxes.requires_grad_()
     losses = detection_losses(logits, boxes, learned, torch.ones(2, 6, dtype=torch.bool))
@@ -83,20 +87,20 @@ def test_without_objects_only_the_background_is_learned():
     logits, boxes, objects = problem(counts=(0, 0))
     weight = objects.boxes.new_zeros(2, 0)
     for mask in (objects, Objects(*(x[:, :0] for x in objects))):
-        learned = match(logits, boxes, mask, weight)
+        learned = match(logits, boxes, mask, weight, COSTS)
         losses = detection_losses(logits, boxes, learned, torch.ones(2, 6, dtype=torch.bool))
         entropy = torch.nn.functional.softplus(logits) * logits.sigmoid() ** 2
         torch.testing.assert_close(losses.class_, entropy.sum(dim=(1, 2)))
         assert not losses.l1.any()
         assert not losses.giou.any()
-        anchors = anchor_losses(logits[..., 0], boxes, mask, weight)
+        anchors = anchor_losses(logits[..., 0], boxes, mask, weight, COSTS)
         assert not anchors.giou.any()
 
 
 def test_without_query_weighting_a_matched_query_learns_fully():
     logits, boxes, objects = problem()
     one = torch.ones(2, 2)
-    learned = match(logits, boxes, objects, one)
+    learned = match(logits, boxes, objects, one, COSTS)
     losses = detection_losses(
         logits, boxes, learned, torch.ones(2, 6, dtype=torch.bool), weighting=False
     )
@@ -106,7 +110,7 @@ def test_without_query_weighting_a_matched_query_learns_fully():
 
 def test_matching_is_the_cheapest_for_every_problem():
     logits, boxes, objects = problem(predictions=5, counts=(3, 2), classes=1)
-    learned = match(logits, boxes, objects, torch.ones(2, 3))
+    learned = match(logits, boxes, objects, torch.ones(2, 3), COSTS)
     for image, count in enumerate((3, 2)):
         p = logits[image].sigmoid()
         positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()

@@ -58,7 +58,7 @@ class ASAGCriterion(nn.Module):
 
         Args:
             cells: per side of a patch.
-            weights: factors of the losses of initializer and decoders.
+            weights: factors of the losses of initializer and decoders, and of all matching costs.
             anchor_weights: factors of the losses of anchors.
             small_object_weight: see `area_weight`; 1 weighs all objects the same.
             query_weighting: see `query_weights`.
@@ -129,7 +129,7 @@ class ASAGCriterion(nn.Module):
             ]
             together = Objects(*(torch.cat(x) for x in zip(*wanted, strict=True)))
             found = torch.cat([x.predictions for x in probed])
-            sums.append(self._anchor_sums(found, together) * (_FIXED_PATCHES / len(found)))
+            sums.append(self._anchor_sums(found, together) * (_FIXED_PATCHES / max(len(found), 1)))
         total = torch.stack(sums).sum(dim=0) / counts.objects
         return _named(total, self.anchor_weights, "loss", "_anchor")
 
@@ -137,7 +137,9 @@ class ASAGCriterion(nn.Module):
         """Class, L1 and overlap loss of patches (R, A, 5), summed: (3,)."""
         weight = self._object_weight(objects, inverse=inverse)
         weighting = self.query_weighting
-        losses = anchor_losses(found[..., 4], found[..., :4], objects, weight, weighting=weighting)
+        losses = anchor_losses(
+            found[..., 4], found[..., :4], objects, weight, self.weights, weighting=weighting
+        )
         return torch.stack([x.sum() for x in losses])
 
     def _object_weight(self, objects: Objects, *, inverse: bool = False) -> Tensor:
@@ -156,13 +158,13 @@ class ASAGCriterion(nn.Module):
 
         Returns:
             ``loss_ce_rpn`` and so on of the initializer, ``loss_ce`` of the last decoder and
-            ``loss_ce_k`` of the others, weighted.
+            ``loss_ce_k`` of decoder k before it, weighted.
         """
         sets = len(predictions.logits)
         objects = _repeated(objects_of(targets), sets)
         logits, boxes = self._flat(predictions, targets)
         weight, valid = self._object_weight(objects), mask.repeat(sets, 1)
-        learned = match(logits, boxes, objects, weight, valid)
+        learned = match(logits, boxes, objects, weight, self.weights, valid)
         sums = self._detection_sums(logits, boxes, learned, valid, sets) / counts.objects
         names = ["_rpn", *(f"_{k}" for k in range(sets - 2)), ""]
         losses = {}

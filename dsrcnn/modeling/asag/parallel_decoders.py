@@ -71,11 +71,10 @@ class ParallelDecoders(nn.Module):
             mask: (B, N) or (B, N, N) bool, False for what must not be attended to.
 
         Returns:
-            In training a prediction set of every decoder, numbered like stages, the one that is
-            used last; otherwise that one alone.
+            In training a prediction set of every decoder, numbered like stages; otherwise that of
+            the used one alone.
         """
-        order = [i for i in range(len(self.stages)) if i != self.used] if self.training else []
-        order.append(self.used)
+        order = list(range(len(self.stages))) if self.training else [self.used]
         boxes = queries.boxes.detach().unsqueeze(1)
         read = self._reader(features, table, queries.boxes)
         found = []
@@ -83,8 +82,7 @@ class ParallelDecoders(nn.Module):
             states = (queries.features + self.decoder_embedding.weight[index]).unsqueeze(1)
             found.append(self.stages[index](read, boxes, states, mask)[:2])
         logits, refined = (torch.cat(x, dim=1).transpose(0, 1) for x in zip(*found, strict=True))
-        stage = torch.arange(len(self.stages) - len(order), len(self.stages), device=boxes.device)
-        return Predictions(logits, refined, stage)
+        return Predictions(logits, refined, torch.tensor(order, device=boxes.device))
 
     def _reader(
         self, features: list[Tensor], table: FeatureTable, boxes: Tensor

@@ -51,7 +51,8 @@ def thinned(
         side: of the patches in pixels.
         threshold: IoU above which the one with the lower score goes.
     """
-    squares = torch.cat([centres - side / 2, centres + side / 2], dim=1)
+    # Shifted by half a side: what tells images apart needs coordinates that are not negative.
+    squares = torch.cat([centres, centres + side], dim=1)
     kept: Tensor = batched_nms(squares, scores, images, threshold)
     return kept
 

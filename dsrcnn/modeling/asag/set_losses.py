@@ -18,7 +18,6 @@ from .weighting import quality_focal_loss, query_weights, weighted_class_loss
 
 __all__ = ["Learned", "SetLosses", "anchor_losses", "detection_losses", "match"]
 
-_COST = TermWeights(2.0, 5.0, 2.0)
 _WORST_COST = 1e4  # of a prediction that is padding, or not finite
 _GOOD = 0.5  # IoU from which an anchor is no background, whoever is matched
 
@@ -66,7 +65,12 @@ class SetLosses(NamedTuple):
 
 @torch.no_grad()
 def match(
-    logits: Tensor, boxes: Tensor, objects: Objects, weight: Tensor, valid: Tensor | None = None
+    logits: Tensor,
+    boxes: Tensor,
+    objects: Objects,
+    weight: Tensor,
+    costs: TermWeights,
+    valid: Tensor | None = None,
 ) -> Learned:
     """One prediction for every object: Hungarian matching.
 
@@ -77,6 +81,7 @@ def match(
         boxes: (R, P, 4).
         objects: of each problem.
         weight: (R, M), see `area_weight`.
+        costs: how much each term of the cost counts.
         valid: (R, P) bool, False for padding; None for none.
     """
     classes = class_cost(logits.unsqueeze(0), objects.labels, focal=True)[0]
@@ -84,7 +89,7 @@ def match(
     _, giou = pairwise_overlaps(
         box_cxcywh_to_xyxy(objects.boxes), box_cxcywh_to_xyxy(boxes), "giou"
     )
-    cost = _COST.class_ * classes + _COST.l1 * distance - _COST.giou * giou
+    cost = costs.class_ * classes + costs.l1 * distance - costs.giou * giou
     cost = (weight.unsqueeze(-1) * cost).nan_to_num(nan=_WORST_COST)
     cost = cost.clamp(-_WORST_COST, _WORST_COST)
     if valid is not None:
@@ -116,7 +121,13 @@ def detection_losses(
 
 
 def anchor_losses(
-    logits: Tensor, boxes: Tensor, objects: Objects, weight: Tensor, *, weighting: bool = True
+    logits: Tensor,
+    boxes: Tensor,
+    objects: Objects,
+    weight: Tensor,
+    costs: TermWeights,
+    *,
+    weighting: bool = True,
 ) -> SetLosses:
     """Losses of anchors on patches, without regard to classes.
 
@@ -125,10 +136,11 @@ def anchor_losses(
         boxes: (R, P, 4).
         objects: of each patch; labels do not matter.
         weight: (R, M), see `area_weight`.
+        costs: see `match`.
         weighting: Query Weighting of the box losses.
     """
     alike = objects._replace(labels=torch.zeros_like(objects.labels))
-    learned = match(logits.unsqueeze(-1), boxes, alike, weight)
+    learned = match(logits.unsqueeze(-1), boxes, alike, weight, costs)
     positive, _ = _query_weights(logits.sigmoid(), boxes, learned, weighting=weighting)
     quality = _overlaps(boxes, learned)[0].detach()
     each = quality_focal_loss(

@@ -104,7 +104,7 @@ class ASAG(SparseDetector):
             "decoders": decoders,
             "criterion": ASAGCriterion(cfg),
             "train_patches": node.TRAIN_PATCHES,
-            "guided_iterations": node.GUIDED_ITERS,
+            "guided_iterations": round(node.GUIDED_PART * cfg.SOLVER.MAX_ITER),
             "denoising_queries": node.DN.NUM if node.DN.ENABLED else 0,
             "noise": node.DN.NOISE,
         }
