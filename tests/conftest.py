@@ -10,6 +10,7 @@ import dsrcnn  # noqa: F401  (bridges Detectron2 before anything else imports it
 
 # isort: split
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,3 +121,22 @@ def coco_options(folder: Path, count: int = 4) -> list[str]:
         *("DATASETS.CUSTOM.TRAIN_IMAGES", str(images), "DATASETS.CUSTOM.TEST_JSON"),
         *(str(annotations), "DATASETS.CUSTOM.TEST_IMAGES", str(images)),
     ]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a text to a file of a name."""
+
+    def write(text, name="mine.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def messages(caplog, monkeypatch):
+    """What this package logged; set up loggers no longer propagate, so ours is made to."""
+    monkeypatch.setattr(logging.getLogger("dsrcnn"), "propagate", True)
+    return lambda: [r.getMessage() for r in caplog.records if r.name.startswith("dsrcnn")]
