@@ -104,9 +104,12 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path, one_process, dat
 
 def test_asag_whose_patches_differ_trains_in_two_processes(tmp_path, data):
     """Every process must reach every parameter, with objects in its images or without."""
-    command = by_spawn(tmp_path, *data, processes=2)
+    parts = ["SOLVER.ACCUMULATE", 2, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.AMP.ENABLED", True]
+    asag = ["MODEL.ASAG.ANCHORS.HIDDEN", 32, "MODEL.ASAG.GUIDED_PART", 0.5]
+    asag += ["MODEL.ASAG.DN.ENABLED", True, "MODEL.ASAG.DN.NUM", 5, "MODEL.EMA.ENABLED", True]
+    command = by_spawn(tmp_path, *data, *parts, *asag, processes=2)
     command[command.index("quick/sparse_rcnn_shapes")] = "quick/asag_a_shapes"
-    run([*command, "MODEL.ASAG.ANCHORS.HIDDEN", "32", "MODEL.ASAG.GUIDED_PART", "0.5"])
+    run(command)
     assert 0 < logged(tmp_path)["total_loss"] < 1e6
 
 
