@@ -19,6 +19,7 @@ def add_asag_keys(cfg: CfgNode) -> None:
     node.TRAIN_PATCHES = 4  # of every image and probed level, at least
     # Of the training, at its start, patches are around objects: one epoch of 12.
     node.GUIDED_PART = 1 / 12
+    node.LOG_PERIOD = 20  # iterations between entries on anchors and patches in the log; 0: none
 
     # The anchor generator
     node.ANCHORS = anchors = CfgNode()

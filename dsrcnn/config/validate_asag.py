@@ -48,8 +48,9 @@ def check_asag(cfg: CfgNode) -> None:
         raise ConfigError(
             f"{key}.SMALL_OBJECT_WEIGHT is {node.SMALL_OBJECT_WEIGHT}; write at least 1."
         )
-    if node.TRAIN_PATCHES < 0:
-        raise ConfigError(f"{key}.TRAIN_PATCHES is {node.TRAIN_PATCHES}; write 0 or more.")
+    for name in ("TRAIN_PATCHES", "LOG_PERIOD"):
+        if node[name] < 0:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write 0 or a number above.")
     if not 0 <= node.GUIDED_PART < 1:
         raise ConfigError(
             f"{key}.GUIDED_PART is {node.GUIDED_PART}; write a part of the training, from 0 to "

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import batch
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from dsrcnn.config import check_config, read_cfg
 from dsrcnn.errors import ConfigError
@@ -195,6 +196,18 @@ def test_half_precision_ends_at_the_features():
     assert features[0].dtype == torch.bfloat16
     assert seen == [(torch.float32, False)] * 3
     assert torch.isfinite(sum(losses.values()))
+
+
+def test_the_training_log_tells_anchors_and_patches():
+    model = model_of(f"{KEY}LOG_PERIOD", 1)
+    with EventStorage() as storage:
+        model(batch(SIZES, [2, 1]))
+        found = {name: value for name, (value, _) in storage.latest().items()}
+    names = {"anchors", "location_score", "patches_p4", "patches_p3"}
+    assert {name for name in found if name.startswith("asag/")} == {f"asag/{x}" for x in names}
+    assert 0 < found["asag/anchors"] <= 60
+    assert 0 < found["asag/location_score"] < 1
+    assert model_of(f"{KEY}LOG_PERIOD", 0).log is None
 
 
 def test_suppression_is_among_the_best_scores_as_published():

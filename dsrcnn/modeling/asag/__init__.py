@@ -1,6 +1,7 @@
 """ASAG (arXiv 2308.09242): anchors of the image instead of learned proposals, one decoder layer."""
 
 from .anchor_generator import AnchorGenerator
+from .anchor_log import AnchorLog
 from .anchors import Anchors, FixedLevels, Objects, ProbedLevel, ProbingRule
 from .build import LEVELS_PROBED, build_decoders, build_generator
 from .criterion import ASAGCounts, ASAGCriterion, objects_of
@@ -14,6 +15,7 @@ __all__ = [
     "ASAGCounts",
     "ASAGCriterion",
     "AnchorGenerator",
+    "AnchorLog",
     "Anchors",
     "FixedLevels",
     "InitialQueries",

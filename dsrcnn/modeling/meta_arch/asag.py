@@ -13,6 +13,7 @@ from torch import Tensor
 from ...structures import Predictions, Targets, at_least_float32, box_cxcywh_to_xyxy
 from ..asag import (
     AnchorGenerator,
+    AnchorLog,
     Anchors,
     ASAGCounts,
     ASAGCriterion,
@@ -61,6 +62,7 @@ class ASAG(SparseDetector):
         guided_iterations: int = 0,
         denoising_queries: int = 0,
         noise: float = 0.4,
+        log: AnchorLog | None = None,
         **shared: Any,
     ) -> None:
         """Put the parts together.
@@ -76,6 +78,7 @@ class ASAG(SparseDetector):
                 where the generator, which knows nothing yet, looks for them.
             denoising_queries: ``n`` in training; 0 for none.
             noise: see `noisy_queries`.
+            log: writes about anchors into the training log.
             **shared: see `SparseDetector`.
         """
         super().__init__(**shared)
@@ -88,6 +91,7 @@ class ASAG(SparseDetector):
         self.guided_iterations = guided_iterations
         self.denoising_queries = denoising_queries
         self.noise = noise
+        self.log = log
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
 
     @classmethod
@@ -107,6 +111,7 @@ class ASAG(SparseDetector):
             "guided_iterations": round(node.GUIDED_PART * cfg.SOLVER.MAX_ITER),
             "denoising_queries": node.DN.NUM if node.DN.ENABLED else 0,
             "noise": node.DN.NOISE,
+            "log": AnchorLog.from_config(cfg),
         }
 
     @property
@@ -194,6 +199,8 @@ class ASAG(SparseDetector):
             guided=bool(self.iteration < self.guided_iterations),
         )
         anchors, fixed, probed = self.generator(features[-3:], targets.sizes, lessons)
+        if self.log is not None:
+            self.log(anchors, probed)
         boxes, mask = box_cxcywh_to_xyxy(anchors.boxes), attention_mask(anchors.mask)
         noisy = self._noisy_queries(targets)
         if noisy is not None:
