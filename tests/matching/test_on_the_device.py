@@ -29,7 +29,10 @@ def test_nothing_depends_on_a_value_of_the_device(name, normalizer):
     real = trained_scene([3, 4])
     with FakeTensorMode(), torch.no_grad():
         predictions, targets = (
-            type(x)(*(torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in x)) for x in real
+            type(x)(
+                *(torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in x if t is not None)
+            )
+            for x in real
         )
         assignment, losses, statistics = steps_of(ALL[name], predictions, targets, normalizer)
     for value in (assignment, *losses.values(), *statistics.values()):

@@ -1,7 +1,7 @@
 """Converters of other projects' checkpoints, on state dicts of their names and shapes."""
 
 import argparse
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -14,6 +14,18 @@ from dsrcnn.config import read_cfg
 from dsrcnn.engine.checkpoint import ReportingCheckpointer
 
 TOOLS = REPOSITORY / "tools"
+
+
+@pytest.fixture
+def convert(monkeypatch):
+    """Runs a tool in this process, which has imported what it needs."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(TOOLS / f"{name}.py"), run_name="__main__")
+
+    return run
 
 
 def theirs_of_adamixer(stages, logits):
@@ -53,12 +65,11 @@ def theirs_of_adamixer(stages, logits):
     return {k: torch.randn(shape) for k, shape in shapes.items()}
 
 
-def test_converted_adamixer_weights_fill_the_whole_model(tmp_path):
+def test_converted_adamixer_weights_fill_the_whole_model(tmp_path, convert):
     source, target = tmp_path / "theirs.pth", tmp_path / "ours.pth"
     theirs = theirs_of_adamixer(stages=3, logits=5)
     torch.save({"state_dict": theirs, "meta": {"epoch": 12}}, source)
-    command = [sys.executable, TOOLS / "convert_adamixer.py"]
-    subprocess.run([*command, source, target], check=True)
+    convert("convert_adamixer", source, target)
     options = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_CLASSES", 5]
     model = build_model(read_cfg("quick/adamixer_shapes", options))
     ReportingCheckpointer(model, strict=True).load(str(target))
@@ -80,9 +91,8 @@ def test_converted_adamixer_weights_fill_the_whole_model(tmp_path):
         theirs["backbone.layer2.0.downsample.0.weight"],
     )
     torch.save({"state_dict": {"roi_head.bbox_head.0.other": torch.zeros(1)}}, source)
-    done = subprocess.run([*command, source, target], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "1 unknown parameters, such as roi_head.bbox_head.0.other" in done.stderr
+    with pytest.raises(SystemExit, match=r"1 unknown parameters, .* roi_head\.bbox"):
+        convert("convert_adamixer", source, target)
 
 
 def theirs_of_asag(kind, classes):
@@ -159,13 +169,14 @@ def theirs_of_asag(kind, classes):
 
 
 @pytest.mark.parametrize("kind", ["a", "s"])
-def test_converted_asag_weights_fill_the_whole_model_and_one_decoder_can_be_kept(tmp_path, kind):
+def test_converted_asag_weights_fill_the_whole_model_and_one_decoder_can_be_kept(
+    tmp_path, convert, kind
+):
     source, target, one = (tmp_path / f"{x}.pth" for x in ("theirs", "ours", "one"))
     theirs = theirs_of_asag(kind, classes=5)
     options = argparse.Namespace(lr=1e-4, decoder=kind)
     torch.save({"model": theirs, "args": options, "epoch": 11}, source)
-    command = [sys.executable, TOOLS / "convert_asag.py"]
-    subprocess.run([*command, source, target], check=True)
+    convert("convert_asag", source, target)
     opts = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_CLASSES", 5, "MODEL.ASAG.USED_HEAD", 2]
     config = f"quick/asag_{kind}_shapes"
     model = build_model(read_cfg(config, opts)).eval()
@@ -186,19 +197,16 @@ def test_converted_asag_weights_fill_the_whole_model_and_one_decoder_can_be_kept
     with torch.no_grad():
         whole = model.predict(inputs)[0].logits
     for file in (source, target):
-        subprocess.run([*command, file, one, "--head", "2"], check=True)
+        convert("convert_asag", file, one, "--head", 2)
         small = build_model(read_cfg(config, opts)).eval()
         ReportingCheckpointer(small, strict=True).load(str(one))
         with torch.no_grad():
             torch.testing.assert_close(small.predict(inputs)[0].logits, whole)
-    for arguments, message in (
-        (["--head", "4"], "decoders 0 to 3"),
-        ([], "1 unknown parameters, such as rpn.other"),
-    ):
-        if not arguments:
-            torch.save({"model": {"rpn.other": torch.zeros(1)}}, source)
-        done = subprocess.run(
-            [*command, source, one, *arguments], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 1
-        assert message in done.stderr
+    with pytest.raises(SystemExit, match="decoders 0 to 3"):
+        convert("convert_asag", source, one, "--head", 4)
+    torch.save({"model": {"rpn.other": torch.zeros(1)}}, source)
+    with pytest.raises(SystemExit, match=r"1 unknown parameters, such as rpn\.other"):
+        convert("convert_asag", source, one)
+    source.write_bytes(b"no weights")
+    with pytest.raises(SystemExit, match=r"theirs\.pth"):
+        convert("convert_asag", source, one)
