@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
-from convert_torchvision import detectron2_key
+from convert_torchvision import detectron2_key, rename_all
 
 _STAGE = r"^roi_head\.bbox_head\.(\d+)\."
 # In a stage: theirs, ours. The first that fits counts.
@@ -70,26 +70,6 @@ def our_key(key: str) -> str | None:
     return key
 
 
-def convert(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict of ours from one of theirs.
-
-    Raises:
-        KeyError: naming the parameters that are unknown.
-    """
-    found, unknown = {}, []
-    for key, value in state.items():
-        try:
-            name = our_key(key)
-        except KeyError:
-            unknown.append(key)
-            continue
-        if name is not None:
-            found[name] = value
-    if unknown:
-        raise KeyError(f"{len(unknown)} unknown parameters, such as {unknown[0]}")
-    return found
-
-
 def main() -> None:
     """Read, rename, write."""
     parser = argparse.ArgumentParser(
@@ -100,7 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     content = torch.load(args.source, map_location="cpu", weights_only=True)
     try:
-        model = convert(content.get("state_dict", content))
+        model = rename_all(content.get("state_dict", content), our_key)
     except KeyError as error:
         sys.exit(f"{args.source} is no AdaMixer checkpoint of mmdetection: {error.args[0]}.")
     torch.save({"model": model, "__author__": "AdaMixer"}, args.target)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from convert_adamixer import DECODER_PARTS, renamed
-from convert_torchvision import detectron2_key
+from convert_torchvision import detectron2_key, rename_all
 
 from dsrcnn.engine.weight_files import read_weights
 from dsrcnn.errors import DsrcnnError
@@ -64,26 +64,6 @@ def our_key(key: str) -> str | None:
     return f"decoders.stages.{stage[2]}.{rest}"
 
 
-def convert(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict of ours from one of theirs.
-
-    Raises:
-        KeyError: naming the parameters that are unknown.
-    """
-    found, unknown = {}, []
-    for key, value in state.items():
-        try:
-            name = our_key(key)
-        except KeyError:
-            unknown.append(key)
-            continue
-        if name is not None:
-            found[name] = value
-    if unknown:
-        raise KeyError(f"{len(unknown)} unknown parameters, such as {unknown[0]}")
-    return {**found, "iteration": torch.tensor(_TRAINED)}
-
-
 def only_head(state: dict[str, torch.Tensor], head: int) -> dict[str, torch.Tensor]:
     """A model of one decoder.
 
@@ -120,7 +100,7 @@ def main() -> None:
     model = content["ema"]["model"] if "ema" in content else content.get("model", content)
     try:
         if not any(key.startswith("initializer.") for key in model):
-            model = convert(model)
+            model = {**rename_all(model, our_key), "iteration": torch.tensor(_TRAINED)}
         if args.head is not None:
             model = only_head(model, args.head)
     except KeyError as error:

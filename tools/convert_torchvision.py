@@ -7,6 +7,7 @@ python tools/convert_torchvision.py resnet101.pth torchvision-R-101.pkl
 import argparse
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,6 +20,32 @@ def detectron2_key(key: str) -> str:
     key = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", key)
     key = re.sub(r"\bbn(\d)", r"conv\1.norm", key)
     return key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+def rename_all(
+    state: dict[str, torch.Tensor], our_key: Callable[[str], str | None]
+) -> dict[str, torch.Tensor]:
+    """A state dict under our names.
+
+    Args:
+        state: under theirs.
+        our_key: our name of one of theirs, None for what is not needed; a KeyError for a stranger.
+
+    Raises:
+        KeyError: naming a parameter that is unknown, and how many there are.
+    """
+    found, unknown = {}, []
+    for key, value in state.items():
+        try:
+            name = our_key(key)
+        except KeyError:
+            unknown.append(key)
+            continue
+        if name is not None:
+            found[name] = value
+    if unknown:
+        raise KeyError(f"{len(unknown)} unknown parameters, such as {unknown[0]}")
+    return found
 
 
 def main() -> None:

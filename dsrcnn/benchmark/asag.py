@@ -1,6 +1,5 @@
 """ASAG's point: anchors of the image need one decoder layer, and cost little themselves."""
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -19,7 +18,7 @@ from ..modeling import ASAG
 from ..modeling.asag import LEVELS_PROBED, AnchorGenerator
 from ..modeling.asag.patches import PatchCompressor, cut_patches
 from ..modeling.meta_arch.sparse_detector import SparseDetector
-from .worker import make_batch
+from .worker import make_batch, now
 
 __all__ = ["compare_inference", "compare_patches"]
 
@@ -102,19 +101,19 @@ def _settle(generator: AnchorGenerator, queries: int, patches: int) -> None:
 
 def _parts(variant: _Variant, batch: list[dict]) -> list[float]:
     """Seconds of the backbone, of what gives proposals or anchors, and of the rest."""
-    model, times = cast(Any, variant.model), [_now()]
+    model, times = cast(Any, variant.model), [now()]
     features, sizes, _ = model.extract(batch)
-    times.append(_now())
+    times.append(now())
     if isinstance(model, ASAG):
         model.generator.rule = model.generator.rule._replace(levels=variant.levels or 0)
         anchors, _ = model.anchors(features, sizes)
-        times.append(_now())
+        times.append(now())
         model.decode(features, anchors)
     else:
         proposals = model.proposals(features, sizes)
-        times.append(_now())
+        times.append(now())
         model.head(features, proposals)
-    times.append(_now())
+    times.append(now())
     return [b - a for a, b in pairwise(times)]
 
 
@@ -158,9 +157,9 @@ def compare_patches(
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(repeats + 1):
             for name, way in ways.items():
-                start = _now()
+                start = now()
                 way()
-                seconds[name].append(_now() - start)
+                seconds[name].append(now() - start)
         medians = {name: 1000 * median(values[1:]) for name, values in seconds.items()}
         loop, together, map_, windows = (
             medians[x] for x in ("one by one", "together", "map", "windows")
@@ -173,9 +172,3 @@ def compare_patches(
 def _one_by_one(generator: AnchorGenerator, patches: Tensor) -> None:
     for patch in patches:
         generator.predict_patches(patch.unsqueeze(0), 2)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .precision import at_least_float32
 
-__all__ = ["MAX_LOG_SCALE", "apply_deltas", "box_cxcywh_to_xyxy"]
+__all__ = ["MAX_LOG_SCALE", "apply_deltas", "box_cxcywh_to_xyxy", "box_xyxy_to_cxcywh"]
 
 # Largest change of log-size in one stage, of Sparse R-CNN: a 16-pixel box may grow to 100,000.
 MAX_LOG_SCALE = math.log(100_000.0 / 16)
@@ -17,6 +17,12 @@ def box_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """Corners of boxes given by centre and size, (..., 4) to (..., 4)."""
     centre, size = boxes_cxcywh.split(2, dim=-1)
     return torch.cat([centre - 0.5 * size, centre + 0.5 * size], dim=-1)
+
+
+def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """Centre and size of boxes given by their corners, (..., 4) to (..., 4)."""
+    low, high = boxes.split(2, dim=-1)
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def apply_deltas(

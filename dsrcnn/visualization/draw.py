@@ -6,7 +6,14 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-__all__ = ["class_colour", "draw_boxes", "one_below_the_other", "side_by_side"]
+__all__ = [
+    "class_colour",
+    "draw_boxes",
+    "one_below_the_other",
+    "outline",
+    "pale_copy",
+    "side_by_side",
+]
 
 _GOLDEN_RATIO = 0.618034  # successive multiples spread hues evenly for any number of classes
 _MARGIN = 6
@@ -55,6 +62,27 @@ def draw_boxes(
             cv2.LINE_AA,
         )  # fmt: skip
     return canvas
+
+
+def pale_copy(image: np.ndarray, min_side: int) -> tuple[np.ndarray, float]:
+    """A picture on which boxes stand out, and its scale.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        min_side: a smaller image is enlarged to this shorter side.
+    """
+    scale = max(1.0, min_side / min(image.shape[:2]))
+    canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    return cv2.addWeighted(canvas, 0.7, np.full_like(canvas, 255), 0.3, 0), scale
+
+
+def outline(
+    canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], thickness: int
+) -> None:
+    """Draw a box (4,), xyxy in pixels of the canvas; it may leave it, or not be finite."""
+    limit = 4.0 * max(canvas.shape)  # far corners of wild boxes do not fit OpenCV's integers
+    x1, y1, x2, y2 = np.clip(np.nan_to_num(box), -limit, limit).round().astype(int).tolist()
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
 
 
 def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:

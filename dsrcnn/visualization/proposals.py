@@ -1,11 +1,10 @@
 """Initial proposals on their image, and the weights that mixed them."""
 
-import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .draw import class_colour
+from .draw import class_colour, outline, pale_copy
 
 __all__ = ["draw_expert_weights", "draw_proposals"]
 
@@ -18,16 +17,11 @@ def draw_proposals(image: np.ndarray, boxes: np.ndarray, *, min_side: int = 240)
         boxes: (P, 4) xyxy in pixels of the image; they may leave it.
         min_side: a smaller image is enlarged to this shorter side.
     """
-    scale = max(1.0, min_side / min(image.shape[:2]))
-    canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    canvas = cv2.addWeighted(canvas, 0.7, np.full_like(canvas, 255), 0.3, 0)
+    canvas, scale = pale_copy(image, min_side)
     pad = round(0.15 * min(canvas.shape[:2]))  # boxes of about the whole image lie around it
     canvas = np.pad(canvas, ((pad, pad), (pad, pad), (0, 0)), constant_values=255)
-    limit = 4.0 * max(canvas.shape)
     for index, box in enumerate(boxes):
-        corners = np.clip(np.nan_to_num(box) * scale + pad, -limit, limit).round().astype(int)
-        x1, y1, x2, y2 = corners.tolist()
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), class_colour(index), 1)
+        outline(canvas, box * scale + pad, class_colour(index), 1)
     return canvas
 
 

@@ -3,13 +3,19 @@ import math
 import pytest
 import torch
 
-from dsrcnn.structures import apply_deltas, box_cxcywh_to_xyxy
+from dsrcnn.structures import apply_deltas, box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from dsrcnn.structures.boxes import MAX_LOG_SCALE
 
 
 def test_centre_and_size_become_corners():
     box = torch.tensor([0.5, 0.5, 1.0, 1.0])
     assert box_cxcywh_to_xyxy(box).tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_corners_become_centre_and_size():
+    corners = torch.tensor([[10.0, 20, 40, 60]])
+    assert box_xyxy_to_cxcywh(corners).tolist() == [[25, 40, 30, 40]]
+    assert torch.equal(box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(corners)), corners)
 
 
 def test_deltas_give_the_worked_example():

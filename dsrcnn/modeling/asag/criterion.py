@@ -10,7 +10,13 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...structures import Predictions, Targets, TermWeights, mean_over_processes
+from ...structures import (
+    Predictions,
+    Targets,
+    TermWeights,
+    box_xyxy_to_cxcywh,
+    mean_over_processes,
+)
 from .anchors import FixedLevels, Objects, ProbedLevel
 from .set_losses import Learned, SetLosses, anchor_losses, detection_losses, match
 from .training_patches import objects_in_patches, objects_in_quarters, objects_of_flips
@@ -35,8 +41,7 @@ class ASAGCounts(NamedTuple):
 
 def objects_of(targets: Targets) -> Objects:
     """Ground truth with boxes cxcywh as shares of the image."""
-    low, high = targets.boxes.split(2, dim=-1)
-    boxes = torch.cat([(low + high) / 2, high - low], dim=-1) / targets.sizes.unsqueeze(1)
+    boxes = box_xyxy_to_cxcywh(targets.boxes) / targets.sizes.unsqueeze(1)
     return Objects(boxes, targets.labels, targets.mask)
 
 
@@ -199,8 +204,7 @@ class ASAGCriterion(nn.Module):
 
     def _flat(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
         """Logits (S * B, N, C), and boxes (S * B, N, 4) cxcywh as shares of the image."""
-        low, high = predictions.boxes.split(2, dim=-1)
-        boxes = torch.cat([(low + high) / 2, high - low], dim=-1) / targets.sizes.unsqueeze(1)
+        boxes = box_xyxy_to_cxcywh(predictions.boxes) / targets.sizes.unsqueeze(1)
         return predictions.logits.flatten(0, 1), boxes.flatten(0, 1)
 
     def _detection_sums(

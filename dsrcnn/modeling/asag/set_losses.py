@@ -12,13 +12,12 @@ from torch import Tensor
 
 from ...structures import TermWeights, box_cxcywh_to_xyxy, pairwise_overlaps
 from ..matching import assign_one_to_one
-from ..matching.costs import class_cost
+from ..matching.costs import WORST_COST, bounded_costs, class_cost
 from .anchors import Objects
 from .weighting import quality_focal_loss, query_weights, weighted_class_loss
 
 __all__ = ["Learned", "SetLosses", "anchor_losses", "detection_losses", "match"]
 
-_WORST_COST = 1e4  # of a prediction that is padding, or not finite
 _GOOD = 0.5  # IoU from which an anchor is no background, whoever is matched
 
 
@@ -90,10 +89,9 @@ def match(
         box_cxcywh_to_xyxy(objects.boxes), box_cxcywh_to_xyxy(boxes), "giou"
     )
     cost = costs.class_ * classes + costs.l1 * distance - costs.giou * giou
-    cost = (weight.unsqueeze(-1) * cost).nan_to_num(nan=_WORST_COST)
-    cost = cost.clamp(-_WORST_COST, _WORST_COST)
+    cost = bounded_costs(weight.unsqueeze(-1) * cost)
     if valid is not None:
-        cost = cost.masked_fill(~valid.unsqueeze(1), _WORST_COST)
+        cost = cost.masked_fill(~valid.unsqueeze(1), WORST_COST)
     assignment = assign_one_to_one(cost, objects.mask)
     if valid is not None:  # more objects than predictions
         assignment = assignment.masked_fill(~valid, -1)
@@ -113,11 +111,12 @@ def detection_losses(
         weighting: Query Weighting; False weighs every matched query like a perfect one.
     """
     score = logits.sigmoid().gather(-1, learned.labels.unsqueeze(-1)).squeeze(-1)
-    positive, negative = _query_weights(score, boxes, learned, weighting=weighting)
+    iou, giou = _overlaps(boxes, learned)
+    positive, negative = _query_weights(score, iou, weighting=weighting)
     one_hot = F.one_hot(learned.labels, logits.shape[-1]).bool() & learned.positive.unsqueeze(-1)
     each = weighted_class_loss(logits, one_hot, positive, negative, learned.weight)
     class_ = torch.where(valid.unsqueeze(-1), each, 0.0).sum(dim=(1, 2))
-    return SetLosses(class_, *_box_losses(boxes, learned, positive))
+    return SetLosses(class_, *_box_losses(boxes, giou, learned, positive))
 
 
 def anchor_losses(
@@ -141,12 +140,11 @@ def anchor_losses(
     """
     alike = objects._replace(labels=torch.zeros_like(objects.labels))
     learned = match(logits.unsqueeze(-1), boxes, alike, weight, costs)
-    positive, _ = _query_weights(logits.sigmoid(), boxes, learned, weighting=weighting)
-    quality = _overlaps(boxes, learned)[0].detach()
-    each = quality_focal_loss(
-        logits, quality, learned.positive, _fits(boxes, objects), learned.weight
-    )
-    return SetLosses(each.sum(dim=1), *_box_losses(boxes, learned, positive))
+    iou, giou = _overlaps(boxes, learned)
+    positive, _ = _query_weights(logits.sigmoid(), iou, weighting=weighting)
+    fits = _fits(boxes, objects)
+    each = quality_focal_loss(logits, iou, learned.positive, fits, learned.weight)
+    return SetLosses(each.sum(dim=1), *_box_losses(boxes, giou, learned, positive))
 
 
 @torch.no_grad()
@@ -159,12 +157,10 @@ def _fits(boxes: Tensor, objects: Objects) -> Tensor:
     return best >= _GOOD
 
 
-def _query_weights(
-    score: Tensor, boxes: Tensor, learned: Learned, *, weighting: bool
-) -> tuple[Tensor, Tensor]:
+def _query_weights(score: Tensor, iou: Tensor, *, weighting: bool) -> tuple[Tensor, Tensor]:
     if not weighting:
         return torch.ones_like(score), torch.zeros_like(score)
-    return query_weights(score, _overlaps(boxes, learned)[0])
+    return query_weights(score, iou)
 
 
 def _overlaps(boxes: Tensor, learned: Learned) -> tuple[Tensor, Tensor]:
@@ -177,9 +173,10 @@ def _overlaps(boxes: Tensor, learned: Learned) -> tuple[Tensor, Tensor]:
     return iou.flatten(1), giou.flatten(1)
 
 
-def _box_losses(boxes: Tensor, learned: Learned, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _box_losses(
+    boxes: Tensor, giou: Tensor, learned: Learned, weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """L1 and generalised IoU loss of matched predictions, weighted, (R,) each."""
     factor = torch.where(learned.positive, weight * learned.weight, 0.0)
     difference = torch.where(learned.positive.unsqueeze(-1), boxes - learned.boxes, 0.0)
-    _, giou = _overlaps(boxes, learned)
     return (difference.abs().sum(dim=-1) * factor).sum(dim=1), ((1 - giou) * factor).sum(dim=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from ...structures import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from .anchors import Objects
 
 __all__ = [
@@ -106,8 +107,8 @@ def _is_inside(centres: Tensor) -> Tensor:
 
 def _clipped(centres: Tensor, sizes: Tensor) -> Tensor:
     """Boxes cxcywh of what lies in the unit square."""
-    low, high = (centres - sizes / 2).clamp(0, 1), (centres + sizes / 2).clamp(0, 1)
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
+    corners = box_cxcywh_to_xyxy(torch.cat([centres, sizes], dim=-1))
+    return box_xyxy_to_cxcywh(corners.clamp(0, 1))
 
 
 def object_patches(

@@ -18,7 +18,11 @@ from ...structures import (
     pairwise_overlaps,
 )
 
-__all__ = ["CostSettings", "class_cost", "pairwise_costs"]
+__all__ = ["WORST_COST", "CostSettings", "bounded_costs", "class_cost", "pairwise_costs"]
+
+# Costs that are not finite (a diverging model), and costs beyond it, rank behind every real cost.
+# Small enough that float32 still resolves hundredths beside it, as potentials of transport must.
+WORST_COST = 1e4
 
 
 class CostSettings(NamedTuple):
@@ -104,3 +108,8 @@ def pairwise_costs(
         logits, targets.labels, focal=settings.focal, alpha=settings.alpha, gamma=settings.gamma
     )
     return weights.class_ * classes + weights.l1 * l1 - weights.giou * overlap, iou
+
+
+def bounded_costs(cost: Tensor) -> Tensor:
+    """Costs of any shape, finite: what is no number, or beyond `WORST_COST`, is as bad as it."""
+    return cost.nan_to_num(nan=WORST_COST).clamp(-WORST_COST, WORST_COST)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...structures import Predictions, Targets
-from .costs import CostSettings, pairwise_costs
+from .costs import CostSettings, bounded_costs, pairwise_costs
 
 __all__ = ["MATCHER_REGISTRY", "Matcher", "build_matcher"]
 
@@ -22,10 +22,6 @@ A matcher is built from a config and called as ``matcher(predictions, targets)``
 `Predictions` and `Targets`. It returns an assignment (Q, B, P) int64: the index of the ground
 truth a proposal learns, -1 for background.
 """
-
-# Costs that are not finite (a diverging model), and costs beyond it, rank behind every real cost.
-# Small enough that float32 still resolves hundredths beside it, as potentials of transport must.
-_WORST_COST = 1e4
 
 
 class Matcher(nn.Module):
@@ -55,8 +51,7 @@ class Matcher(nn.Module):
         """Costs and IoUs (Q, B, M, P), never in half precision, finite whatever the model says."""
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             cost, iou = pairwise_costs(predictions, targets, self.costs)
-        cost = cost.nan_to_num(nan=_WORST_COST).clamp(-_WORST_COST, _WORST_COST)
-        return cost, iou.nan_to_num(nan=0.0)
+        return bounded_costs(cost), iou.nan_to_num(nan=0.0)
 
     def assign(self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets) -> Tensor:
         """Turn costs into an assignment.
