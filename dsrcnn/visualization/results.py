@@ -7,16 +7,18 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 __all__ = ["draw_results"]
 
 _SUPPRESSION = {"off": "tab:gray", "on": "tab:blue"}
+_PALE = 0.5  # of bars, behind their dots
 
 
 def draw_results(
     rows: Sequence[dict[str, str]], output: str | Path, metrics: Sequence[str] = ("AP", "AP50")
 ) -> None:
-    """Draw one line of panels per data set, one panel per metric.
+    """Draw one line of panels per data set, one panel per metric, two bars or one per variant.
 
     Args:
         rows: of ``tools/experiments.py``: ``set``, ``config``, ``opts``, ``nms`` and metrics.
@@ -38,7 +40,9 @@ def draw_results(
             axes.set_title(f"{name}, {metric}")
         line[0].set_yticks(range(len(variants[name])), variants[name])
         line[0].invert_yaxis()
-    panels[0][-1].legend(title="suppression", loc="upper left", bbox_to_anchor=(1, 1))
+    handles = [Patch(color=c, alpha=_PALE, label=nms) for nms, c in _SUPPRESSION.items()]
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    panels[0][-1].legend(handles=handles, title="suppression", **place)
     figure.savefig(output, dpi=110)
 
 
@@ -58,12 +62,12 @@ def _draw_panel(
     axes: Axes, rows: Sequence[dict[str, str]], variants: Sequence[str], metric: str
 ) -> None:
     for place, variant in enumerate(variants):
-        for shift, (nms, color) in zip((-0.18, 0.18), _SUPPRESSION.items(), strict=True):
-            own = [r for r in rows if _label(r) == variant and r["nms"] == nms]
-            values = [float(r[metric]) for r in own]
-            if values:
-                label = nms if place == 0 else None
-                axes.barh(place + shift, mean(values), 0.34, color=color, alpha=0.5, label=label)
-                axes.plot(values, [place + shift] * len(values), "o", color=color, markersize=4)
+        own = [r for r in rows if _label(r) == variant]
+        bars = [nms for nms in _SUPPRESSION if any(r["nms"] == nms for r in own)]
+        for index, nms in enumerate(bars):
+            values = [float(r[metric]) for r in own if r["nms"] == nms]
+            y, color = place + 0.36 * (index - (len(bars) - 1) / 2), _SUPPRESSION[nms]
+            axes.barh(y, mean(values), 0.34, color=color, alpha=_PALE)
+            axes.plot(values, [y] * len(values), "o", color=color, markersize=4)
     axes.set_xlim(0, max(1.0, axes.get_xlim()[1]))
     axes.grid(alpha=0.3, axis="x")
