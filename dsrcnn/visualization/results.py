@@ -41,8 +41,9 @@ def draw_results(
         line[0].set_yticks(range(len(variants[name])), variants[name])
         line[0].invert_yaxis()
     handles = [Patch(color=c, alpha=_PALE, label=nms) for nms, c in _SUPPRESSION.items()]
-    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-    panels[0][-1].legend(handles=handles, title="suppression", **place)
+    panels[0][-1].legend(
+        handles=handles, title="suppression", loc="upper left", bbox_to_anchor=(1, 1)
+    )
     figure.savefig(output, dpi=110)
 
 

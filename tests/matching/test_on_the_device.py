@@ -30,7 +30,10 @@ def test_nothing_depends_on_a_value_of_the_device(name, normalizer):
     with FakeTensorMode(), torch.no_grad():
         predictions, targets = (
             type(x)(
-                *(torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in x if t is not None)
+                *(
+                    None if t is None else torch.empty(t.shape, dtype=t.dtype, device="cuda")
+                    for t in x
+                )
             )
             for x in real
         )

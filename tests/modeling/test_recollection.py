@@ -7,7 +7,6 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from dsrcnn.benchmark.reference_recollection import refine_by_loop
-from dsrcnn.config import check_config
 from dsrcnn.errors import ConfigError
 from dsrcnn.modeling.decoder.recollection import plain_sets, recollection_windows
 from dsrcnn.modeling.inputs import image_sizes, pad_targets
@@ -269,26 +268,6 @@ def test_the_log_is_written_in_turn_only():
     with EventStorage(5) as storage:
         model_of(*sqr()).train()(batch(SIZES[:2], [3, 2]))
     assert not storage.latest()
-
-
-@pytest.mark.parametrize(
-    ("opts", "words"),
-    [
-        (("MODE", "sparse"), "SQR.MODE is 'sparse'"),
-        (("REDUCTION", "max"), "SQR.REDUCTION is 'max'"),
-        (("CHUNK", -1), "SQR.CHUNK is -1"),
-        (("START", 0), "SQR.START is 0; write a stage from 1 to 4"),
-        (("START", 5), "SQR.START is 5"),
-    ],
-)
-def test_values_that_cannot_work_are_refused(opts, words):
-    with pytest.raises(ConfigError, match=words):
-        check_config(tiny_cfg(*sqr(*opts)))
-
-
-def test_recollection_needs_losses_on_every_stage():
-    with pytest.raises(ConfigError, match=r"DEEP_SUPERVISION True"):
-        check_config(tiny_cfg(*sqr(), "MODEL.SparseRCNN.DEEP_SUPERVISION", False))
 
 
 def test_windows_from_a_config_replace_mode_and_start():
