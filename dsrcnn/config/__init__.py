@@ -2,13 +2,14 @@
 
 from .defaults import add_dsrcnn_config
 from .read import read_cfg, shipped_configs
-from .validate import CASCADES, SPARSE_DETECTORS, check_config, choose_device
+from .validate import CASCADES, SPARSE_DETECTORS, check_config, check_model, choose_device
 
 __all__ = [
     "CASCADES",
     "SPARSE_DETECTORS",
     "add_dsrcnn_config",
     "check_config",
+    "check_model",
     "choose_device",
     "read_cfg",
     "shipped_configs",

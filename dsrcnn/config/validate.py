@@ -12,7 +12,7 @@ from .validate_asag import check_asag
 from .validate_data import check_augmentation
 from .validate_training import check_training, expect_one_of
 
-__all__ = ["CASCADES", "SPARSE_DETECTORS", "check_config", "choose_device"]
+__all__ = ["CASCADES", "SPARSE_DETECTORS", "check_config", "check_model", "choose_device"]
 
 # Architectures that are cascades of stages, with their keys under MODEL.SparseRCNN.
 CASCADES = ("SparseRCNN", "DynamicSparseRCNN", "AdaMixer")
@@ -27,6 +27,17 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: naming key, value found and value expected.
     """
+    check_model(cfg)
+    check_augmentation(cfg)
+    check_training(cfg)
+
+
+def check_model(cfg: CfgNode) -> None:
+    """The part of `check_config` that a model needs; models do it as they are built.
+
+    Raises:
+        ConfigError: naming key, value found and value expected.
+    """
     if cfg.MODEL.META_ARCHITECTURE in SPARSE_DETECTORS:
         _check_sparse_rcnn(cfg)
         _check_adamixer(cfg)
@@ -35,8 +46,6 @@ def check_config(cfg: CfgNode) -> None:
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
         _check_generalized_rcnn(cfg)
     _check_backbone(cfg)
-    check_augmentation(cfg)
-    check_training(cfg)
 
 
 def _check_backbone(cfg: CfgNode) -> None:

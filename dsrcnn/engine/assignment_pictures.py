@@ -8,12 +8,17 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..modeling.decoder.recollection import plain_sets
 from ..modeling.inputs import pad_targets
 from ..modeling.matching import build_matcher
 from ..structures import Predictions, Targets
 from ..visualization import draw_assignment, one_below_the_other, side_by_side
-from .pictures import as_bgr, expect_cascade, load_predictor, training_images
+from .pictures import (
+    as_bgr,
+    expect_cascade,
+    load_predictor,
+    predict_at_every_stage,
+    training_images,
+)
 
 __all__ = ["draw_assignments"]
 
@@ -39,7 +44,7 @@ def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> li
     expect_cascade(cfg, "dsrcnn assignment")
     inputs = training_images(cfg, images)
     model = load_predictor(cfg).model
-    model.head.train()  # only this part: it then gives the predictions of all stages
+    predict_at_every_stage(model)
     matchers = {"Hungarian": _matcher(cfg, dla=False), "DLA": _matcher(cfg, dla=True)}
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,8 +53,6 @@ def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> li
         batch = [record]
         with torch.no_grad():
             predictions, sizes, _ = model.predict(batch)
-        sets = plain_sets(predictions)
-        predictions = predictions.of_sets(sets)
         targets = pad_targets(batch, sizes)
         picture = as_bgr(record["image"], cfg.INPUT.FORMAT)
         rows = [

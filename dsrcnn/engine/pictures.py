@@ -1,7 +1,7 @@
 """Predictions beside ground truth, drawn for a trained model."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -9,12 +9,13 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import CASCADES, add_dsrcnn_config
 from ..data.loaders import explain_data_errors
 from ..data.mapper import DetectionMapper, read_image
 from ..errors import ConfigError, DataError
+from ..modeling.decoder import Cascade
 from ..visualization import draw_boxes, side_by_side
 from .checkpoint import ReportingCheckpointer
 
@@ -24,6 +25,7 @@ __all__ = [
     "expect_cascade",
     "load_predictor",
     "picture_of",
+    "predict_at_every_stage",
     "spread",
     "training_images",
 ]
@@ -161,6 +163,16 @@ def expect_cascade(cfg: CfgNode, command: str) -> None:
             f"{command} looks at the stages of a cascade, and MODEL.META_ARCHITECTURE {found} has "
             f"none. Use it with a config of {', '.join(CASCADES)}."
         )
+
+
+def predict_at_every_stage(model: nn.Module) -> None:
+    """Let a cascade at rest give the predictions of all stages, as it would of the last.
+
+    It is the plain cascade, whatever training recollects, and nothing is dropped.
+    """
+    head = cast(Cascade, model.head)
+    head.windows = head.plain_windows
+    head.training = True  # the flag of the cascade itself; its stages stay in evaluation mode
 
 
 def load_predictor(cfg: CfgNode) -> DefaultPredictor:

@@ -15,11 +15,11 @@ from ..data.loaders import explain_data_errors
 from ..data.mapper import DetectionMapper
 from ..errors import ConfigError, DataError
 from ..evaluation.found_objects import found_objects
-from ..modeling.decoder.recollection import plain_sets, recollection_windows, routes_of
+from ..modeling.decoder.recollection import recollection_windows, routes_of
 from ..modeling.postprocess import select_detections
 from ..visualization import draw_boxes, side_by_side
 from ..visualization.recollection import draw_found_by_stage, draw_routes
-from .pictures import as_bgr, expect_cascade, load_predictor, spread
+from .pictures import as_bgr, expect_cascade, load_predictor, predict_at_every_stage, spread
 
 __all__ = ["RecollectionReport", "draw_recollection"]
 
@@ -88,7 +88,8 @@ def draw_recollection(
     with explain_data_errors(name):
         records = DatasetCatalog.get(name)
     model = load_predictor(cfg).model
-    model.head.train()  # only this part: it then gives the predictions of all stages
+    stages, windows = len(model.head.plain_windows), model.head.windows
+    predict_at_every_stage(model)
     mapper = DetectionMapper(cfg, is_train=False, keep_annotations=True)
     seen = [
         _look(model, mapper(records[index]), threshold, cfg.INPUT.FORMAT)
@@ -99,8 +100,8 @@ def draw_recollection(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "routes.png", folder / "found_by_stage.png"]
-    node = cfg.MODEL.SparseRCNN.SQR
-    windows = model.head.windows if node.ENABLED else recollection_windows(len(found))
+    if not cfg.MODEL.SparseRCNN.SQR.ENABLED:  # the routes that it would have
+        windows = recollection_windows(stages)
     draw_routes(routes_of(windows), files[0])
     counts = found.sum(dim=1).tolist(), lost.sum(dim=1).tolist()
     draw_found_by_stage(*counts, files[1])
@@ -116,19 +117,18 @@ def draw_recollection(
 def _look(model: Any, record: dict[str, Any], threshold: float, order: str) -> _Seen:
     """Run the plain cascade on one image."""
     predictions, sizes, _ = model.predict([record])
-    sets = plain_sets(predictions)
     found = select_detections(
-        predictions.logits[sets, 0],
-        predictions.boxes[sets, 0],
+        predictions.logits[:, 0],
+        predictions.boxes[:, 0],
         limit=model.detections_per_image,
         focal=model.focal,
         nms_threshold=model.nms_threshold,
         nms_class_wise=model.nms_class_wise,
-        sizes=sizes.expand(len(sets), 4),
+        sizes=sizes.expand(len(predictions.stage), 4),
     )
     good = (found.kept & (found.scores >= threshold)).cpu()
     parts = [
-        [x[stage].cpu()[good[stage]] for stage in range(len(sets))]
+        [x[stage].cpu()[good[stage]] for stage in range(len(predictions.stage))]
         for x in (found.boxes, found.classes, found.scores)
     ]
     instances = record["instances"]

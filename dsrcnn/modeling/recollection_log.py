@@ -16,13 +16,13 @@ class RecollectionLog:
     """Writes the losses that training without recollection would have, every `period` iterations.
 
     Names are those of the losses after ``plain/``, with ``plain/total_loss``; they compare with
-    another training's, which the sums over groups do not. Of a batch in parts they are the last
-    part's share.
+    another training's, which the sums over groups do not. Those of a batch in parts are added up.
     """
 
     def __init__(self, period: int) -> None:
         """Set the period in iterations."""
         self.period = period
+        self._sums: dict[str, float] = {}  # of the parts of this iteration so far
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "RecollectionLog | None":
@@ -37,8 +37,10 @@ class RecollectionLog:
         targets: Targets,
         assignment: Tensor,
         normalizers: LossCounts | None = None,
+        *,
+        ends_iteration: bool = True,
     ) -> None:
-        """Log this iteration if it is its turn."""
+        """Log this iteration if it is its turn, with the last part of its batch."""
         storage = storage_in_turn(self.period)
         if storage is None:
             return
@@ -51,7 +53,10 @@ class RecollectionLog:
         with torch.no_grad():
             losses = criterion(plain, targets, assignment[sets], normalizers)
         means = mean_over_processes(torch.stack(list(losses.values())))
-        values = dict(zip(losses, means.tolist(), strict=True))
-        scalars = {f"plain/{name}": value for name, value in values.items()}
-        scalars["plain/total_loss"] = sum(values.values())
-        storage.put_scalars(smoothing_hint=False, **scalars)
+        for name, value in zip(losses, means.tolist(), strict=True):
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        if ends_iteration:
+            scalars = {f"plain/{name}": value for name, value in self._sums.items()}
+            total = sum(self._sums.values())
+            storage.put_scalars(**scalars, **{"plain/total_loss": total}, smoothing_hint=False)
+            self._sums = {}

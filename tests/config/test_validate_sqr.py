@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import tiny_cfg
+from detectron2.modeling import build_model
 
 from dsrcnn.config import check_config
 from dsrcnn.errors import ConfigError
@@ -27,6 +28,12 @@ def check(*opts):
 def test_values_that_cannot_work_are_refused(name, value, words):
     with pytest.raises(ConfigError, match=words):
         check(f"{KEY}SQR.{name}", value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("MODE", "dens"), ("REDUCTION", "avg"), ("START", 9)])
+def test_models_that_are_built_from_any_config_refuse_them_too(name, value):
+    with pytest.raises(ConfigError, match=f"SQR.{name} is "):
+        build_model(tiny_cfg(f"{KEY}SQR.ENABLED", True, f"{KEY}SQR.{name}", value))
 
 
 def test_recollection_needs_losses_on_every_stage():

@@ -132,6 +132,8 @@ def test_what_no_later_stage_wants_is_forgotten():
         ([[0, 1], [0, 1], [0, 2]], r"\[0, 1\] for stage 2"),
         ([[0, 1], [0], [0, 2]], r"\[0\] for stage 2"),
         ([0, 1, 2], r"has 0 for stage 1; write \[start, end\]"),
+        ([[0, 1], [0.5, 2], [1, 3]], r"\[0.5, 2\] for stage 2; write \[start, end\], whole num"),
+        ([["a", 1], [0, 2], [1, 3]], r"\['a', 1\] for stage 1"),
     ],
 )
 def test_windows_that_cannot_be_are_refused(written, words):

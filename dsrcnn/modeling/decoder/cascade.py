@@ -73,6 +73,9 @@ class Cascade(nn.Module):
             chunk: groups a stage refines at once; 0: all.
             checkpoint_recollection: like `checkpoint`, in stages of several groups only.
             detach_init_boxes: initial boxes learn from the first stage only.
+
+        Raises:
+            ConfigError: if `windows` are not those of a cascade, see `check_windows`.
         """
         super().__init__()
         self.deep_supervision = deep_supervision
@@ -81,7 +84,8 @@ class Cascade(nn.Module):
             cast(Stage, member).initialize(prior_probability)
         self.checkpoint = checkpoint
         self.plain_windows = plain_windows(num_stages)
-        self.windows = self.plain_windows if windows is None else tuple(windows)
+        chosen = self.plain_windows if windows is None else windows
+        self.windows = check_windows(chosen, num_stages)
         self.chunk = chunk
         self.checkpoint_recollection = checkpoint_recollection
         self.detach_init_boxes = detach_init_boxes
@@ -96,7 +100,7 @@ class Cascade(nn.Module):
         sqr = node.SQR
         windows = None
         if sqr.ENABLED and sqr.WINDOWS:
-            windows = check_windows(sqr.WINDOWS, node.NUM_HEADS)
+            windows = sqr.WINDOWS
         elif sqr.ENABLED:
             dense = sqr.MODE == "dense"
             windows = recollection_windows(node.NUM_HEADS, start=sqr.START, dense=dense)

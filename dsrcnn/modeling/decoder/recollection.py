@@ -64,7 +64,7 @@ def recollection_windows(
 
 
 def check_windows(pairs: Sequence[Sequence[int]], num_stages: int) -> tuple[Window, ...]:
-    """Windows as written in a config.
+    """Windows from pairs of numbers, as written in a config.
 
     Raises:
         ConfigError: unless there is one for every stage, none is empty, and each ends with the last
@@ -78,8 +78,11 @@ def check_windows(pairs: Sequence[Sequence[int]], num_stages: int) -> tuple[Wind
         )
     windows, available = [], 1
     for number, pair in enumerate(pairs, start=1):
-        if not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ConfigError(f"{key} has {pair!r} for stage {number}; write [start, end].")
+        is_pair = isinstance(pair, Sequence) and len(pair) == 2
+        if not (is_pair and all(isinstance(number, int) for number in pair)):
+            raise ConfigError(
+                f"{key} has {pair!r} for stage {number}; write [start, end], whole numbers."
+            )
         if pair[1] != available or not 0 <= pair[0] < available:
             raise ConfigError(
                 f"{key} has {list(pair)} for stage {number}; write [start, {available}] with a "

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import Backbone, build_backbone
 from torch import Tensor, nn
 
+from ...config import check_model
 from ...errors import ConfigError
 from ...layers.activation_checkpoint import checkpoint_blocks
 from ...layers.frozen_conv import fold_frozen_norms
@@ -88,7 +89,12 @@ class SparseDetector(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read what the architectures share."""
+        """Read what the architectures share.
+
+        Raises:
+            ConfigError: if the config contradicts itself.
+        """
+        check_model(cfg)
         node = cfg.MODEL.SparseRCNN
         suppress = node.NMS.ENABLED
         if suppress is None:  # "where the assignment is one-to-many"

@@ -110,7 +110,14 @@ class SparseRCNN(SparseDetector):
             if self.assignment_log is not None:
                 self.assignment_log(self.matcher, predictions, targets, assignment)
             if self.recollection_log is not None:
-                self.recollection_log(self.criterion, predictions, targets, assignment, normalizers)
+                self.recollection_log(
+                    self.criterion,
+                    predictions,
+                    targets,
+                    assignment,
+                    normalizers,
+                    ends_iteration=ends_iteration,
+                )
             if ends_iteration and torch.is_grad_enabled():  # not while norms are being estimated
                 self.proposals.end_iteration()
             return self.criterion(predictions, targets, assignment, normalizers)

@@ -10,6 +10,7 @@ from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils import comm
 from torch import Tensor
 
+from ...config import check_model
 from ..event_log import storage_in_turn
 from .dynamic_matcher import DynamicMatcher
 from .dynamic_output_layers import DynamicFastRCNNOutputLayers, regression_magnitudes
@@ -61,7 +62,12 @@ class DynamicROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        """Read `MODEL.DYNAMIC_RCNN` and what Detectron2 reads."""
+        """Read `MODEL.DYNAMIC_RCNN` and what Detectron2 reads.
+
+        Raises:
+            ConfigError: if the config contradicts itself.
+        """
+        check_model(cfg)
         arguments: dict[str, Any] = super().from_config(cfg, input_shape)
         node = cfg.MODEL.DYNAMIC_RCNN
         shape = arguments["box_head"].output_shape
