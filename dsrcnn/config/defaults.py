@@ -159,7 +159,7 @@ def _add_recollection(cfg: CfgNode) -> None:
 
 def _add_adamixer(cfg: CfgNode) -> None:
     # The decoder of AdaMixer (arXiv 2203.16507); what all cascades share is MODEL.SparseRCNN.
-    node = cfg.MODEL.ADAMIXER = CfgNode()
+    node = cfg.MODEL.AdaMixer = CfgNode()
     node.GROUPS = 4  # parts that channels are cut into
     node.IN_POINTS = 32  # sampled by each proposal and group
     node.OUT_POINTS = 128  # per group after the mixing

@@ -111,7 +111,7 @@ def _check_sparse_rcnn(cfg: CfgNode) -> None:
 
 
 def _check_adamixer(cfg: CfgNode) -> None:
-    node, key, channels = cfg.MODEL.ADAMIXER, "MODEL.ADAMIXER", cfg.MODEL.SparseRCNN.HIDDEN_DIM
+    node, key, channels = cfg.MODEL.AdaMixer, "MODEL.AdaMixer", cfg.MODEL.SparseRCNN.HIDDEN_DIM
     for name in ("GROUPS", "IN_POINTS", "OUT_POINTS"):
         if node[name] < 1:
             raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least 1.")

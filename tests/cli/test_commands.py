@@ -62,7 +62,7 @@ def test_proposals_of_a_dpg_model_are_drawn_with_numbers(tmp_path, capsys):
 
 def test_anchors_of_an_asag_are_drawn_by_level(tmp_path, capsys):
     output = tmp_path / "run"
-    small = ["MODEL.ASAG.ANCHORS.HIDDEN", "32", "MODEL.ADAMIXER.IN_POINTS", "4"]
+    small = ["MODEL.ASAG.ANCHORS.HIDDEN", "32", "MODEL.AdaMixer.IN_POINTS", "4"]
     config = ["--config-file", "quick/asag_a_shapes"]
     assert run([*config, *SMALL, *small, "OUTPUT_DIR", str(output)]) == 0
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]

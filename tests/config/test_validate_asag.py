@@ -41,7 +41,7 @@ def cfg_of(*opts):
         ([f"{KEY}ANCHORS.MAX_PATCHES", -1], "MAX_PATCHES"),
         ([f"{KEY}ANCHORS.CELLS", 0], "CELLS"),
         ([f"{KEY}ANCHORS.OVERLAP", 1.5], "OVERLAP"),
-        (["MODEL.ADAMIXER.GROUPS", 3], "GROUPS"),
+        (["MODEL.AdaMixer.GROUPS", 3], "GROUPS"),
     ],
 )
 def test_what_makes_no_sense_is_refused(opts, message):

@@ -186,8 +186,8 @@ def test_it_runs_in_bfloat16():
 @pytest.mark.parametrize(
     ("opts", "words"),
     [
-        (["MODEL.ADAMIXER.GROUPS", 3], "a multiple of 8 and of MODEL.ADAMIXER.GROUPS 3"),
-        (["MODEL.ADAMIXER.IN_POINTS", 0], "IN_POINTS is 0"),
+        (["MODEL.AdaMixer.GROUPS", 3], "a multiple of 8 and of MODEL.AdaMixer.GROUPS 3"),
+        (["MODEL.AdaMixer.IN_POINTS", 0], "IN_POINTS is 0"),
     ],
 )
 def test_values_that_cannot_work_are_refused(opts, words):

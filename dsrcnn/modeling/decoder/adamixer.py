@@ -33,7 +33,7 @@ class AdaMixerDecoder(Cascade):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """Read `MODEL.SparseRCNN` and `MODEL.ADAMIXER`."""
+        """Read `MODEL.SparseRCNN` and `MODEL.AdaMixer`."""
         strides = tuple(stride_of(name) for name in cfg.MODEL.ROI_HEADS.IN_FEATURES)
         return {**super().from_config(cfg), "stage": AdaMixerStage(cfg), "strides": strides}
 

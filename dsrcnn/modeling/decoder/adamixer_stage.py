@@ -77,8 +77,8 @@ class AdaMixerStage(PositionalStage):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """Read `MODEL.SparseRCNN`, what all cascades share, and `MODEL.ADAMIXER`."""
-        node, own = cfg.MODEL.SparseRCNN, cfg.MODEL.ADAMIXER
+        """Read `MODEL.SparseRCNN`, what all cascades share, and `MODEL.AdaMixer`."""
+        node, own = cfg.MODEL.SparseRCNN, cfg.MODEL.AdaMixer
         return {
             "channels": node.HIDDEN_DIM,
             "num_logits": node.NUM_CLASSES + (0 if node.USE_FOCAL else 1),

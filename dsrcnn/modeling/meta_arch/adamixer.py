@@ -14,7 +14,7 @@ class AdaMixer(SparseRCNN):
     """Sparse R-CNN's way of the data with another decoder and another kind of proposals.
 
     Matching, losses, DLA, DPG, SQR and postprocessing are the same; so are their keys, under
-    ``MODEL.SparseRCNN``. ``MODEL.ADAMIXER`` has those of the decoder.
+    ``MODEL.SparseRCNN``. ``MODEL.AdaMixer`` has those of the decoder.
     """
 
     @classmethod
