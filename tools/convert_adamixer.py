@@ -5,7 +5,8 @@ python tools/convert_adamixer.py adamixer_r50_1x_coco.pth adamixer_R50_100pro_1x
 python train_net.py --eval-only --config-file coco/adamixer_R50_100pro_1x \
     MODEL.WEIGHTS adamixer_R50_100pro_1x.pth
 
-The file may hold objects of mmdetection; they are not read, but for the weights.
+Of a file that holds objects of mmdetection besides the weights, write ``--trust`` if you trust it:
+reading them may run code.
 """
 
 import argparse
@@ -15,6 +16,9 @@ from pathlib import Path
 
 import torch
 from convert_torchvision import detectron2_key, rename_all
+
+from dsrcnn.engine.weight_files import read_weights
+from dsrcnn.errors import DsrcnnError
 
 _STAGE = r"^roi_head\.bbox_head\.(\d+)\."
 # In a stage: theirs, ours. The first that fits counts.
@@ -77,8 +81,12 @@ def main() -> None:
     )
     parser.add_argument("source", type=Path, help="checkpoint as published")
     parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("--trust", action="store_true", help="read it even if that runs its code")
     args = parser.parse_args()
-    content = torch.load(args.source, map_location="cpu", weights_only=True)
+    try:
+        content = read_weights(str(args.source), trust=args.trust)
+    except DsrcnnError as error:
+        sys.exit(str(error).replace("MODEL.TRUST_WEIGHTS True", "--trust"))
     try:
         model = rename_all(content.get("state_dict", content), our_key)
     except KeyError as error:

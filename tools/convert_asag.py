@@ -96,7 +96,7 @@ def main() -> None:
     try:
         content = read_weights(str(args.source), trust=args.trust)
     except DsrcnnError as error:
-        sys.exit(f"{error} (Here: --trust.)")
+        sys.exit(str(error).replace("MODEL.TRUST_WEIGHTS True", "--trust"))
     model = content["ema"]["model"] if "ema" in content else content.get("model", content)
     try:
         if not any(key.startswith("initializer.") for key in model):

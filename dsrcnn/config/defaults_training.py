@@ -20,6 +20,7 @@ def _add_solver(cfg: CfgNode) -> None:
     node = cfg.SOLVER
     node.OPTIMIZER = "ADAMW"  # ADAMW or SGD
     node.BACKBONE_MULTIPLIER = 1.0  # learning rate factor of the backbone
+    node.NECK_MULTIPLIER = None  # that of its neck (FPN); None: as the backbone, as officially
     node.LAYER_DECAY = 1.0  # factor per part of the backbone (stem, res2, ...) below its last one
     node.NO_DECAY = ()  # any of norm, bias, embedding: without weight decay; officially nothing
     node.REFERENCE_BATCH = 0  # images BASE_LR is meant for; above 0 it is scaled to IMS_PER_BATCH

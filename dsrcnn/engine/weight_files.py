@@ -80,8 +80,11 @@ def read_weights(path: str, *, trust: bool = False) -> Any:
 
     Raises:
         UnreadableWeightsError: if the file is damaged or no weight file.
-        WeightsError: if it holds more than tensors, numpy arrays and plain values.
+        WeightsError: if there is no such file, or it holds more than tensors, numpy arrays and
+            plain values.
     """
+    if not Path(path).is_file():
+        raise WeightsError(f"Weights {path!r} do not exist; write the path of a file.")
     try:
         if path.endswith(".safetensors"):
             return {"model": _read_safetensors(path)}

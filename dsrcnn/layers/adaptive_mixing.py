@@ -31,7 +31,9 @@ class AdaptiveMixing(nn.Module):
         self.activation = activation
 
     def initialize(self) -> None:
-        """Mixing starts the same for all proposals: by the generator's bias alone."""
+        """Mixing starts the same for all proposals, by the generator's bias, drawn anew, alone."""
+        bound = self.parameter_generator.in_features**-0.5  # as torch draws it
+        nn.init.uniform_(self.parameter_generator.bias, -bound, bound)
         nn.init.zeros_(self.parameter_generator.weight)
 
     def forward(self, sampled: Tensor, features: Tensor) -> Tensor:

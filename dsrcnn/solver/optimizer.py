@@ -18,7 +18,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW or SGD over all trainable parameters.
 
     The learning rate of parameters under ``backbone`` is multiplied by
-    ``SOLVER.BACKBONE_MULTIPLIER`` and, part by part below the last, by ``SOLVER.LAYER_DECAY``.
+    ``SOLVER.BACKBONE_MULTIPLIER`` (that of its neck by ``SOLVER.NECK_MULTIPLIER`` if set) and, part
+    by part below the last, by ``SOLVER.LAYER_DECAY``.
     Weight decay applies to everything, as officially, but for what ``SOLVER.NO_DECAY`` names.
     Biases have Detectron2's ``BIAS_LR_FACTOR`` and ``WEIGHT_DECAY_BIAS``.
     Parameters of equal settings share one group, which makes a step several times faster than one
@@ -35,7 +36,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if "backbone" in name else 1.0)
+        rate = solver.BASE_LR * _factor(solver, model, name)
         decay = solver.WEIGHT_DECAY
         if name.endswith("bias"):  # Detectron2's keys; they change nothing by default
             rate *= solver.BIAS_LR_FACTOR
@@ -54,6 +55,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_TYPE != "full_model":
         optimizer = maybe_add_gradient_clipping(cfg, optimizer)
     return optimizer
+
+
+def _factor(solver: CfgNode, model: nn.Module, name: str) -> float:
+    """Learning rate factor of a parameter by where it is: backbone, its neck, or elsewhere."""
+    if "backbone" not in name:
+        return 1.0
+    has_neck = hasattr(getattr(model, "backbone", None), "bottom_up")
+    in_neck = has_neck and not name.startswith("backbone.bottom_up.")
+    if in_neck and solver.NECK_MULTIPLIER is not None:
+        return float(solver.NECK_MULTIPLIER)
+    return float(solver.BACKBONE_MULTIPLIER)
 
 
 def _layer_factors(model: nn.Module, decay: float) -> dict[str, float]:

@@ -66,6 +66,22 @@ def test_an_untrained_stage_leaves_boxes_and_starts_at_the_prior():
     assert offsets[:, :2].abs().max() <= 0.5
 
 
+def test_a_square_number_of_points_starts_on_a_grid():
+    """Four points: the middles of the quarters of the box. Others, and ASAG's, are scattered."""
+    bias = stage().sampling_offset_generator.bias.view(2, 4, 3)[..., :2]
+    assert bias[0].tolist() == [[-0.25, -0.25], [-0.25, 0.25], [0.25, -0.25], [0.25, 0.25]]
+    assert torch.equal(bias[0], bias[1])
+    scattered = stage(grid=False).sampling_offset_generator.bias.view(2, 4, 3)[..., :2]
+    assert not torch.equal(scattered[0], scattered[1])
+
+
+def test_stages_start_with_mixings_of_their_own():
+    first, second = (x.adaptive_mixing.parameter_generator for x in model_of().head.head_series[:2])
+    assert not first.weight.any()
+    assert not torch.equal(first.bias, second.bias)
+    assert first.bias.abs().max() <= first.in_features**-0.5
+
+
 def test_deltas_are_in_scales_of_the_box():
     made, (boxes, features) = stage(), proposals()
     made.fc_reg.bias.data = torch.tensor([0.5, 0.0, 1.0, 0.0]).double()

@@ -43,6 +43,38 @@ def test_backbone_has_its_own_rate_and_everything_decays(name):
     }
 
 
+@pytest.mark.parametrize(("written", "neck"), [(None, 1e-5), (1.0, 1e-4)])
+def test_the_neck_is_part_of_the_backbone_or_has_its_own_rate(written, neck):
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.bottom_up = nn.Linear(3, 3)
+    model.backbone.fpn_lateral2 = nn.Linear(3, 3, bias=False)
+    model.head = nn.Linear(3, 3, bias=False)
+    cfg = tiny_cfg("SOLVER.BASE_LR", 1e-4, "SOLVER.BACKBONE_MULTIPLIER", 0.1)
+    cfg.SOLVER.NECK_MULTIPLIER = written
+    found = {name: rate for name, (rate, _) in rates(build_optimizer(cfg, model), model).items()}
+    assert found == {
+        "backbone.bottom_up.weight": pytest.approx(1e-5),
+        "backbone.bottom_up.bias": pytest.approx(1e-5),
+        "backbone.fpn_lateral2.weight": pytest.approx(neck),
+        "head.weight": pytest.approx(1e-4),
+    }
+
+
+def test_asag_trains_all_but_the_backbone_at_its_learning_rate():
+    from detectron2.modeling import build_model
+
+    from dsrcnn.config import read_cfg
+
+    for name in ("coco/asag_a_R50_100pro_1x", "crowdhuman/asag_s_R50_50e"):
+        with torch.device("meta"):
+            cfg = read_cfg(name, ["MODEL.DEVICE", "meta"])
+            model = build_model(cfg)
+        for key, (rate, decay) in rates(build_optimizer(cfg, model), model).items():
+            expected = 2e-5 if key.startswith("backbone.bottom_up.") else 2e-4
+            assert (rate, decay) == pytest.approx((expected, 1e-4)), key
+
+
 def test_official_model_has_300_parameters_to_train():
     from detectron2.modeling import build_model
 

@@ -3,6 +3,7 @@
 import argparse
 import runpy
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -93,6 +94,26 @@ def test_converted_adamixer_weights_fill_the_whole_model(tmp_path, convert):
     torch.save({"state_dict": {"roi_head.bbox_head.0.other": torch.zeros(1)}}, source)
     with pytest.raises(SystemExit, match=r"1 unknown parameters, .* roi_head\.bbox"):
         convert("convert_adamixer", source, target)
+
+
+@pytest.mark.parametrize("tool", ["convert_adamixer", "convert_asag"])
+def test_files_that_cannot_be_read_or_trusted_are_one_message(tool, tmp_path, convert):
+    target = tmp_path / "ours.pth"
+    with pytest.raises(SystemExit, match=r"none\.pth"):
+        convert(tool, tmp_path / "none.pth", target)
+    torch.save({"state_dict": {}, "meta": {"version": Fraction(1, 2)}}, tmp_path / "object.pth")
+    with pytest.raises(SystemExit, match=r"Fraction.*--trust"):
+        convert(tool, tmp_path / "object.pth", target)
+    assert not target.exists()
+
+
+def test_adamixer_with_objects_beside_its_weights_is_read_if_trusted(tmp_path, convert):
+    source, target = tmp_path / "theirs.pth", tmp_path / "ours.pth"
+    theirs = theirs_of_adamixer(stages=1, logits=5)
+    torch.save({"state_dict": theirs, "meta": {"version": Fraction(1, 2)}}, source)
+    convert("convert_adamixer", source, target, "--trust")
+    features = torch.load(target)["model"]["init_proposal_features.weight"]
+    assert torch.equal(features, theirs["rpn_head.init_content_features.weight"])
 
 
 def theirs_of_asag(kind, classes):

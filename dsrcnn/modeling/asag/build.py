@@ -65,7 +65,8 @@ def build_decoders(cfg: CfgNode) -> ParallelDecoders:
     if own.DECODER == "AdaMixer":
         theirs = AdaMixerStage.from_config(cfg)
         ours = {"num_cls": node.NUM_CLS, "num_reg": node.NUM_REG, "tower_bias": False}
-        stage = AdaMixerStage(**{**theirs, **ours, "unit": 4.0, "ratio_scale": 0.5})
+        ours |= {"unit": 4.0, "ratio_scale": 0.5, "grid": False}
+        stage = AdaMixerStage(**{**theirs, **ours})
     else:
         theirs = RCNNHead.from_config(cfg)
         stage = RCNNHead(**theirs, tower_activation=node.ACTIVATION)

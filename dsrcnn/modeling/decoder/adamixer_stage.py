@@ -39,6 +39,7 @@ class AdaMixerStage(PositionalStage):
         activation: str = "relu",
         unit: float = 1.0,
         ratio_scale: float = 1.0,
+        grid: bool = True,
     ) -> None:
         """Make one stage.
 
@@ -56,6 +57,7 @@ class AdaMixerStage(PositionalStage):
             activation: "relu" or "gelu".
             unit: pixels in which positions are told, see `boxes_to_xyzr`.
             ratio_scale: likewise.
+            grid: points start on a grid in the box if their number is a square; else scattered.
         """
         super().__init__(
             channels=channels,
@@ -69,7 +71,7 @@ class AdaMixerStage(PositionalStage):
             unit=unit,
             ratio_scale=ratio_scale,
         )
-        self.groups, self.in_points = groups, in_points
+        self.groups, self.in_points, self.grid = groups, in_points, grid
         self.sampling_offset_generator = nn.Linear(channels, groups * in_points * 3)
         act = activation_from_name(activation)
         self.adaptive_mixing = AdaptiveMixing(channels, groups, in_points, out_points, act)
@@ -94,13 +96,18 @@ class AdaMixerStage(PositionalStage):
 
     @torch.no_grad()
     def initialize(self, prior_probability: float | None) -> None:
-        """Xavier; points scattered around the box, one level finer; boxes and mixing at rest."""
+        """Xavier; points spread over the box, one level finer; boxes and mixing at rest."""
         super().initialize(prior_probability)
         self.adaptive_mixing.initialize()
         nn.init.zeros_(self.sampling_offset_generator.weight)
-        offsets = self.sampling_offset_generator.bias.view(-1, 3)
-        offsets[:, :2].uniform_(-0.5, 0.5)
-        offsets[:, 2] = -1.0
+        offsets = self.sampling_offset_generator.bias.view(self.groups, self.in_points, 3)
+        side = math.isqrt(self.in_points)
+        if self.grid and side**2 == self.in_points:
+            steps = (torch.arange(side) + 0.5) / side - 0.5  # the middles of side x side cells
+            offsets[..., :2] = torch.cartesian_prod(steps, steps)
+        else:
+            offsets[..., :2].uniform_(-0.5, 0.5)
+        offsets[..., 2] = -1.0
 
     def forward(
         self, pyramid: GroupedPyramid, boxes: Tensor, features: Tensor, mask: Tensor | None = None
