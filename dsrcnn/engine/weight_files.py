@@ -91,7 +91,7 @@ def read_weights(path: str, *, trust: bool = False) -> Any:
         torch.serialization.add_safe_globals(_NUMPY)
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
-        forbidden = re.search(r"(?:GLOBAL|global:?|class:?) (\S+)", str(error))
+        forbidden = re.search(r"(?:GLOBAL|global:?|class:?) (?!GLOBAL)(\S+)", str(error))
         if forbidden is None:  # torch explains itself in a paragraph; what matters is its kind
             raise _unreadable(path, "not a file of torch") from error
         raise WeightsError(_UNTRUSTED.format(path=path, error=forbidden[1])) from error

@@ -52,6 +52,26 @@ def test_metrics_by_hand():
     assert found["JI"] == pytest.approx(100 * 2 / 3)  # with all three: 2 / (3 + 2 - 2)
 
 
+def test_published_numbers_of_two_images():
+    region = [0.0, 60, 100, 100]
+    right, beside, again = [10.0, 10, 30, 50], [12.0, 10, 32, 50], [52.0, 12, 72, 52]
+    first = image(
+        [(0.9, right), (0.8, beside), (0.7, [20.0, 65, 30, 85]), (0.6, again)],
+        [right, [50.0, 10, 70, 50]],
+        [region],
+    )
+    order = np.argsort(first.ignored, kind="stable")
+    first = first._replace(persons=first.persons[order], ignored=first.ignored[order], width=100)
+    second = image(
+        [(0.95, [0.0, 20, 30, 80]), (0.5, [80.0, 80, 90, 90])],
+        [[-10.0, 20, 30, 80], [60.0, 20, 80, 40]],
+    )._replace(width=100)
+    found = crowdhuman_metrics([first, second])
+    assert found["AP"] == pytest.approx(42.70833, abs=1e-4)
+    assert found["mMR"] == pytest.approx(42.86220, abs=1e-4)
+    assert found["Recall"] == pytest.approx(75)
+
+
 def test_false_positives_are_counted_per_image():
     images = [image([(0.9, PERSON), (0.8, FALSE)], [PERSON]), image([(0.5, PERSON)], [PERSON])]
     # FPPI 0, 0.5, 0.5; recall 0.5, 0.5, 1: up to 0.3162 and 0.5 the second rank, then the last.
@@ -195,7 +215,8 @@ def registered(miniature, monkeypatch):
     register_crowdhuman()
 
 
-def test_the_chain_runs_from_published_files_to_metrics(registered, tmp_path):
+@pytest.mark.parametrize("config", ["sparse_rcnn_R50_500pro_50e", "asag_s_R50_50e"])
+def test_the_chain_runs_from_published_files_to_metrics(registered, tmp_path, config):
     tool = REPOSITORY / "tools/convert_crowdhuman.py"
     for split in ("train", "val"):
         files = [
@@ -210,8 +231,9 @@ def test_the_chain_runs_from_published_files_to_metrics(registered, tmp_path):
             done.stdout.replace("images:", "").split()
         ).replace(",", ",")
     options = [*SMALL, "MODEL.SparseRCNN.NUM_CLASSES", "1", "OUTPUT_DIR", str(tmp_path / "out")]
-    config = ["--config-file", "crowdhuman/sparse_rcnn_R50_500pro_50e"]
-    assert run([*config, *options, "LOG.IMAGES", "0"]) == 0
+    if config.startswith("asag"):
+        options += ["MODEL.ASAG.ANCHORS.HIDDEN", "32"]
+    assert run(["--config-file", f"crowdhuman/{config}", *options, "LOG.IMAGES", "0"]) == 0
     detections = json.loads((tmp_path / "out/inference/detections.json").read_text())
     assert set(detections) == {"1", "2", "3"}
 

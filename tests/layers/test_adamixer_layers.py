@@ -25,6 +25,21 @@ def test_positions_are_encoded_by_waves():
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_published_waves():
+    found = encode_positions(torch.tensor([100.0, 50, 3, 0.5]), 256)
+    expected = {0: 0.099833, 1: 0.995004, 2: 0.074919, 3: 0.997190, 64: 0.049979, 65: 0.998750}
+    expected |= {128: 0.141120, 129: -0.989992, 192: 0.479426, 193: 0.877583}
+    assert found[list(expected)].tolist() == pytest.approx(list(expected.values()), abs=2e-6)
+    assert found.sum().item() == pytest.approx(130.2739, abs=1e-3)
+
+
+def test_published_logarithms_of_overlaps():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 10, 15], [50, 50, 60, 60]])
+    found = torch.log(intersections_over_foreground(boxes) + 1e-7)
+    pairs = [found[0, 1].item(), found[1, 0].item(), found[0, 2].item()]
+    assert pairs == pytest.approx([-1.386294, -0.693147, -16.118095], abs=2e-6)
+
+
 def test_intersections_over_foreground():
     boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 20], [100, 100, 101, 101], [3, 3, 3, 3]])
     found = intersections_over_foreground(boxes)

@@ -109,6 +109,14 @@ def test_points_lie_within_the_box_one_level_finer_at_the_start(unit):
     torch.testing.assert_close(points[..., 2], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_published_point():
+    """In units of 4 pixels: (101.414215, 44.343147), scale 2, where level 0 is of stride 4."""
+    made = stage(unit=4.0, ratio_scale=0.5)
+    offsets = torch.tensor([0.25, -0.5, -1.0]).double().repeat(8)
+    point = made.points(torch.tensor([100, 50, 3, 0.5]).double(), offsets)[0, 0].tolist()
+    assert point == pytest.approx([4 * 101.414215, 4 * 44.343147, 2.0 + 2], abs=1e-4)
+
+
 def test_groups_and_images_do_not_see_each_other():
     made, (boxes, features) = stage(), proposals(images=2, groups=3)
     before = made(pyramid(2), boxes, features)

@@ -264,14 +264,14 @@ def test_losses_of_anchors(generated, scene):
 
 
 @pytest.mark.parametrize(
-    ("kind", "first", "last"),
+    ("kind", "first", "last", "total"),
     [
-        ("A", [2459.87, 0.2855, 0.8981], [2429.35, 0.3885, 1.0701]),
-        ("S", [2716.85, 0.3803, 0.7954], [2636.86, 0.3533, 0.8054]),
+        ("A", [2459.87, 0.2855, 0.8981], [2429.35, 0.3885, 1.0701], 25576.6),
+        ("S", [2716.85, 0.3803, 0.7954], [2636.86, 0.3533, 0.8054], 27392.8),
     ],
 )
-def test_losses_of_whole_images(generated, started, scene, kind, first, last):
-    pyramid, (anchors, _, _) = started[0], generated[2]
+def test_losses_of_whole_images(generated, started, scene, kind, first, last, total):
+    pyramid, (anchors, fixed, probed) = started[0], generated[2]
     targets, counts, criterion = scene
     stage, prefix, pairs = (
         (adamixer_stage(), "bbox_head", ADAMIXER)
@@ -284,15 +284,17 @@ def test_losses_of_whole_images(generated, started, scene, kind, first, last):
     with torch.no_grad():
         queries = initializer(rois(pyramid, boxes), boxes, mask)
         logits, found = [queries.logits], [queries.boxes]
-        for head in (0, 3):
+        for head in range(4):
             decoders = decoder_of(stage, prefix, pairs, head)
             decoders.rois = rois
             predictions = decoders(pyramid, decoders.rois.prepare(pyramid), queries, mask)
             logits.append(predictions.logits[0])
             found.append(predictions.boxes[0])
-        sets = Predictions(torch.stack(logits), torch.stack(found), torch.arange(3))
+        sets = Predictions(torch.stack(logits), torch.stack(found), torch.arange(5))
         losses = criterion.of_detections(sets, anchors.mask, targets, counts)
+        losses |= criterion.of_anchors(fixed, probed, targets, counts)
     for suffix, expected in (("_rpn", [2491.84, 0.4573, 1.1964]), ("_0", first), ("", last)):
         names = {"ce": 2.0, "bbox": 5.0, "giou": 2.0}  # and their weights
         values = [losses[f"loss_{name}{suffix}"].item() / w for name, w in names.items()]
         assert values == pytest.approx(expected, rel=1e-4, abs=5e-4)
+    assert sum(losses.values()).item() == pytest.approx(total, rel=2e-5)

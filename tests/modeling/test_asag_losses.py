@@ -5,7 +5,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from dsrcnn.modeling.asag import ASAGCriterion, FixedLevels, Objects, ProbedLevel
-from dsrcnn.modeling.asag.set_losses import Learned, anchor_losses, detection_losses, match
+from dsrcnn.modeling.asag.set_losses import (
+    Learned,
+    anchor_losses,
+    detection_losses,
+    match,
+    matching_costs,
+)
 from dsrcnn.modeling.asag.weighting import area_weight
 from dsrcnn.structures import Predictions, Targets, TermWeights
 
@@ -25,12 +31,15 @@ def problem(predictions=6, counts=(2, 1), classes=3, seed=0):
 
 
 def test_the_published_matching_cost():
-    """Costs [[-5.51, 13.14], [19.01, -0.17], [-0.59, 13.44]]: the first two are matched."""
     logits = torch.tensor([[[0.0, 1], [2, -1], [-1, 0.5]]])
     boxes = torch.tensor([[[0.3, 0.4, 0.2, 0.2], [0.6, 0.6, 0.3, 0.3], [0.32, 0.38, 0.2, 0.25]]])
     wanted = torch.tensor([[[0.3, 0.4, 0.2, 0.1], [0.6, 0.5, 0.5, 0.6]]])
     objects = Objects(wanted, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))
-    learned = match(logits, boxes, objects, area_weight(wanted[..., 2:]), COSTS)
+    weight = area_weight(wanted[..., 2:])
+    found = matching_costs(logits, boxes, objects, weight, COSTS)[0]
+    expected = [[-5.511903, 19.012001, -0.591955], [13.136512, -0.174912, 13.439659]]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    learned = match(logits, boxes, objects, weight, COSTS)
     assert learned.positive.tolist() == [[True, True, False]]
     assert torch.equal(learned.boxes[0, :2], wanted[0])
     assert learned.labels[0, :2].tolist() == [1, 0]

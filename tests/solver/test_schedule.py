@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import tiny_cfg
 
+from dsrcnn.config import read_cfg
 from dsrcnn.errors import ConfigError
 from dsrcnn.solver import build_lr_scheduler, scale_learning_rate, use_epochs
 
@@ -83,6 +84,18 @@ def test_a_cosine_with_restarts_warms_up_once():
     assert found[0] == pytest.approx(0.5)
     assert found[10] == pytest.approx(1.0)
     assert found[4:] == pytest.approx(rates(*opts, "SOLVER.WARMUP_ITERS", 0, iterations=20)[4:])
+
+
+def test_asag_warms_up_as_published():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+    scheduler = build_lr_scheduler(read_cfg("coco/asag_a_R50_100pro_1x"), optimizer)
+    found = []
+    for _ in range(501):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    expected = [6.66667e-5, 6.69333e-5, 1.33333e-4, 2e-4]
+    assert [found[i] for i in (0, 1, 250, 500)] == pytest.approx(expected, rel=1e-5)
 
 
 def test_detectron2s_schedules_are_as_ever():

@@ -26,6 +26,14 @@ def test_deltas_give_the_worked_example():
     assert apply_deltas(deltas, box).tolist() == pytest.approx(expected, rel=1e-6)
 
 
+def test_published_deltas():
+    """As shares of an image, (0.5, 0.5, 0.2, 0.4) becomes (0.54, 0.46, 0.269972, 0.361935)."""
+    box = box_cxcywh_to_xyxy(torch.tensor([50.0, 50, 20, 40]))
+    found = apply_deltas(torch.tensor([0.4, -0.2, 0.3, -0.1]), box)
+    expected = [54, 46, 26.9972, 36.1935]
+    assert box_xyxy_to_cxcywh(found).tolist() == pytest.approx(expected, abs=1e-3)
+
+
 def test_zero_deltas_change_nothing():
     boxes = torch.tensor([[10.0, 20, 50, 100], [0, 0, 1, 1]])
     assert torch.equal(apply_deltas(torch.zeros(2, 4), boxes), boxes)

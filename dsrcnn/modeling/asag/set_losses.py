@@ -16,7 +16,14 @@ from ..matching.costs import WORST_COST, bounded_costs, class_cost
 from .anchors import Objects
 from .weighting import quality_focal_loss, query_weights, weighted_class_loss
 
-__all__ = ["Learned", "SetLosses", "anchor_losses", "detection_losses", "match"]
+__all__ = [
+    "Learned",
+    "SetLosses",
+    "anchor_losses",
+    "detection_losses",
+    "match",
+    "matching_costs",
+]
 
 _GOOD = 0.5  # IoU from which an anchor is no background, whoever is matched
 
@@ -73,8 +80,6 @@ def match(
 ) -> Learned:
     """One prediction for every object: Hungarian matching.
 
-    The weight of an object multiplies its whole cost, so that small objects choose first.
-
     Args:
         logits: (R, P, C).
         boxes: (R, P, 4).
@@ -83,19 +88,29 @@ def match(
         costs: how much each term of the cost counts.
         valid: (R, P) bool, False for padding; None for none.
     """
-    classes = class_cost(logits.unsqueeze(0), objects.labels, focal=True)[0]
-    distance = torch.cdist(objects.boxes, boxes, p=1.0)
-    _, giou = pairwise_overlaps(
-        box_cxcywh_to_xyxy(objects.boxes), box_cxcywh_to_xyxy(boxes), "giou"
-    )
-    cost = costs.class_ * classes + costs.l1 * distance - costs.giou * giou
-    cost = bounded_costs(weight.unsqueeze(-1) * cost)
+    cost = bounded_costs(matching_costs(logits, boxes, objects, weight, costs))
     if valid is not None:
         cost = cost.masked_fill(~valid.unsqueeze(1), WORST_COST)
     assignment = assign_one_to_one(cost, objects.mask)
     if valid is not None:  # more objects than predictions
         assignment = assignment.masked_fill(~valid, -1)
     return Learned.from_assignment(assignment, objects, weight)
+
+
+def matching_costs(
+    logits: Tensor, boxes: Tensor, objects: Objects, weight: Tensor, costs: TermWeights
+) -> Tensor:
+    """Cost of every prediction for every object, (R, M, P); arguments are those of `match`.
+
+    The weight of an object multiplies its whole cost, so that small objects choose first.
+    """
+    classes = class_cost(logits.unsqueeze(0), objects.labels, focal=True)[0]
+    distance = torch.cdist(objects.boxes, boxes, p=1.0)
+    _, giou = pairwise_overlaps(
+        box_cxcywh_to_xyxy(objects.boxes), box_cxcywh_to_xyxy(boxes), "giou"
+    )
+    cost = costs.class_ * classes + costs.l1 * distance - costs.giou * giou
+    return weight.unsqueeze(-1) * cost
 
 
 def detection_losses(
