@@ -46,7 +46,8 @@ def compare_inference(
 ) -> str:
     """Measure inference of ASAG by level beside that of a cascade, in turn, with random weights.
 
-    All have equally many queries, and every probed level equally many patches.
+    All have room for equally many queries, and every probed level for equally many patches; the
+    table says how many queries there are. They are fewer where patches reach beyond the image.
 
     Args:
         baseline: config of the cascade.
@@ -55,8 +56,8 @@ def compare_inference(
         images: batch size.
         height: of the images in pixels.
         width: of the images in pixels.
-        queries: of an image.
-        patches: of an image and probed level; what was published is about 5.
+        queries: of an image, at most.
+        patches: of an image and probed level, at most; what was published is about 5.
         repeats: rounds.
 
     Returns:
@@ -71,18 +72,22 @@ def compare_inference(
         variants += [_Variant(f"{config}, {k}", model, n) for k, n in LEVELS_PROBED.items()]
     batch = make_batch(images, height, width, 1, 80)
     seconds: dict[str, list[list[float]]] = {v.name: [] for v in variants}
+    counts: dict[str, float] = {}
     for _ in tqdm(range(repeats + 1), desc="measuring"):
         for variant in variants:
-            seconds[variant.name].append(_parts(variant, batch))
+            times, counts[variant.name] = _parts(variant, batch)
+            seconds[variant.name].append(times)
     own = seconds[baseline][1:]  # the first round warms up
     rows = []
     for name, rounds in seconds.items():
         whole = median(sum(a) / sum(b) for a, b in zip(rounds[1:], own, strict=True))
         rest = median(sum(a[1:]) / sum(b[1:]) for a, b in zip(rounds[1:], own, strict=True))
         parts = [1000 * median(r[i] for r in rounds[1:]) for i in range(3)]
-        rows.append([name, *parts, whole, rest])
-    headers = ["", "backbone (ms)", "proposals (ms)", "decoder (ms)", "ratio", "without backbone"]
-    return tabulate(rows, headers, floatfmt=("", *[".1f"] * 3, ".2f", ".2f"), tablefmt="pipe")
+        rows.append([name, counts[name], *parts, whole, rest])
+    headers = ["", "queries", "backbone (ms)", "proposals (ms)", "decoder (ms)"]
+    headers += ["ratio", "without backbone"]
+    formats = ("", ".0f", *[".1f"] * 3, ".2f", ".2f")
+    return tabulate(rows, headers, floatfmt=formats, tablefmt="pipe")
 
 
 def _model(config: str, opts: Sequence[str], queries: int) -> SparseDetector:
@@ -99,8 +104,8 @@ def _settle(generator: AnchorGenerator, queries: int, patches: int) -> None:
     )
 
 
-def _parts(variant: _Variant, batch: list[dict]) -> list[float]:
-    """Seconds of the backbone, of what gives proposals or anchors, and of the rest."""
+def _parts(variant: _Variant, batch: list[dict]) -> tuple[list[float], float]:
+    """Seconds of the backbone, of proposals or anchors, and of the rest; queries of an image."""
     model, times = cast(Any, variant.model), [now()]
     features, sizes, _ = model.extract(batch)
     times.append(now())
@@ -109,12 +114,14 @@ def _parts(variant: _Variant, batch: list[dict]) -> list[float]:
         anchors, _ = model.anchors(features, sizes)
         times.append(now())
         model.decode(features, anchors)
+        count = anchors.mask.sum(dim=1).float().mean().item()
     else:
         proposals = model.proposals(features, sizes)
         times.append(now())
         model.head(features, proposals)
+        count = float(proposals.boxes.shape[1])
     times.append(now())
-    return [b - a for a, b in pairwise(times)]
+    return [b - a for a, b in pairwise(times)], count
 
 
 @torch.no_grad()

@@ -20,7 +20,9 @@ def test_levels_are_measured_beside_the_cascade(capsys):
     rows = [row for row in rows_of(capsys.readouterr().out) if "shapes" in row[0]]
     names = [f"quick/asag_{kind}_shapes, {k}P6" for kind in "as" for k in ("P5", "P4", "P3")]
     assert [row[0] for row in rows] == ["quick/sparse_rcnn_shapes", *names]
-    assert rows[0][4:] == ["1.00", "1.00"]
+    assert rows[0][1] == "10"
+    assert all(0 < int(row[1]) <= 10 for row in rows)
+    assert rows[0][5:] == ["1.00", "1.00"]
     assert all(float(cell) > 0 for row in rows for cell in row[1:])
 
 

@@ -17,6 +17,7 @@ from dsrcnn.data.datasets.crowdhuman import convert_crowdhuman
 from dsrcnn.engine.launch import run
 from dsrcnn.errors import DataError
 from dsrcnn.evaluation import build_evaluator
+from dsrcnn.evaluation import crowdhuman as crowdhuman_evaluation
 from dsrcnn.evaluation.crowdhuman_metrics import (
     CrowdImage,
     crowdhuman_metrics,
@@ -238,16 +239,34 @@ def test_the_chain_runs_from_published_files_to_metrics(registered, tmp_path, co
     assert set(detections) == {"1", "2", "3"}
 
 
-def test_the_evaluator_counts_every_image_once(registered):
-    convert(registered, "val")
+def evaluator_of(images):
+    """One that has found the first person of some images."""
     evaluator = build_evaluator(tiny_cfg(), "crowdhuman_val")
     evaluator.reset()
     found = Instances((100, 200))
     found.pred_boxes = Boxes(torch.tensor([[10.0, 10, 50, 90]]))
     found.scores = torch.tensor([0.9])
-    for number in (1, 2, 2):  # a sampler may repeat an image; the third has no detection
+    for number in images:
         evaluator.process([{"image_id": number}], [{"instances": found}])
-    result = evaluator.evaluate()["bbox"]
+    return evaluator
+
+
+@pytest.mark.parametrize("processes", [[(1, 2, 2)], [(1, 2), (2,)]], ids=["one", "two"])
+def test_the_evaluator_counts_every_image_once(registered, monkeypatch, processes):
+    """A sampler may repeat an image, so that processes have as many; the third is not looked at."""
+    convert(registered, "val")
+    evaluators = [evaluator_of(images) for images in processes]
+    parts = [evaluator._detections for evaluator in evaluators]
+    monkeypatch.setattr(crowdhuman_evaluation.comm, "gather", lambda own: parts)
+    result = evaluators[0].evaluate()["bbox"]
     assert result["Recall"] == pytest.approx(100 * 2 / 3)
     assert result["JI"] == pytest.approx(100 * 2 / 3)
     assert crowdhuman._FILES.keys() == {"crowdhuman_train", "crowdhuman_val"}
+
+
+def test_the_main_process_alone_has_the_result(registered, monkeypatch):
+    convert(registered, "val")
+    evaluator = evaluator_of([1])
+    monkeypatch.setattr(crowdhuman_evaluation.comm, "gather", lambda own: [])
+    monkeypatch.setattr(crowdhuman_evaluation.comm, "is_main_process", lambda: False)
+    assert evaluator.evaluate() == {}

@@ -99,6 +99,22 @@ def test_images_of_a_batch_are_detected_in_as_each_by_itself(kind):
             )
 
 
+@pytest.mark.parametrize("kind", ["a", "s"])
+def test_images_of_one_size_are_detected_in_alone_as_in_a_batch(kind):
+    rule = [f"{KEY}ANCHORS.OUTPUT", 0.4, f"{KEY}ANCHORS.LOW", 0.3, f"{KEY}ANCHORS.HIGH", 0.8]
+    model = small_anchors(model_of(*rule, kind=kind)).eval()
+    inputs = batch([(96, 160)] * 3, [0, 0, 0])
+    with torch.no_grad():
+        together = [x["instances"] for x in model(inputs)]
+        for record, found in zip(inputs, together, strict=True):
+            own = model([record])[0]["instances"]
+            assert len(own) == len(found) > 0
+            torch.testing.assert_close(own.scores, found.scores, rtol=1e-4, atol=1e-5)
+            # Equal scores may change places, so sums are compared.
+            totals = [x.pred_boxes.tensor.sum(dim=0) for x in (own, found)]
+            torch.testing.assert_close(*totals, rtol=1e-4, atol=0.5)
+
+
 def test_only_real_queries_are_detections():
     model = model_of().eval()
     inputs = batch([(96, 96), (96, 96)], [0, 0])
