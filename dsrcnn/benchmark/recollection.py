@@ -19,6 +19,7 @@ from ..modeling.decoder.recollection import Window, plain_windows, recollection_
 from ..modeling.losses import SetCriterion
 from ..modeling.matching import build_matcher
 from ..structures import Predictions, Proposals, Targets
+from .memory import peak_memory_of
 from .reference_recollection import refine_by_loop
 
 __all__ = ["compare_recollection"]
@@ -27,11 +28,19 @@ _MIB = 2**20
 
 
 class _Variant(NamedTuple):
-    """A way to run the cascade: its windows, and whether group by group or with checkpoints."""
+    """A way to run the cascade: its windows, and how.
+
+    Attributes:
+        windows: of the stages.
+        loop: one call for every group, by a slower second implementation.
+        checkpoint: as ``SQR.CHECKPOINT``.
+        chunk: as ``SQR.CHUNK``.
+    """
 
     windows: tuple[Window, ...]
     loop: bool = False
-    forget: bool = False
+    checkpoint: bool = False
+    chunk: int = 0
 
 
 def compare_recollection(
@@ -45,14 +54,16 @@ def compare_recollection(
     objects: int = 7,
     repeats: int = 5,
 ) -> str:
-    """Measure variants in turn: seconds of a training step of the cascade, and what it stores.
+    """Measure variants in turn: seconds of a training step of the cascade, and peak memory.
 
     A step is cascade, matching and losses, forward and backward, without the backbone. Ratios are
-    to the plain cascade; ``share`` is the ratio over that of the groups.
+    to the plain cascade; ``share`` is the ratio over that of the groups. Memory is that of the
+    step's tensors, without parameters and the pyramid.
 
     Args:
         config: YAML file or shipped name.
-        names: of ``start-<stage>``, ``dense``, ``loop-<stage>`` and ``checkpoint-<stage>``.
+        names: of ``start-<stage>``, ``dense``, ``loop-<stage>`` and ``checkpoint-<stage>``; the
+            first and the last may go on with ``-chunk-<groups>``.
         opts: ``KEY, VALUE, ...``.
         images: of the batch.
         height: of the images in pixels.
@@ -76,20 +87,20 @@ def compare_recollection(
         own = seconds[name][1:]
         groups = sum(w.end - w.start for w in variant.windows)
         ratio = median(a / b for a, b in zip(own, plain, strict=True))
-        stored = step.stored(variant) / _MIB
-        rows.append([name, groups, median(own), ratio, ratio * stages / groups, stored])
-    headers = ["", "groups", "s / step", "ratio", "share", "stored (MiB)"]
+        peak = step.peak(variant) / _MIB
+        rows.append([name, groups, median(own), ratio, ratio * stages / groups, peak])
+    headers = ["", "groups", "s / step", "ratio", "share", "peak (MiB)"]
     return tabulate(rows, headers, floatfmt=("", "", ".3f", ".2f", ".2f", ".1f"), tablefmt="pipe")
 
 
 def _variant(name: str, stages: int) -> _Variant:
-    kind, _, start = name.partition("-")
-    if kind == "dense":
+    if name == "dense":
         return _Variant(recollection_windows(stages, dense=True))
+    kind, start, *chunk = name.replace("-chunk", "").split("-")
     if int(start) > stages:
         raise ConfigError(f"--variants names {name!r}, but there are {stages} stages.")
     windows = recollection_windows(stages, start=int(start))
-    return _Variant(windows, loop=kind == "loop", forget=kind == "checkpoint")
+    return _Variant(windows, kind == "loop", kind == "checkpoint", int(chunk[0]) if chunk else 0)
 
 
 class _Step:
@@ -127,7 +138,8 @@ class _Step:
             groups = refine_by_loop(self.head, self.features, self.proposals, variant.windows)
             return torch.stack([run(group) for group in groups]).sum()
         self.head.windows = variant.windows
-        self.head.checkpoint_recollection = variant.forget
+        self.head.checkpoint_recollection = variant.checkpoint
+        self.head.chunk = variant.chunk
         return run(self.head(self.features, self.proposals))
 
     def _loss_of(self, predictions: Predictions) -> Tensor:
@@ -145,21 +157,11 @@ class _Step:
         _wait()
         return time.perf_counter() - start
 
-    def stored(self, variant: _Variant) -> int:
-        """Bytes that the forward pass keeps for the gradient, parameters and features aside."""
-        own = {t.untyped_storage().data_ptr() for t in (*self.head.parameters(), *self.features)}
-        kept: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            losses = self._losses(variant)
-        del losses
-        return sum(kept.values())
+    def peak(self, variant: _Variant) -> int:
+        """Bytes of its tensors at the highest point; those of gradients are there before."""
+        self.seconds(variant)
+        self.head.zero_grad(set_to_none=False)
+        return peak_memory_of(lambda: self._losses(variant).backward())
 
 
 def _random_boxes(images: int, count: int, device: torch.device) -> Tensor:

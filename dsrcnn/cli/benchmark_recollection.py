@@ -4,6 +4,9 @@ import argparse
 
 __all__ = ["add_arguments", "run"]
 
+_VARIANT = r"dense|loop-[1-9]\d*|(start|checkpoint)-[1-9]\d*(-chunk-[1-9]\d*)?"
+_CHECKPOINTS = ("checkpoint-1", "checkpoint-1-chunk-4", "checkpoint-1-chunk-1")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -13,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         nargs="+",
-        default=["start-3", "start-2", "start-1", "dense", "loop-1", "checkpoint-1"],
-        help="of start-<stage>, dense, loop-<stage> (one call a group), checkpoint-<stage>",
+        default=["start-3", "start-2", "start-1", "dense", "loop-1", *_CHECKPOINTS],
+        help="of start-<stage>, dense, loop-<stage> (one call a group), checkpoint-<stage>; "
+        "start and checkpoint with -chunk-<groups>, too",
     )
     parser.add_argument("--images", type=int, default=2, help="batch size (default: 2)")
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"))
@@ -31,10 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import ConfigError
 
     for name in args.variants:
-        if not re.fullmatch(r"dense|(start|loop|checkpoint)-[1-9]\d*", name):
+        if not re.fullmatch(_VARIANT, name):
             raise ConfigError(
                 f"--variants names {name!r}; write dense, start-<stage>, loop-<stage> or "
-                "checkpoint-<stage>, such as start-1."
+                "checkpoint-<stage>, such as start-1 or checkpoint-1-chunk-4."
             )
     height, width = args.size
     shape = {"images": args.images, "height": height, "width": width, "objects": args.objects}

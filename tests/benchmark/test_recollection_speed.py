@@ -1,5 +1,7 @@
 import pytest
+import torch
 
+from dsrcnn.benchmark.memory import peak_memory_of
 from dsrcnn.cli.main import main
 
 COMMAND = [
@@ -9,22 +11,34 @@ COMMAND = [
 
 
 def test_variants_are_measured_beside_the_plain_cascade(capsys):
-    chosen = ["--variants", "start-1", "loop-1", "checkpoint-1", "dense"]
-    options = ["--set", "MODEL.SparseRCNN.NUM_HEADS", "3"]
+    chosen = ["--variants", "start-1", "loop-1", "checkpoint-1", "checkpoint-1-chunk-1", "dense"]
+    options = ["--set", "MODEL.SparseRCNN.NUM_HEADS", "5"]
     assert main([*COMMAND, *chosen, *options]) == 0
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("| ")][1:]
     rows = {
         c[0]: [float(x) for x in c[1:]]
         for c in ([x.strip() for x in r.split("|")[1:-1]] for r in lines)
     }
-    assert list(rows) == ["plain", "start-1", "loop-1", "checkpoint-1", "dense"]
-    assert [rows[n][0] for n in rows] == [3, 6, 6, 6, 7]
+    assert list(rows) == ["plain", *chosen[1:]]
+    assert [rows[n][0] for n in rows] == [5, 19, 19, 19, 19, 31]
     assert rows["plain"][2] == rows["plain"][3] == 1.0
     for name, (groups, _, ratio, share, _) in rows.items():
-        assert share == pytest.approx(ratio * 3 / groups, abs=0.02), name
-    stored = {name: row[-1] for name, row in rows.items()}
-    assert stored["plain"] < stored["start-1"] < stored["dense"]
-    assert stored["checkpoint-1"] < stored["start-1"]
+        assert share == pytest.approx(ratio * 5 / groups, abs=0.02), name
+    peak = {name: row[-1] for name, row in rows.items()}
+    assert peak["plain"] < peak["start-1"] < peak["dense"]
+    assert peak["checkpoint-1-chunk-1"] < peak["checkpoint-1"] < peak["start-1"]
+
+
+def test_peak_memory_is_that_of_the_tensors_that_are_there_at_once():
+    block = 1 << 18  # float32 numbers: 1 MiB
+
+    def run():
+        first = torch.ones(4 * block)
+        second = torch.ones(2 * block)  # 6 MiB
+        del first
+        return torch.ones(3 * block) + second[: 3 * block].sum()  # 2 + 3 + 3
+
+    assert peak_memory_of(run) == pytest.approx(8 * 2**20, rel=0.01)
 
 
 def test_an_unknown_variant_is_one_message(capsys):
