@@ -152,8 +152,8 @@ def _add_recollection(cfg: CfgNode) -> None:
     node.WINDOWS = ()  # instead of both: for each stage the first and last + 1 of all groups so far
     node.REDUCTION = "sum"  # of the losses of a stage's groups, as the paper, or mean
     node.DETACH_INIT_BOXES = True  # initial boxes learn from the first stage only
-    node.CHUNK = 0  # groups a stage refines at once, to save memory; 0: all
     node.CHECKPOINT = False  # compute activations of recollecting stages again for the gradient
+    node.CHUNK = 0  # groups a stage refines at once, saves memory with CHECKPOINT; 0: all
     node.LOG_PERIOD = 20  # iterations between entries on the plain cascade in the log; 0: none
 
 
