@@ -85,6 +85,7 @@ def _row(
         panels.append(draw_anchors(picture, boxes[own], scores[own], patches))
         title = f"{name}: {own.sum()} anchors"
         if level < 5:
-            title += f", {len(patches)} patches" if stride in places else " (not probed)"
+            count = f"{len(patches)} patch{'' if len(patches) == 1 else 'es'}"
+            title += f", {count}" if stride in places else " (not probed)"
         titles.append(title)
     return side_by_side(panels, titles)
