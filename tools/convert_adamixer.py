@@ -13,6 +13,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from convert_torchvision import detectron2_key, rename_all
@@ -74,6 +75,14 @@ def our_key(key: str) -> str | None:
     return key
 
 
+def read_or_exit(path: Path, *, trust: bool) -> Any:
+    """Content of a checkpoint; what is wrong with it is this tool's last word."""
+    try:
+        return read_weights(str(path), trust=trust)
+    except DsrcnnError as error:  # which knows of the config's key alone
+        sys.exit(str(error).replace("MODEL.TRUST_WEIGHTS True", "--trust"))
+
+
 def main() -> None:
     """Read, rename, write."""
     parser = argparse.ArgumentParser(
@@ -83,10 +92,7 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="file to write")
     parser.add_argument("--trust", action="store_true", help="read it even if that runs its code")
     args = parser.parse_args()
-    try:
-        content = read_weights(str(args.source), trust=args.trust)
-    except DsrcnnError as error:
-        sys.exit(str(error).replace("MODEL.TRUST_WEIGHTS True", "--trust"))
+    content = read_or_exit(args.source, trust=args.trust)
     try:
         model = rename_all(content.get("state_dict", content), our_key)
     except KeyError as error:

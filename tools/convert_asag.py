@@ -16,11 +16,8 @@ import sys
 from pathlib import Path
 
 import torch
-from convert_adamixer import DECODER_PARTS, renamed
+from convert_adamixer import DECODER_PARTS, read_or_exit, renamed
 from convert_torchvision import detectron2_key, rename_all
-
-from dsrcnn.engine.weight_files import read_weights
-from dsrcnn.errors import DsrcnnError
 
 # Theirs, ours. The first that fits counts.
 _INITIALIZER_PARTS = [
@@ -93,10 +90,7 @@ def main() -> None:
     parser.add_argument("--head", type=int, help="keep this decoder alone, counted from 0")
     args = parser.parse_args()
     torch.serialization.add_safe_globals([argparse.Namespace])  # their options, beside weights
-    try:
-        content = read_weights(str(args.source), trust=args.trust)
-    except DsrcnnError as error:
-        sys.exit(str(error).replace("MODEL.TRUST_WEIGHTS True", "--trust"))
+    content = read_or_exit(args.source, trust=args.trust)
     model = content["ema"]["model"] if "ema" in content else content.get("model", content)
     try:
         if not any(key.startswith("initializer.") for key in model):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 __all__ = ["draw_found_by_stage", "draw_routes", "route_dots", "route_line"]
 
 _Dot = tuple[float, float]  # stage and height
-_BENDS = (0.25, -0.25, 0.125, -0.125, 0.4, -0.4)  # of dots' distances; the least that will do first
+_BENDS = (0.25, -0.25, 0.125, -0.125, 0.4, -0.4)  # heights at mid-line; dots are 1 apart
 
 
 def draw_routes(routes: Sequence[Sequence[tuple[int, ...]]], output: str | Path) -> None:
