@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
 
 from dsrcnn.benchmark.reference_recollection import refine_by_loop
 from dsrcnn.errors import ConfigError
@@ -251,39 +250,6 @@ def test_recollection_trains_with(opts):
         sum(losses.values()).backward()
         assert all(torch.isfinite(v) for v in losses.values())
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-
-
-@pytest.mark.parametrize("matching", [(), DLA], ids=["Hungarian", "DLA"])
-def test_the_log_has_the_losses_of_the_plain_cascade(matching):
-    inputs = batch(SIZES[:2], [3, 2])
-    expected = model_of(*PLAIN, *matching).train()(inputs)
-    with EventStorage(19) as storage:
-        model_of(*sqr(), *matching).train()(inputs)
-    logged = {k: v for k, (v, _) in storage.latest().items() if k.startswith("plain/")}
-    assert logged.pop("plain/total_loss") == pytest.approx(sum(expected.values()).item())
-    assert logged == {f"plain/{k}": pytest.approx(v.item()) for k, v in expected.items()}
-
-
-@pytest.mark.parametrize("matching", [(), DLA], ids=["Hungarian", "DLA"])
-def test_the_log_of_a_batch_in_parts_is_that_of_the_whole(matching):
-    inputs = batch([SIZES[0]] * 2, [3, 2])  # one size, or parts are padded less
-    parts = [[x] for x in inputs]
-    expected = model_of(*PLAIN, *matching).train()(inputs)
-    model = model_of(*sqr(), *matching).train()
-    for _ in range(2):  # an iteration forgets those before
-        with EventStorage(19) as storage:
-            normalizers = model.loss_normalizers(parts)
-            for part in parts:
-                model(part, normalizers=normalizers, ends_iteration=part is parts[-1])
-    logged = {k: v for k, (v, _) in storage.latest().items() if k.startswith("plain/")}
-    assert logged.pop("plain/total_loss") == pytest.approx(sum(expected.values()).item())
-    assert logged == {f"plain/{k}": pytest.approx(v.item()) for k, v in expected.items()}
-
-
-def test_the_log_is_written_in_turn_only():
-    with EventStorage(5) as storage:
-        model_of(*sqr()).train()(batch(SIZES[:2], [3, 2]))
-    assert not storage.latest()
 
 
 def test_windows_from_a_config_replace_mode_and_start():
