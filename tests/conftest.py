@@ -140,3 +140,16 @@ def messages(caplog, monkeypatch):
     """What this package logged; set up loggers no longer propagate, so ours is made to."""
     monkeypatch.setattr(logging.getLogger("dsrcnn"), "propagate", True)
     return lambda: [r.getMessage() for r in caplog.records if r.name.startswith("dsrcnn")]
+
+
+@pytest.fixture
+def write_image(tmp_path):
+    """Write an image of pixels (H, W, 3) or of Pillow; gives its path."""
+
+    def write(pixels, name="image.png", **options):
+        path = tmp_path / name
+        picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+        picture.save(path, **options)
+        return str(path)
+
+    return write
