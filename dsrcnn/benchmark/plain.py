@@ -13,8 +13,9 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..layers.frozen_conv import FrozenNormConv2d
+from ..modeling.decoder import RoIFeatures
 
-__all__ = ["OPTIMISATIONS", "undo"]
+__all__ = ["OPTIMISATIONS", "level_wise_pooling", "plain_optimizer", "undo"]
 
 
 def _unfold_norms(module: nn.Module) -> None:
@@ -61,9 +62,13 @@ class _LevelwisePooling(nn.Module):
         return pooled.flatten(2).permute(2, 0, 1).permute(1, 0, 2)
 
 
+def level_wise_pooling(own: RoIFeatures) -> nn.Module:
+    """What pools like `own`, the common way."""
+    return _LevelwisePooling(own.strides, own.resolution, own.samples)
+
+
 def _pool_by_level(model: Any) -> None:
-    own = model.head.roi_features
-    model.head.roi_features = _LevelwisePooling(own.strides, own.resolution, own.samples)
+    model.head.roi_features = level_wise_pooling(model.head.roi_features)
 
 
 OPTIMISATIONS = {

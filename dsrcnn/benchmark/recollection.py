@@ -20,6 +20,7 @@ from ..modeling.losses import SetCriterion
 from ..modeling.matching import build_matcher
 from ..structures import Predictions, Proposals, Targets
 from .memory import peak_memory_of
+from .plain import level_wise_pooling
 from .reference_recollection import refine_by_loop
 
 __all__ = ["compare_recollection"]
@@ -33,12 +34,14 @@ class _Variant(NamedTuple):
     Attributes:
         windows: of the stages.
         loop: one call for every group, by a slower second implementation.
+        by_level: the loop also pools level by level, as the official head does.
         checkpoint: as ``SQR.CHECKPOINT``.
         chunk: as ``SQR.CHUNK``.
     """
 
     windows: tuple[Window, ...]
     loop: bool = False
+    by_level: bool = False
     checkpoint: bool = False
     chunk: int = 0
 
@@ -62,17 +65,25 @@ def compare_recollection(
 
     Args:
         config: YAML file or shipped name.
-        names: of ``start-<stage>``, ``dense``, ``loop-<stage>`` and ``checkpoint-<stage>``; the
-            first and the last may go on with ``-chunk-<groups>``.
+        names: of ``start-<stage>``, ``dense``, ``loop-<stage>``, ``official-<stage>`` (a loop that
+            pools as the official head) and ``checkpoint-<stage>``; the first and the last may go on
+            with ``-chunk-<groups>``.
         opts: ``KEY, VALUE, ...``.
         images: of the batch.
         height: of the images in pixels.
         width: of the images in pixels.
         objects: per image.
         repeats: rounds.
+
+    Raises:
+        ConfigError: if there is no such stage, or nothing to pool officially.
     """
     cfg = load_cfg(config, ["MODEL.WEIGHTS", "", *opts])
     expect_cascade(cfg, "dsrcnn benchmark-recollection")
+    if cfg.MODEL.META_ARCHITECTURE == "AdaMixer" and any(n.startswith("official") for n in names):
+        raise ConfigError(
+            "--variants names 'official-...', but AdaMixer pools no RoIs; write loop-<stage>."
+        )
     stages = cfg.MODEL.SparseRCNN.NUM_HEADS
     variants = {"plain": _Variant(plain_windows(stages))}
     variants |= {name: _variant(name, stages) for name in names}
@@ -100,7 +111,13 @@ def _variant(name: str, stages: int) -> _Variant:
     if int(start) > stages:
         raise ConfigError(f"--variants names {name!r}, but there are {stages} stages.")
     windows = recollection_windows(stages, start=int(start))
-    return _Variant(windows, kind == "loop", kind == "checkpoint", int(chunk[0]) if chunk else 0)
+    return _Variant(
+        windows,
+        loop=kind in ("loop", "official"),
+        by_level=kind == "official",
+        checkpoint=kind == "checkpoint",
+        chunk=int(chunk[0]) if chunk else 0,
+    )
 
 
 class _Step:
@@ -112,6 +129,7 @@ class _Step:
         node = cfg.MODEL.SparseRCNN
         kind = AdaMixerDecoder if cfg.MODEL.META_ARCHITECTURE == "AdaMixer" else DynamicHead
         self.head = kind(cfg).to(device).train()
+        self.pooling = getattr(self.head, "roi_features", None)
         self.matcher = build_matcher(cfg)
         self.criterion = SetCriterion(cfg).to(device)
         size = torch.tensor([width, height] * 2, dtype=torch.float32, device=device)
@@ -134,6 +152,9 @@ class _Step:
 
     def _losses(self, variant: _Variant) -> Tensor:
         run: Callable[[Predictions], Tensor] = self._loss_of
+        if self.pooling is not None:
+            by_level = variant.by_level
+            self.head.roi_features = level_wise_pooling(self.pooling) if by_level else self.pooling
         if variant.loop:
             groups = refine_by_loop(self.head, self.features, self.proposals, variant.windows)
             return torch.stack([run(group) for group in groups]).sum()

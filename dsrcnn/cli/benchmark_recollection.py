@@ -4,7 +4,8 @@ import argparse
 
 __all__ = ["add_arguments", "run"]
 
-_VARIANT = r"dense|loop-[1-9]\d*|(start|checkpoint)-[1-9]\d*(-chunk-[1-9]\d*)?"
+_VARIANT = r"dense|(loop|official)-[1-9]\d*|(start|checkpoint)-[1-9]\d*(-chunk-[1-9]\d*)?"
+_LOOPS = ("loop-1", "official-1")
 _CHECKPOINTS = ("checkpoint-1", "checkpoint-1-chunk-4", "checkpoint-1-chunk-1")
 
 
@@ -16,9 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         nargs="+",
-        default=["start-3", "start-2", "start-1", "dense", "loop-1", *_CHECKPOINTS],
-        help="of start-<stage>, dense, loop-<stage> (one call a group), checkpoint-<stage>; "
-        "start and checkpoint with -chunk-<groups>, too",
+        default=["start-3", "start-2", "start-1", "dense", *_LOOPS, *_CHECKPOINTS],
+        help="of start-<stage>, dense, loop-<stage> (one call a group), official-<stage> (so, "
+        "and pooled as the official head does), checkpoint-<stage>; start and checkpoint with "
+        "-chunk-<groups>, too",
     )
     parser.add_argument("--images", type=int, default=2, help="batch size (default: 2)")
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"))
@@ -37,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     for name in args.variants:
         if not re.fullmatch(_VARIANT, name):
             raise ConfigError(
-                f"--variants names {name!r}; write dense, start-<stage>, loop-<stage> or "
-                "checkpoint-<stage>, such as start-1 or checkpoint-1-chunk-4."
+                f"--variants names {name!r}; write dense, start-<stage>, loop-<stage>, "
+                "official-<stage> or checkpoint-<stage>, such as start-1 or checkpoint-1-chunk-4."
             )
     height, width = args.size
     shape = {"images": args.images, "height": height, "width": width, "objects": args.objects}

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from dsrcnn.benchmark.memory import peak_memory_of
+from dsrcnn.benchmark.recollection import _Step, _variant
 from dsrcnn.cli.main import main
+from dsrcnn.engine.config import load_cfg
 
 COMMAND = [
     *("benchmark-recollection", "--config-file", "quick/sparse_rcnn_shapes", "--repeats", "1"),
@@ -11,7 +13,8 @@ COMMAND = [
 
 
 def test_variants_are_measured_beside_the_plain_cascade(capsys):
-    chosen = ["--variants", "start-1", "loop-1", "checkpoint-1", "checkpoint-1-chunk-1", "dense"]
+    chosen = ["--variants", "start-1", "loop-1", "official-1"]
+    chosen += ["checkpoint-1", "checkpoint-1-chunk-1", "dense"]
     options = ["--set", "MODEL.SparseRCNN.NUM_HEADS", "5"]
     assert main([*COMMAND, *chosen, *options]) == 0
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("| ")][1:]
@@ -20,7 +23,7 @@ def test_variants_are_measured_beside_the_plain_cascade(capsys):
         for c in ([x.strip() for x in r.split("|")[1:-1]] for r in lines)
     }
     assert list(rows) == ["plain", *chosen[1:]]
-    assert [rows[n][0] for n in rows] == [5, 19, 19, 19, 19, 31]
+    assert [rows[n][0] for n in rows] == [5, 19, 19, 19, 19, 19, 31]
     assert rows["plain"][2] == rows["plain"][3] == 1.0
     for name, (groups, _, ratio, share, _) in rows.items():
         assert share == pytest.approx(ratio * 5 / groups, abs=0.02), name
@@ -39,6 +42,20 @@ def test_peak_memory_is_that_of_the_tensors_that_are_there_at_once():
         return torch.ones(3 * block) + second[: 3 * block].sum()  # 2 + 3 + 3
 
     assert peak_memory_of(run) == pytest.approx(8 * 2**20, rel=0.01)
+
+
+def test_a_loop_that_pools_as_the_official_head_computes_the_same():
+    cfg = load_cfg("quick/sparse_rcnn_shapes", ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
+    step = _Step(cfg, images=2, height=64, width=64, objects=2)
+    losses = [step._losses(_variant(n, 3)) for n in ("official-1", "start-1", "loop-1")]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses[2], losses[1], rtol=1e-5, atol=0)
+
+
+def test_adamixer_has_nothing_to_pool_officially(capsys):
+    command = ["benchmark-recollection", "--config-file", "quick/adamixer_shapes"]
+    assert main([*command, "--variants", "official-1"]) == 2
+    assert "AdaMixer pools no RoIs; write loop-<stage>" in capsys.readouterr().err
 
 
 def test_an_unknown_variant_is_one_message(capsys):
