@@ -211,7 +211,8 @@ def _check_recollection(node: CfgNode, key: str) -> None:
     for name in ("CHUNK", "LOG_PERIOD"):
         if sqr[name] < 0:
             raise ConfigError(f"{key}.{name} is {sqr[name]}; write 0 or a number above.")
-    if not 1 <= sqr.START <= node.NUM_HEADS:
+    counts = sqr.ENABLED and sqr.MODE == "selective" and not sqr.WINDOWS
+    if counts and not 1 <= sqr.START <= node.NUM_HEADS:
         raise ConfigError(
             f"{key}.START is {sqr.START}; write a stage from 1 to {node.NUM_HEADS}, the number of "
             "stages (MODEL.SparseRCNN.NUM_HEADS)."

@@ -171,7 +171,7 @@ def predict_at_every_stage(model: nn.Module) -> None:
     It is the plain cascade, whatever training recollects, and nothing is dropped.
     """
     head = cast(Cascade, model.head)
-    head.windows = head.plain_windows
+    head.recollects = False
     head.training = True  # the flag of the cascade itself; its stages stay in evaluation mode
 
 

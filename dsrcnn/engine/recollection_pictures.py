@@ -15,7 +15,7 @@ from ..data.loaders import explain_data_errors
 from ..data.mapper import DetectionMapper
 from ..errors import ConfigError, DataError
 from ..evaluation.found_objects import found_objects
-from ..modeling.decoder.recollection import recollection_windows, routes_of
+from ..modeling.decoder.recollection import build_windows, routes_of
 from ..modeling.postprocess import select_detections
 from ..visualization import draw_boxes, side_by_side
 from ..visualization.recollection import draw_found_by_stage, draw_routes
@@ -62,6 +62,8 @@ def draw_recollection(
 ) -> RecollectionReport:
     """Write ``routes.png``, ``found_by_stage.png``, and images with objects that were lost.
 
+    Any cascade will do. Routes are those of `MODEL.SparseRCNN.SQR`, also where it is switched off.
+
     An object is found by a stage if one of its detections is of the object's class, overlaps it by
     an IoU of 0.5 and has at least the threshold's score.
 
@@ -88,7 +90,6 @@ def draw_recollection(
     with explain_data_errors(name):
         records = DatasetCatalog.get(name)
     model = load_predictor(cfg).model
-    stages, windows = len(model.head.plain_windows), model.head.windows
     predict_at_every_stage(model)
     mapper = DetectionMapper(cfg, is_train=False, keep_annotations=True)
     seen = [
@@ -100,9 +101,9 @@ def draw_recollection(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "routes.png", folder / "found_by_stage.png"]
-    if not cfg.MODEL.SparseRCNN.SQR.ENABLED:  # the routes that it would have
-        windows = recollection_windows(stages)
-    draw_routes(routes_of(windows), files[0])
+    is_on = cfg.MODEL.SparseRCNN.SQR.ENABLED
+    title = "" if is_on else "as they would be: MODEL.SparseRCNN.SQR is off"
+    draw_routes(routes_of(build_windows(cfg)), files[0], title=title)
     counts = found.sum(dim=1).tolist(), lost.sum(dim=1).tolist()
     draw_found_by_stage(*counts, files[1])
     names = MetadataCatalog.get(name).thing_classes

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..modeling.decoder import Cascade
 from ..structures import each_for_itself
 
 __all__ = ["losses_without_learning", "validation_losses"]
@@ -21,9 +22,16 @@ _DIFFERENT_WHEN_TRAINING = (_BatchNorm, _DropoutNd, nn.MultiheadAttention)
 
 @contextmanager
 def losses_without_learning(model: nn.Module) -> Iterator[None]:
-    """Inside, the model gives losses, but norms use stored statistics and nothing is dropped."""
+    """Inside, the model gives losses as at inference.
+
+    Norms use stored statistics, nothing is dropped, and a cascade refines no recollected proposals
+    (SQR): losses are those of what inference runs, and compare with those of other trainings.
+    """
     before = {module: module.training for module in model.modules()}
+    cascades = [m for m in before if isinstance(m, Cascade) and m.recollects]
     model.train()
+    for cascade in cascades:
+        cascade.recollects = False
     for module in before:
         if isinstance(module, _DIFFERENT_WHEN_TRAINING):
             module.training = False
@@ -32,6 +40,8 @@ def losses_without_learning(model: nn.Module) -> Iterator[None]:
         with torch.no_grad(), each_for_itself(), EventStorage():
             yield
     finally:
+        for cascade in cascades:
+            cascade.recollects = True
         for module, training in before.items():
             module.training = training
 

@@ -13,12 +13,15 @@ _Dot = tuple[float, float]  # stage and height
 _BENDS = (0.25, -0.25, 0.125, -0.125, 0.4, -0.4)  # heights at mid-line; dots are 1 apart
 
 
-def draw_routes(routes: Sequence[Sequence[tuple[int, ...]]], output: str | Path) -> None:
+def draw_routes(
+    routes: Sequence[Sequence[tuple[int, ...]]], output: str | Path, *, title: str = ""
+) -> None:
     """Draw every group of proposals as a dot, joined with the group it was refined from.
 
     Args:
         routes: for each stage the stages that each of its groups went through, itself last.
         output: file to write.
+        title: above it.
     """
     figure = Figure(figsize=(2 + 1.4 * len(routes), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -35,6 +38,7 @@ def draw_routes(routes: Sequence[Sequence[tuple[int, ...]]], output: str | Path)
     ticks = [f"stage {i}\n{len(r)}" for i, r in enumerate(routes, start=1)]
     axes.set_xticks(range(len(routes) + 1), ["initial\n1", *ticks])
     axes.set_yticks([])
+    axes.set_title(title)
     axes.set_xlabel(
         "groups that each stage refines; blue: the plain cascade, all that inference runs"
     )
@@ -91,7 +95,7 @@ def draw_found_by_stage(found: Sequence[int], lost: Sequence[int], output: str |
     axes.set_xticks(list(stages))
     axes.set_xlabel("stage")
     axes.set_ylabel("objects found")
-    axes.margins(y=0.15)
+    axes.set_ylim(0, 1.15 * max(1, *found))  # space for the numbers; a bar of 0 would take it away
     axes.legend(loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(output, dpi=110)

@@ -30,6 +30,18 @@ def test_values_that_cannot_work_are_refused(name, value, words):
         check(f"{KEY}SQR.{name}", value)
 
 
+@pytest.mark.parametrize(
+    "opts",
+    [
+        (f"{KEY}SQR.ENABLED", False),
+        (f"{KEY}SQR.MODE", "dense"),
+        (f"{KEY}SQR.WINDOWS", "[[0, 1], [0, 2], [1, 4], [2, 7]]"),
+    ],
+)
+def test_a_start_that_is_not_used_may_be_any(opts):
+    check(f"{KEY}SQR.START", 5, *opts)
+
+
 @pytest.mark.parametrize(("name", "value"), [("MODE", "dens"), ("REDUCTION", "avg"), ("START", 9)])
 def test_models_that_are_built_from_any_config_refuse_them_too(name, value):
     with pytest.raises(ConfigError, match=f"SQR.{name} is "):

@@ -210,6 +210,17 @@ def test_losses_on_held_out_data_teach_nothing():
     assert first["total_loss"] == pytest.approx(sum(parts))
 
 
+def test_losses_on_held_out_data_are_those_of_the_plain_cascade():
+    four = ["MODEL.SparseRCNN.NUM_HEADS", 4]
+    plain = build_model(tiny_cfg(*four))
+    recollecting = build_model(tiny_cfg(*four, "MODEL.SparseRCNN.SQR.ENABLED", True))
+    recollecting.load_state_dict(plain.state_dict())
+    inputs = batch([(64, 96)], [2])
+    assert validation_losses(recollecting, [inputs]) == validation_losses(plain, [inputs])
+    recollecting.train()
+    assert len(recollecting.predict(inputs)[0].stage) == 1 + 2 + 3 + 5  # training recollects again
+
+
 def test_losses_on_held_out_data_are_means_over_images():
     model = build_model(tiny_cfg()).eval()
     batches = [batch([(64, 96)], [2], seed=s) for s in range(2)]

@@ -12,13 +12,15 @@ DLA = ["MODEL.SparseRCNN.DLA.ENABLED", True]
 # Without norms over the images of a batch: in parts they see less.
 DPG = ["MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.DPG.NORM", "none"]
 DPG += ["MODEL.SparseRCNN.DPG.LOGIT_NORM", False]
+SQR = ["MODEL.SparseRCNN.SQR.ENABLED", True, "MODEL.SparseRCNN.NUM_HEADS", 4]
 VARIANTS = {
     "Hungarian": [],
     "DLA": DLA,
     "DLA, ground truths": [*DLA, "MODEL.SparseRCNN.DLA.NORMALIZER", "gt"],
     "softmax": ["MODEL.SparseRCNN.USE_FOCAL", False],
     "DLA and DPG": [*DLA, *DPG],
-    "DLA and SQR": [*DLA, "MODEL.SparseRCNN.SQR.ENABLED", True],
+    "SQR": SQR,
+    "DLA and SQR": [*DLA, *SQR],
 }
 
 

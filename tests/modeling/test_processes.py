@@ -164,18 +164,30 @@ def test_statistics_go_on_after_a_checkpoint_of_one_process(results):
         assert whole == second == pytest.approx((0.64, 0.5))
 
 
+def _recollecting_model(dla):
+    opts = ["MODEL.SparseRCNN.SQR.ENABLED", True, "MODEL.SparseRCNN.NUM_HEADS", 4]
+    torch.manual_seed(0)
+    return build_model(tiny_cfg(*opts, "MODEL.SparseRCNN.DLA.ENABLED", dla)).double()
+
+
+def _gradients_of(model, inputs):
+    sum(model(inputs).values()).backward()
+    return [p.grad for p in model.parameters() if p.requires_grad]
+
+
 def _recollected(rank):
-    cfg = tiny_cfg("MODEL.SparseRCNN.SQR.ENABLED", True, "MODEL.SparseRCNN.DLA.ENABLED", True)
-    model = for_all_processes(build_model(cfg))
-    losses = model(batch([(64, 96)], [(3, 0)[rank]], seed=rank))
-    sum(losses.values()).backward()
-    return torch.stack([p.grad.sum() for p in model.parameters() if p.requires_grad])
+    """Gradients of one image; that of the second process has no object."""
+    inputs = batch([(64, 96)] * 2, [3, 0])[rank : rank + 1]
+    models = (for_all_processes(_recollecting_model(dla)) for dla in (False, True))
+    return [_gradients_of(model, inputs) for model in models]
 
 
-def test_recollection_trains_where_one_process_has_no_object(results):
-    first, second = results["recollected"]
-    assert torch.equal(first, second)
-    assert torch.isfinite(first).all()
+@pytest.mark.parametrize("dla", [False, True], ids=["Hungarian", "DLA"])
+def test_recollection_over_processes_learns_what_one_process_learns_from_both_images(results, dla):
+    expected = _gradients_of(_recollecting_model(dla), batch([(64, 96)] * 2, [3, 0]))
+    for found in results["recollected"]:
+        for a, b in zip(found[dla], expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * max(1.0, b.abs().max().item()))
 
 
 NAN = float("nan")

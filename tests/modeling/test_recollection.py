@@ -2,66 +2,41 @@
 
 import pytest
 import torch
-from conftest import batch, tiny_cfg
-from detectron2.modeling import build_model
+from conftest import batch
+from recollection_scenes import (
+    DLA,
+    PLAIN,
+    SIZES,
+    STAGES,
+    gradients,
+    inputs_of,
+    losses_of,
+    model_of,
+    sqr,
+)
 
 from dsrcnn.benchmark.reference_recollection import refine_by_loop
-from dsrcnn.errors import ConfigError
-from dsrcnn.modeling.decoder.recollection import plain_sets, recollection_windows
+from dsrcnn.modeling.decoder.recollection import plain_sets
 from dsrcnn.modeling.inputs import image_sizes, pad_targets
-from dsrcnn.structures import Predictions, Proposals
-
-SIZES = [(64, 96), (96, 64), (64, 64), (96, 96)]
-STAGES = 4
-PLAIN = ("MODEL.SparseRCNN.NUM_HEADS", STAGES, "MODEL.SparseRCNN.NUM_PROPOSALS", 7)
-DLA = ("MODEL.SparseRCNN.DLA.ENABLED", True)
-
-
-def sqr(*opts, start=1):
-    prefix = "MODEL.SparseRCNN.SQR."
-    own = [f"{prefix}{x}" if isinstance(x, str) and x.isupper() else x for x in opts]
-    return (*PLAIN, f"{prefix}ENABLED", True, f"{prefix}START", start, *own)
-
-
-def model_of(*opts):
-    torch.manual_seed(0)
-    return build_model(tiny_cfg(*opts)).double()
-
-
-def inputs_of(model, images):
-    """Features, proposals and targets that need no backbone: leaves to differentiate by."""
-    generator = torch.Generator().manual_seed(1)
-    draw = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    features = [draw(images, 32, 24 // 2**i, 24 // 2**i).requires_grad_() for i in range(4)]
-    corner = draw(images, 7, 2) * 50
-    boxes = torch.cat([corner, corner + 8 + draw(images, 7, 2) * 40], dim=-1).requires_grad_()
-    states = (draw(images, 7, 32) - 0.5).requires_grad_()
-    return features, Proposals(boxes, states)
-
-
-def losses_of(model, predictions, images):
-    records = batch([(96, 96)] * images, [(i + 2) % 4 for i in range(images)])
-    sizes = image_sizes([(96, 96)] * images, model.device).double()
-    targets = pad_targets(records, sizes)
-    return model.criterion(predictions, targets, model.matcher(predictions, targets))
-
-
-def gradients(model, loss, leaves):
-    model.zero_grad()
-    wanted = [*leaves, *(p for p in model.head.parameters())]
-    return torch.autograd.grad(loss, wanted, allow_unused=True)
+from dsrcnn.structures import Predictions
 
 
 @pytest.mark.parametrize("matching", [(), DLA], ids=["Hungarian", "DLA"])
-@pytest.mark.parametrize("images", [1, 2, 3, 4])
-@pytest.mark.parametrize("start", [1, 2])
-def test_all_groups_at_once_are_the_loop_over_groups(images, start, matching):
-    model = model_of(*sqr(start=start), *matching).train()
+@pytest.mark.parametrize(
+    ("images", "opts"),
+    [
+        *((images, ()) for images in (1, 2, 3, 4)),
+        *((images, ("START", 2)) for images in (1, 2, 3, 4)),
+        (2, ("MODE", "dense")),
+        (2, ("WINDOWS", "[[0, 1], [0, 2], [0, 4], [3, 8]]")),
+    ],
+)
+def test_all_groups_at_once_are_the_loop_over_groups(images, opts, matching):
+    model = model_of(*sqr(*opts), *matching).train()
     features, proposals = inputs_of(model, images)
     leaves = [*features, *proposals]
     found = sum(losses_of(model, model.head(features, proposals), images).values())
-    windows = recollection_windows(STAGES, start=start)
-    sets = refine_by_loop(model.head, features, proposals, windows)
+    sets = refine_by_loop(model.head, features, proposals, model.head.windows)
     expected = sum(sum(losses_of(model, one, images).values()) for one in sets)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     pairs = zip(gradients(model, found, leaves), gradients(model, expected, leaves), strict=True)
@@ -98,6 +73,16 @@ def test_the_last_group_of_every_stage_is_the_plain_cascade(opts):
         torch.testing.assert_close(a[sets], b, rtol=0, atol=0 if opts == ("CHUNK", 1) else 1e-12)
 
 
+def test_the_last_group_of_a_loop_is_what_inference_computes_to_the_last_bit():
+    model = model_of(*sqr()).train()
+    features, proposals = inputs_of(model, 2)
+    last = list(refine_by_loop(model.head, features, proposals, model.head.windows))[-1]
+    inference = model.eval().head(features, proposals)
+    assert last.stage.tolist() == inference.stage.tolist() == [STAGES - 1]
+    assert torch.equal(last.logits, inference.logits)
+    assert torch.equal(last.boxes, inference.boxes)
+
+
 def test_groups_and_images_do_not_see_each_other():
     model = model_of(*sqr()).eval()
     stage = model.head.head_series[0]
@@ -126,17 +111,22 @@ def test_features_of_an_image_reach_its_own_groups_only():
     assert not same[:, 1].any()
 
 
-def test_a_stage_trains_the_features_of_earlier_ones_but_not_their_boxes():
+def test_the_losses_of_a_stage_train_the_features_of_earlier_ones_but_not_their_boxes():
     model = model_of(*sqr()).train()
-    features, proposals = inputs_of(model, 1)
-    predictions = model.head(features, proposals)
-    late = predictions.boxes[predictions.stage == 2].sum()
-    earlier = model.head.head_series[1]
-    box, content = torch.autograd.grad(
-        late, [earlier.bboxes_delta.weight, earlier.linear1.weight], allow_unused=True
-    )
-    assert box is None or not box.any()
-    assert content.abs().max() > 0
+    features, proposals = inputs_of(model, 2)
+    losses = losses_of(model, model.head(features, proposals), 2)
+    for late in range(1, STAGES):
+        suffix = "" if late == STAGES - 1 else f"_{late}"
+        loss = sum(losses[f"loss_{name}{suffix}"] for name in ("ce", "bbox", "giou"))
+        for earlier in model.head.head_series[:late]:
+            boxes = [*earlier.bboxes_delta.parameters(), *earlier.reg_module.parameters()]
+            content = [earlier.linear1.weight, earlier.inst_interact.dynamic_layer.weight]
+            of_boxes, of_content = (
+                torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True)
+                for wanted in (boxes, content)
+            )
+            assert all(g is None or not g.any() for g in of_boxes)
+            assert all(g.abs().max() > 0 for g in of_content)
 
 
 @pytest.mark.parametrize("detach", [True, False])
@@ -153,14 +143,15 @@ def test_initial_boxes_learn_from_the_second_stage_only_if_asked(detach):
 
 
 def test_every_group_learns_every_object_once():
-    model = model_of(*sqr()).train()
+    model = model_of(*sqr(), "MODEL.SparseRCNN.NUM_HEADS", 6).train()
     features, proposals = inputs_of(model, 2)
     predictions = model.head(features, proposals)
-    assert predictions.stage.tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3]
+    groups = [1, 2, 3, 5, 8, 13]
+    assert predictions.stage.tolist() == [t for t, count in enumerate(groups) for _ in range(count)]
     records = batch([(96, 96)] * 2, [3, 2])
     targets = pad_targets(records, image_sizes([(96, 96)] * 2, model.device).double())
     positives = (model.matcher(predictions, targets) >= 0).sum(dim=2)
-    assert positives.tolist() == [[3, 2]] * 11
+    assert positives.tolist() == [[3, 2]] * 32
 
 
 def test_units_follow_the_stage_of_a_group_whatever_its_route():
@@ -170,15 +161,17 @@ def test_units_follow_the_stage_of_a_group_whatever_its_route():
     predictions = model.predict(batch(SIZES[:1], [1]))[0]
     step = [3 - 0.5 * (5 - s) for s in predictions.stage.tolist()]
     assert sum(step) == 76  # 1 x 0.5 + 2 x 1 + 3 x 1.5 + 5 x 2 + 8 x 2.5 + 13 x 3
+    assert sum(step[i] for i in plain_sets(predictions)) == 10.5  # without recollection
     targets_of = batch(SIZES[:1], [1])
     targets = pad_targets(targets_of, image_sizes(SIZES[:1], model.device).double())
     positives = (model.matcher(predictions, targets) >= 0).sum(dim=(1, 2)).tolist()
     assert positives == [int(k) for k in step]
 
 
+@pytest.mark.parametrize("matching", [(), DLA], ids=["Hungarian", "DLA"])
 @pytest.mark.parametrize(("reduction", "factor"), [("sum", 2.0), ("mean", 1.0)])
-def test_a_group_that_comes_twice_doubles_the_sum_and_not_the_mean(reduction, factor):
-    model = model_of(*sqr("REDUCTION", reduction)).train()
+def test_a_group_that_comes_twice_doubles_the_sum_and_not_the_mean(reduction, factor, matching):
+    model = model_of(*sqr("REDUCTION", reduction), *matching).train()
     features, proposals = inputs_of(model, 2)
     plain = model_of(*PLAIN).train().head(features, proposals)
     once = losses_of(model, plain, 2)
@@ -192,7 +185,9 @@ def test_a_group_that_comes_twice_doubles_the_sum_and_not_the_mean(reduction, fa
 def test_off_is_off_to_the_last_bit():
     inputs = batch(SIZES[:2], [3, 2])
     results = []
-    for opts in (PLAIN, sqr(start=STAGES), (*PLAIN, "MODEL.SparseRCNN.SQR.START", 1)):
+    others = ("START", 2, "MODE", "dense", "CHUNK", 1, "REDUCTION", "mean", "CHECKPOINT", True)
+    off = sqr(*others, "DETACH_INIT_BOXES", False, "ENABLED", False)
+    for opts in (PLAIN, sqr("START", STAGES), off):
         model = model_of(*opts).float().train()
         losses = model(inputs)
         sum(losses.values()).backward()
@@ -203,7 +198,14 @@ def test_off_is_off_to_the_last_bit():
 
 
 @pytest.mark.parametrize(
-    "opts", [(), ("MODE", "dense"), ("CHUNK", 1), ("CHECKPOINT", True), ("REDUCTION", "mean")]
+    "opts",
+    [
+        (),
+        ("START", 3),
+        ("MODE", "dense"),
+        ("WINDOWS", "[[0, 1], [0, 2], [0, 4], [3, 8]]"),
+        ("CHUNK", 1, "CHECKPOINT", True, "REDUCTION", "mean", "DETACH_INIT_BOXES", False),
+    ],
 )
 def test_inference_and_keys_are_those_of_the_plain_cascade(opts):
     plain, model = model_of(*PLAIN).eval(), model_of(*sqr(*opts)).eval()
@@ -212,64 +214,5 @@ def test_inference_and_keys_are_those_of_the_plain_cascade(opts):
         expected, found = plain(batch(SIZES[:2], [3, 2])), model(batch(SIZES[:2], [3, 2]))
     for a, b in zip(expected, found, strict=True):
         assert torch.equal(a["instances"].scores, b["instances"].scores)
+        assert torch.equal(a["instances"].pred_classes, b["instances"].pred_classes)
         assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
-
-
-def test_recollection_is_switched_by_the_mode_not_by_gradients():
-    model = model_of(*sqr()).train()
-    features, proposals = inputs_of(model, 1)
-    with torch.no_grad():
-        assert len(model.head(features, proposals).stage) == 11
-
-
-def test_losses_of_an_untrained_head_grow_with_the_groups():
-    inputs = batch(SIZES[:2], [3, 2])
-    six = ("MODEL.SparseRCNN.NUM_HEADS", 6)
-    plain = sum(model_of(*PLAIN, *six).train()(inputs).values()).item()
-    found = sum(model_of(*sqr(), *six).train()(inputs).values()).item()
-    assert 4.5 < found / plain < 6.2  # 32 groups to 6
-
-
-@pytest.mark.parametrize(
-    "opts",
-    [
-        DLA,
-        (*DLA, "MODEL.SparseRCNN.DLA.MATCHER", "SimOTAMatcher"),
-        ("MODEL.SparseRCNN.DPG.ENABLED", True),
-        ("MODEL.SparseRCNN.USE_FOCAL", False),
-        ("MODEL.SparseRCNN.SQR.REDUCTION", "mean"),
-        ("MODEL.CHECKPOINT.STAGES", True),
-    ],
-)
-def test_recollection_trains_with(opts):
-    torch.manual_seed(0)
-    model = build_model(tiny_cfg(*sqr(), *opts))
-    for counts in ([3, 2], [0, 1]):
-        losses = model(batch(SIZES[:2], counts))
-        assert len(losses) == 3 * STAGES
-        sum(losses.values()).backward()
-        assert all(torch.isfinite(v) for v in losses.values())
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-
-
-def test_windows_from_a_config_replace_mode_and_start():
-    written = "[[0, 1], [0, 2], [0, 4], [6, 8]]"
-    model = build_model(tiny_cfg(*sqr("WINDOWS", written)))
-    assert model.head.windows == ((0, 1), (0, 2), (0, 4), (6, 8))
-    with pytest.raises(ConfigError, match=r"for stage 4; write \[start, 8\]"):
-        build_model(tiny_cfg(*sqr("WINDOWS", written.replace("6, 8", "6, 9"))))
-
-
-def test_recollection_trains_in_bfloat16_with_averaged_weights():
-    from dsrcnn.engine.average import AveragedWeights
-
-    torch.manual_seed(0)
-    model = build_model(tiny_cfg(*sqr(), *DLA)).train()
-    average = AveragedWeights(model)
-    average.start()
-    with torch.autocast("cpu", torch.bfloat16):
-        losses = model(batch(SIZES[:2], [3, 2]))
-    sum(losses.values()).backward()
-    average.update()
-    assert all(torch.isfinite(v) for v in losses.values())
-    assert list(average.weights()) == list(model.state_dict())

@@ -18,9 +18,9 @@ from ...structures import Predictions, Proposals
 from .recollection import (
     GroupMemory,
     Window,
+    build_windows,
     check_windows,
     plain_windows,
-    recollection_windows,
 )
 from .roi_features import RoIFeatures
 from .sparse_stage import RCNNHead
@@ -42,9 +42,11 @@ class Cascade(nn.Module):
 
     Attributes:
         strides: of the pyramid, finest first.
+        recollects: whether `windows` hold in training mode; False: every stage runs plainly.
     """
 
     strides: tuple[int, ...]
+    recollects: bool = True
 
     def __init__(
         self,
@@ -98,19 +100,13 @@ class Cascade(nn.Module):
         """Read what all cascades share: `MODEL.SparseRCNN`, checkpointing, compilation."""
         node = cfg.MODEL.SparseRCNN
         sqr = node.SQR
-        windows = None
-        if sqr.ENABLED and sqr.WINDOWS:
-            windows = sqr.WINDOWS
-        elif sqr.ENABLED:
-            dense = sqr.MODE == "dense"
-            windows = recollection_windows(node.NUM_HEADS, start=sqr.START, dense=dense)
         return {
             "num_stages": node.NUM_HEADS,
             "deep_supervision": node.DEEP_SUPERVISION,
             "prior_probability": node.PRIOR_PROB if node.USE_FOCAL else None,
             "checkpoint": cfg.MODEL.CHECKPOINT.STAGES,
             "compile_stages": cfg.MODEL.COMPILE,
-            "windows": windows,
+            "windows": build_windows(cfg) if sqr.ENABLED else None,
             "chunk": sqr.CHUNK,
             "checkpoint_recollection": sqr.CHECKPOINT,
             "detach_init_boxes": sqr.DETACH_INIT_BOXES,
@@ -141,7 +137,7 @@ class Cascade(nn.Module):
             without deep supervision. Of several groups of a stage, the plain cascade is the last.
         """
         pyramid = self.prepare(features)
-        windows = self.windows if self.training else self.plain_windows
+        windows = self.windows if self.training and self.recollects else self.plain_windows
         boxes, states = (x.unsqueeze(1) for x in proposals)  # one group: (B, 1, P, .)
         memory = GroupMemory(windows, boxes, states, self.detach_init_boxes)
         collected: list[tuple[Tensor, Tensor]] = []

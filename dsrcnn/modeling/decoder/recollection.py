@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from ...errors import ConfigError
@@ -23,6 +24,7 @@ from ...structures import Predictions
 __all__ = [
     "GroupMemory",
     "Window",
+    "build_windows",
     "check_windows",
     "plain_sets",
     "plain_windows",
@@ -61,6 +63,19 @@ def recollection_windows(
         windows.append(Window(first, begin[stage]))
         begin.append(begin[stage] + windows[-1].end - windows[-1].start)
     return tuple(windows)
+
+
+def build_windows(cfg: CfgNode) -> tuple[Window, ...]:
+    """Windows of `MODEL.SparseRCNN.SQR`, whether it is switched on or not.
+
+    Raises:
+        ConfigError: if its `WINDOWS` are not those of a cascade, see `check_windows`.
+    """
+    node = cfg.MODEL.SparseRCNN
+    if node.SQR.WINDOWS:
+        return check_windows(node.SQR.WINDOWS, node.NUM_HEADS)
+    dense = node.SQR.MODE == "dense"
+    return recollection_windows(node.NUM_HEADS, start=node.SQR.START, dense=dense)
 
 
 def check_windows(pairs: Sequence[Sequence[int]], num_stages: int) -> tuple[Window, ...]:
