@@ -12,6 +12,8 @@ __all__ = ["OPTIONS", "compare_options", "table_of_options"]
 
 _DLA = ("MODEL.SparseRCNN.DLA.ENABLED", "True")
 _DPG = ("MODEL.SparseRCNN.DPG.ENABLED", "True")
+_SQR3 = ("MODEL.SparseRCNN.SQR.ENABLED", "True", "MODEL.SparseRCNN.SQR.START", "3")
+_SQR1 = ("MODEL.SparseRCNN.SQR.ENABLED", "True", "MODEL.SparseRCNN.SQR.START", "1")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "float32": (),
     "bf16": ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bf16"),
@@ -22,8 +24,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "dla": _DLA,
     "dpg": _DPG,
     "dla-dpg": (*_DLA, *_DPG),
-    "sqr3": ("MODEL.SparseRCNN.SQR.ENABLED", "True", "MODEL.SparseRCNN.SQR.START", "3"),
-    "sqr1": ("MODEL.SparseRCNN.SQR.ENABLED", "True", "MODEL.SparseRCNN.SQR.START", "1"),
+    "sqr3": _SQR3,
+    "sqr1": _SQR1,
+    "dla-sqr3": (*_DLA, *_SQR3),
+    "dla-sqr1": (*_DLA, *_SQR1),
 }
 
 

@@ -8,7 +8,7 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     names = "float32, bf16, fp16, accumulate (2 parts), checkpoint (backbone and stages), compile, "
-    names += "dla, dpg, dla-dpg, sqr3, sqr1"
+    names += "dla, dpg, dla-dpg, sqr3, sqr1, dla-sqr3, dla-sqr1"
     parser.add_argument("--config-file", required=True, help="YAML file or shipped name")
     parser.add_argument(
         "--options",
