@@ -141,10 +141,18 @@ def _look(model: Any, record: dict[str, Any], threshold: float, order: str) -> _
     return _Seen(picture, parts[0], parts[1], parts[2], objects, classes, matched)
 
 
+def stage_that_had_most(lost: Tensor) -> int:
+    """Which stage found most of the lost objects (S - 1, M), counted from 0.
+
+    Of several it is the latest: the first stage, which covers images evenly, hits some by chance.
+    """
+    return len(lost) - 1 - int(lost.sum(dim=1).flip(0).argmax())
+
+
 def _picture(seen: _Seen, names: list[str]) -> np.ndarray:
     """Lost objects, the detections of the stage that found most of them, and those of the last."""
     lost = seen.found[:-1] & ~seen.found[-1]
-    best = int(lost.sum(dim=1).argmax())
+    best = stage_that_had_most(lost)
     chosen = lost[best] if lost.any() else torch.zeros(len(seen.objects), dtype=torch.bool)
     pictures = [
         draw_boxes(seen.picture, seen.objects[chosen].numpy(), seen.classes[chosen].tolist(), names)

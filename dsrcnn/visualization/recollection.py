@@ -96,6 +96,6 @@ def draw_found_by_stage(found: Sequence[int], lost: Sequence[int], output: str |
     axes.set_xlabel("stage")
     axes.set_ylabel("objects found")
     axes.set_ylim(0, 1.15 * max(1, *found))  # space for the numbers; a bar of 0 would take it away
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(output, dpi=110)

@@ -6,6 +6,7 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 
 from dsrcnn.engine.pictures import predict_at_every_stage
+from dsrcnn.engine.recollection_pictures import stage_that_had_most
 
 SQR = ["MODEL.SparseRCNN.SQR.ENABLED", True]
 
@@ -24,3 +25,15 @@ def test_all_stages_predict_what_they_do_at_inference(opts):
         assert predictions.stage.tolist() == [0, 1, 2]
         assert torch.equal(predictions.logits[2:], last.logits)
         assert torch.equal(predictions.boxes[2:], last.boxes)
+
+
+@pytest.mark.parametrize(
+    ("lost", "expected"),
+    [
+        ([[1, 1, 0], [0, 1, 0], [1, 0, 1]], 2),
+        ([[1, 1, 1], [0, 1, 0], [1, 0, 1]], 0),
+        ([[0], [0]], 1),
+    ],
+)
+def test_lost_objects_are_shown_where_most_of_them_were_last_found(lost, expected):
+    assert stage_that_had_most(torch.tensor(lost).bool()) == expected
