@@ -48,7 +48,8 @@ def draw_results(
 
 
 def _variants(rows: Sequence[dict[str, str]], name: str) -> list[str]:
-    return list(dict.fromkeys(_label(row) for row in rows if row["set"] == name))
+    """By name, so that what belongs together stands together, whenever it was run."""
+    return sorted({_label(row) for row in rows if row["set"] == name})
 
 
 def _label(row: dict[str, str]) -> str:

@@ -38,6 +38,14 @@ def test_a_bar_is_the_mean_of_seeds_and_a_dot_each_of_them(panel, tmp_path):
     assert [list(line.get_xdata()) for line in panel().lines] == [[10, 20]]
 
 
+def test_variants_of_a_method_stand_together_whenever_they_were_run(panel, tmp_path):
+    rows = [row("one", 1, "on", 10), row("two", 1, "on", 20), row("one", 1, "on", 30, "A.B 3")]
+    draw_results(rows, tmp_path / "results.png", metrics=["AP"])
+    labels = [t.get_text() for t in panel().get_yticklabels()]
+    assert labels == ["one", "one\nB 3", "two"]
+    assert [width for _, width in bars_of(panel())] == [10, 30, 20]
+
+
 def test_two_bars_lie_around_their_label_and_a_single_one_on_it(panel, tmp_path):
     rows = [row("one", 1, "off", 10), row("one", 1, "on", 20), row("two", 1, "on", 30, "A.B 3")]
     draw_results(rows, tmp_path / "results.png", metrics=["AP"])
