@@ -75,6 +75,7 @@ def draw_recollection(
         threshold: smallest score that counts.
 
     Raises:
+        ConfigError: if the model is no cascade whose stages can be compared.
         DataError: if the test set cannot be read.
         WeightsError: if the weights are missing or do not fill the whole model.
     """
@@ -83,6 +84,11 @@ def draw_recollection(
         raise ConfigError(
             "MODEL.SparseRCNN.DEEP_SUPERVISION is False: only the last stage of this model "
             "predicts, and there is nothing to compare. Write True and train again."
+        )
+    if cfg.MODEL.SparseRCNN.NUM_HEADS < 2:
+        raise ConfigError(
+            "MODEL.SparseRCNN.NUM_HEADS is 1: there is no earlier stage to compare the last one "
+            "with. Use it with a model of at least 2 stages."
         )
     if not cfg.DATASETS.TEST:
         raise DataError("DATASETS.TEST is empty, so there are no images to look at.")

@@ -158,6 +158,17 @@ def test_routes_and_lost_objects_of_recollection_are_drawn(tmp_path, capsys):
     assert counts[-1][-1] == "0"  # what the last stage finds is not lost
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [("NUM_HEADS", "1", "NUM_HEADS is 1"), ("DEEP_SUPERVISION", "False", "Write True")],
+)
+def test_stages_that_cannot_be_compared_are_one_message(key, value, words, tmp_path, capsys):
+    arguments = ["recollection", "--config-file", "quick/sparse_rcnn_shapes"]
+    options = [f"MODEL.SparseRCNN.{key}", value]
+    assert main([*arguments, "--output", str(tmp_path), *SMALL, *options]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_curves_of_a_training_are_drawn(tmp_path, capsys):
     lines = [
         {"iteration": 19, "total_loss": 2.0, "lr": 0.1, "dynamic_rcnn/iou_thresh": 0.4},
