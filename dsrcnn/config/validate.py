@@ -211,8 +211,8 @@ def _check_recollection(node: CfgNode, key: str) -> None:
     for name in ("CHUNK", "LOG_PERIOD"):
         if sqr[name] < 0:
             raise ConfigError(f"{key}.{name} is {sqr[name]}; write 0 or a number above.")
-    counts = sqr.ENABLED and sqr.MODE == "selective" and not sqr.WINDOWS
-    if counts and not 1 <= sqr.START <= node.NUM_HEADS:
+    uses_start = sqr.ENABLED and sqr.MODE == "selective" and not sqr.WINDOWS
+    if uses_start and not 1 <= sqr.START <= node.NUM_HEADS:
         raise ConfigError(
             f"{key}.START is {sqr.START}; write a stage from 1 to {node.NUM_HEADS}, the number of "
             "stages (MODEL.SparseRCNN.NUM_HEADS)."

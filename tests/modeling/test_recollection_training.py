@@ -57,7 +57,7 @@ def test_windows_from_a_config_replace_mode_and_start():
 
 
 @pytest.mark.parametrize("detach", [True, False])
-def test_experts_learn_features_from_all_stages_and_boxes_from_the_first_two(detach):
+def test_experts_learn_features_from_all_stages_and_boxes_from_the_second_only_if_asked(detach):
     opts = sqr("DETACH_INIT_BOXES", detach)
     model = model_of(*opts, "MODEL.SparseRCNN.DPG.ENABLED", True).train()
     experts = [model.proposals.expert_features, model.proposals.expert_boxes]
