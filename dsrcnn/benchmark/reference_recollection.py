@@ -30,10 +30,11 @@ def refine_by_loop(
     boxes, states = [proposals.boxes], [proposals.features]
     for number, (stage, window) in enumerate(zip(head.head_series, windows, strict=True)):
         for index in range(*window):
-            start = boxes[index] if number == 0 else boxes[index].detach()
-            one = start[:, None], states[index][:, None]
+            one = boxes[index][:, None], states[index][:, None]
             logits, refined, state = head._run_stage(stage, table, *one)
             boxes.append(refined[:, 0].detach())
             states.append(state[:, 0])
             place = torch.tensor([number], device=logits.device)
             yield Predictions(logits.transpose(0, 1), refined.transpose(0, 1), place)
+        if number == 0 and head.detach_init_boxes:
+            boxes[0] = boxes[0].detach()

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants",
         nargs="+",
         default=["start-3", "start-2", "start-1", "dense", *_LOOPS, *_CHECKPOINTS],
-        help="of start-<stage>, dense, loop-<stage> (one call a group), official-<stage> (so, "
-        "and pooled as the official head does), checkpoint-<stage>; start and checkpoint with "
+        help="of start-<stage>, dense, loop-<stage> (one call a group), official-<stage> (the "
+        "same, pooled as the official head does), checkpoint-<stage>; start and checkpoint with "
         "-chunk-<groups>, too",
     )
     parser.add_argument("--images", type=int, default=2, help="batch size (default: 2)")

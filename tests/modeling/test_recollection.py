@@ -28,6 +28,7 @@ from dsrcnn.structures import Predictions
         *((images, ()) for images in (1, 2, 3, 4)),
         *((images, ("START", 2)) for images in (1, 2, 3, 4)),
         (2, ("MODE", "dense")),
+        (2, ("DETACH_INIT_BOXES", False)),
         (2, ("WINDOWS", "[[0, 1], [0, 2], [0, 4], [3, 8]]")),
     ],
 )
