@@ -16,7 +16,12 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["create_local_process_group", "ensure_compatible", "has_compiled_extension"]
+__all__ = [
+    "create_local_process_group",
+    "ensure_compatible",
+    "forget_process_groups",
+    "has_compiled_extension",
+]
 
 _INSTALL_HINT = (
     "Detectron2 is not installed. In a clone of this repository run `make setup`; elsewhere run "
@@ -160,3 +165,11 @@ def create_local_process_group(processes_per_machine: int) -> None:
         group = dist.new_group(ranks)
         if dist.get_rank() in ranks:
             comm._LOCAL_PROCESS_GROUP = group
+
+
+def forget_process_groups() -> None:
+    """Drop the process groups that Detectron2 holds on to; a group with holders lives on."""
+    from detectron2.utils import comm
+
+    comm._get_global_gloo_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None

@@ -3,6 +3,7 @@
 Detectron2's own ``launch`` insists on CUDA and NCCL.
 """
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -18,10 +19,16 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..compat import create_local_process_group
+from ..compat import create_local_process_group, forget_process_groups
 from ..errors import ConfigError, DsrcnnError
 
-__all__ = ["Processes", "for_all_processes", "run_processes", "started_by_torchrun"]
+__all__ = [
+    "Processes",
+    "for_all_processes",
+    "leave_processes",
+    "run_processes",
+    "started_by_torchrun",
+]
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -71,7 +78,7 @@ def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) ->
         local_rank = int(os.environ["LOCAL_RANK"])
         _join(processes.device, local_rank, rank, world_size, store=store)
         work(*args)
-        dist.destroy_process_group()  # not after an error: it waits for processes that wait
+        leave_processes()  # not after an error: it waits for processes that wait
     elif processes.per_machine * processes.machines == 1:
         work(*args)
     else:
@@ -112,7 +119,7 @@ def _worker(
     except DsrcnnError as error:
         messages.put(str(error))
         raise
-    dist.destroy_process_group()
+    leave_processes()
 
 
 def _join(device: str, local_rank: int, rank: int, world_size: int, **meeting: Any) -> None:
@@ -129,6 +136,17 @@ def _join(device: str, local_rank: int, rank: int, world_size: int, **meeting: A
     dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=_TIMEOUT, **meeting)
     create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
+
+
+def leave_processes() -> None:
+    """End this process's membership, and the threads that its groups talk by.
+
+    A thread of gloo that lives on may let go of a tensor while the interpreter shuts down, which
+    aborts the process ("terminate called without an active exception") after all is done.
+    """
+    dist.destroy_process_group()
+    forget_process_groups()
+    gc.collect()  # the model, wrapped for all processes, holds them too
 
 
 def for_all_processes(model: nn.Module) -> nn.Module:

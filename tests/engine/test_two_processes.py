@@ -52,10 +52,14 @@ def by_spawn(folder, *options, processes=1, flags=()):
     return [sys.executable, *config, "--num-gpus", str(processes), *flags, *opts]
 
 
+def torchrun(*flags):
+    module = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *flags]
+    return [*module, "--master-port", str(29500 + os.getpid() % 1000)]
+
+
 def by_torchrun(folder, *options, flags=()):
     config, opts = arguments(folder, *options)
-    module = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *flags]
-    return [*module, "--master-port", str(29500 + os.getpid() % 1000), *config, "--resume", *opts]
+    return [*torchrun(*flags), *config, "--resume", *opts]
 
 
 def logged(folder):
@@ -121,6 +125,36 @@ def test_evaluation_in_two_processes_equals_evaluation_in_one(tmp_path, one_proc
     for a, b in zip(expected, found, strict=True):
         assert a["image_id"] == b["image_id"]
         assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-3)
+
+
+LEAVING = """
+import os
+import sys
+from pathlib import Path
+from torch import nn, ones
+from detectron2.utils import comm
+from dsrcnn.engine.processes import Processes, for_all_processes, run_processes
+
+def work():
+    model = for_all_processes(nn.Linear(2, 2))
+    model.own = model  # held by a cycle
+    model(ones(1, 2)).sum().backward()
+    comm.all_gather("words")
+
+run_processes(Processes("cpu"), work)
+names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+Path(sys.argv[1], f"{os.getpid()}.txt").write_text(" ".join(names))
+"""
+
+
+def test_a_process_that_has_left_has_no_thread_of_its_groups(tmp_path):
+    """One that lives on aborts every sixth process while its interpreter shuts down."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    run([*torchrun(), str(script), str(tmp_path)])
+    threads = [path.read_text() for path in tmp_path.glob("*.txt")]
+    assert len(threads) == 2
+    assert "gloo" not in "".join(threads)
 
 
 def children(pid):

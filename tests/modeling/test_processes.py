@@ -10,7 +10,7 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 
 from dsrcnn.engine.hooks import average_norms
-from dsrcnn.engine.processes import for_all_processes
+from dsrcnn.engine.processes import for_all_processes, leave_processes
 from dsrcnn.layers.image_norm import ImageNorm
 from dsrcnn.modeling.losses import SetCriterion
 from dsrcnn.modeling.roi_heads.training_stats import DynamicTrainingStats
@@ -221,7 +221,7 @@ def _work(rank, folder):
         torch.manual_seed(0)
         found[name] = part(rank)
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave_processes()
 
 
 @pytest.fixture(scope="module")
