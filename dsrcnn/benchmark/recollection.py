@@ -19,6 +19,7 @@ from ..modeling.decoder.recollection import Window, plain_windows, recollection_
 from ..modeling.losses import SetCriterion
 from ..modeling.matching import build_matcher
 from ..structures import Predictions, Proposals, Targets
+from .matrix_products import operations_of, operations_per_second
 from .memory import peak_memory_of
 from .plain import level_wise_pooling
 from .reference_recollection import refine_by_loop
@@ -60,8 +61,9 @@ def compare_recollection(
     """Measure variants in turn: seconds of a training step of the cascade, and peak memory.
 
     A step is cascade, matching and losses, forward and backward, without the backbone. Ratios are
-    to the plain cascade; ``share`` is the ratio over that of the groups. Memory is that of the
-    step's tensors, without parameters and the pyramid.
+    to the plain cascade; ``share`` is the ratio over that of the groups. ``bound`` is what the
+    step's matrix products take at the speed of large ones. Memory is that of the step's tensors,
+    without parameters and the pyramid.
 
     Args:
         config: YAML file or shipped name.
@@ -93,15 +95,19 @@ def compare_recollection(
     for name in tqdm(order, desc="measuring"):
         seconds[name].append(step.seconds(variants[name]))
     plain = seconds["plain"][1:]  # the first round warms up
+    speed = operations_per_second(torch.device(cfg.MODEL.DEVICE))
     rows = []
     for name, variant in variants.items():
         own = seconds[name][1:]
         groups = sum(w.end - w.start for w in variant.windows)
         ratio = median(a / b for a, b in zip(own, plain, strict=True))
-        peak = step.peak(variant) / _MIB
-        rows.append([name, groups, median(own), ratio, ratio * stages / groups, peak])
-    headers = ["", "groups", "s / step", "ratio", "share", "peak (MiB)"]
-    return tabulate(rows, headers, floatfmt=("", "", ".3f", ".2f", ".2f", ".1f"), tablefmt="pipe")
+        bound = step.operations(variant) / speed
+        share, peak = ratio * stages / groups, step.peak(variant) / _MIB
+        rows.append([name, groups, median(own), bound, ratio, share, peak])
+    headers = ["", "groups", "s / step", "bound (s)", "ratio", "share", "peak (MiB)"]
+    formats = ("", "", ".3f", ".3f", ".2f", ".2f", ".1f")
+    table = tabulate(rows, headers, floatfmt=formats, tablefmt="pipe")
+    return f"{table}\n\nbound: the step's matrix products at {speed / 1e9:.0f} GFLOP/s"
 
 
 def _variant(name: str, stages: int) -> _Variant:
@@ -177,6 +183,10 @@ class _Step:
         self._losses(variant).backward()
         _wait()
         return time.perf_counter() - start
+
+    def operations(self, variant: _Variant) -> int:
+        """Floating-point operations of its matrix products, in both passes."""
+        return operations_of(lambda: self._losses(variant).backward())
 
     def peak(self, variant: _Variant) -> int:
         """Bytes of its tensors at the highest point; those of gradients are there before."""

@@ -1,10 +1,14 @@
+import re
+
 import pytest
 import torch
 
+from dsrcnn.benchmark.matrix_products import operations_of, operations_per_second
 from dsrcnn.benchmark.memory import peak_memory_of
-from dsrcnn.benchmark.recollection import _Step, _variant
+from dsrcnn.benchmark.recollection import _Step, _Variant, _variant
 from dsrcnn.cli.main import main
 from dsrcnn.engine.config import load_cfg
+from dsrcnn.modeling.decoder.recollection import plain_windows
 
 COMMAND = [
     *("benchmark-recollection", "--config-file", "quick/sparse_rcnn_shapes", "--repeats", "1"),
@@ -17,19 +21,43 @@ def test_variants_are_measured_beside_the_plain_cascade(capsys):
     chosen += ["checkpoint-1", "checkpoint-1-chunk-1", "dense"]
     options = ["--set", "MODEL.SparseRCNN.NUM_HEADS", "5"]
     assert main([*COMMAND, *chosen, *options]) == 0
-    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("| ")][1:]
+    printed = capsys.readouterr().out
+    assert re.search(r"products at [1-9]\d* GFLOP/s", printed)
+    lines = [x for x in printed.splitlines() if x.startswith("| ")][1:]
     rows = {
         c[0]: [float(x) for x in c[1:]]
         for c in ([x.strip() for x in r.split("|")[1:-1]] for r in lines)
     }
     assert list(rows) == ["plain", *chosen[1:]]
     assert [rows[n][0] for n in rows] == [5, 19, 19, 19, 19, 19, 31]
-    assert rows["plain"][2] == rows["plain"][3] == 1.0
-    for name, (groups, _, ratio, share, _) in rows.items():
+    assert rows["plain"][3] == rows["plain"][4] == 1.0
+    for name, (groups, _, _, ratio, share, _) in rows.items():
         assert share == pytest.approx(ratio * 5 / groups, abs=0.02), name
     peak = {name: row[-1] for name, row in rows.items()}
     assert peak["plain"] < peak["start-1"] < peak["dense"]
     assert peak["checkpoint-1-chunk-1"] < peak["checkpoint-1"] < peak["start-1"]
+
+
+def test_operations_are_two_for_every_product_of_two_numbers():
+    first, second = torch.ones(3, 4, requires_grad=True), torch.ones(4, 5, requires_grad=True)
+    assert operations_of(lambda: first @ second) == 2 * 3 * 4 * 5
+    assert operations_of(lambda: (first @ second).sum().backward()) == 3 * 2 * 3 * 4 * 5
+    assert 1e7 < operations_per_second(torch.device("cpu"), size=64, repeats=2) < 1e14
+
+
+def test_groups_multiply_as_much_in_a_batch_as_one_by_one():
+    cfg = load_cfg("quick/sparse_rcnn_shapes", ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
+    step = _Step(cfg, images=2, height=64, width=64, objects=2)
+    plain, batch, loop, again = (
+        step.operations(v)
+        for v in (
+            _Variant(plain_windows(3)),
+            *(_variant(n, 3) for n in ("start-1", "loop-1", "checkpoint-1")),
+        )
+    )
+    assert batch == loop
+    assert batch == pytest.approx(plain * 6 / 3, rel=0.02)  # 1, 2 and 3 groups
+    assert batch < again < 4 / 3 * batch
 
 
 def test_peak_memory_is_that_of_the_tensors_that_are_there_at_once():
