@@ -168,8 +168,12 @@ def create_local_process_group(processes_per_machine: int) -> None:
 
 
 def forget_process_groups() -> None:
-    """Drop the process groups that Detectron2 holds on to; a group with holders lives on."""
+    """Drop the process groups that Detectron2 holds, so that their threads can end.
+
+    A group, and the threads it talks by, live as long as anything holds it.
+    """
     from detectron2.utils import comm
 
-    comm._get_global_gloo_group.cache_clear()
+    if hasattr(comm._get_global_gloo_group, "cache_clear"):
+        comm._get_global_gloo_group.cache_clear()
     comm._LOCAL_PROCESS_GROUP = None

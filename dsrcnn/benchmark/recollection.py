@@ -62,7 +62,8 @@ def compare_recollection(
 
     A step is cascade, matching and losses, forward and backward, without the backbone. Ratios are
     to the plain cascade; ``share`` is the ratio over that of the groups. ``bound`` is what the
-    step's matrix products take at the speed of large ones. Memory is that of the step's tensors,
+    step's matrix products would take at the speed of large ones, of what checkpoints compute again,
+    too; fused attention on a CPU is left out. Memory is that of the step's tensors,
     without parameters and the pyramid.
 
     Args:
@@ -105,9 +106,9 @@ def compare_recollection(
         share, peak = ratio * stages / groups, step.peak(variant) / _MIB
         rows.append([name, groups, median(own), bound, ratio, share, peak])
     headers = ["", "groups", "s / step", "bound (s)", "ratio", "share", "peak (MiB)"]
-    formats = ("", "", ".3f", ".3f", ".2f", ".2f", ".1f")
+    formats = ("", "", ".3f", ".3g", ".2f", ".2f", ".1f")
     table = tabulate(rows, headers, floatfmt=formats, tablefmt="pipe")
-    return f"{table}\n\nbound: the step's matrix products at {speed / 1e9:.0f} GFLOP/s"
+    return f"{table}\n\nbound: what the matrix products would take at {speed / 1e9:.0f} GFLOP/s"
 
 
 def _variant(name: str, stages: int) -> _Variant:

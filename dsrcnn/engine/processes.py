@@ -141,12 +141,13 @@ def _join(device: str, local_rank: int, rank: int, world_size: int, **meeting: A
 def leave_processes() -> None:
     """End this process's membership, and the threads that its groups talk by.
 
-    A thread of gloo that lives on may let go of a tensor while the interpreter shuts down, which
-    aborts the process ("terminate called without an active exception") after all is done.
+    A thread of gloo that lives on may let go of a tensor, for which it needs the interpreter's
+    lock. While the interpreter shuts down that ends the thread, and with it the process ("terminate
+    called without an active exception"), after all work is done.
     """
     dist.destroy_process_group()
     forget_process_groups()
-    gc.collect()  # the model, wrapped for all processes, holds them too
+    gc.collect()  # the wrapped model holds them too, and cycles hold the model
 
 
 def for_all_processes(model: nn.Module) -> nn.Module:
