@@ -158,7 +158,7 @@ Path(sys.argv[1], f"{os.getpid()}.txt").write_text(f"{during}\\n{threads()}")
 
 
 def test_a_process_that_has_left_has_no_thread_of_its_groups(tmp_path):
-    """One that lives on now and then aborts its process while the interpreter shuts down."""
+    """A thread that lives on can abort its process while the interpreter shuts down."""
     script = tmp_path / "leaving.py"
     script.write_text(LEAVING)
     run([*torchrun(), str(script), str(tmp_path)])
