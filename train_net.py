@@ -7,7 +7,7 @@ python train_net.py --eval-only --config-file ... MODEL.WEIGHTS checkpoint.pth
 
 import sys
 
-from dsrcnn.engine.launch import run
+from dsrcnn.engine.main import run
 
 if __name__ == "__main__":
     sys.exit(run())

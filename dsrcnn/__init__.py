@@ -9,8 +9,8 @@ from .compat import ensure_compatible
 ensure_compatible()  # before anything below imports Detectron2
 
 from . import data, modeling  # noqa: E402, F401  (registers data sets and meta-architectures)
-from .config import add_dsrcnn_config  # noqa: E402
-from .engine.config import load_cfg  # noqa: E402
+from .config.defaults import add_dsrcnn_config  # noqa: E402
+from .config.load import load_cfg  # noqa: E402
 from .version import __version__  # noqa: E402
 
 __all__ = ["__version__", "add_dsrcnn_config", "load_cfg"]

@@ -23,7 +23,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from dsrcnn.config import read_cfg
-from dsrcnn.engine.config import load_cfg
+from dsrcnn.config.load import load_cfg
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -8,11 +8,12 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "dsrcnn"
 ROWS = [
-    {"compat", "structures", "config", "errors", "version"},
+    {"compat", "errors", "version", "structures", "utils", "config"},
     {"layers"},
-    {"modeling", "data", "solver", "evaluation", "visualization"},
+    {"solver", "modeling", "data", "evaluation", "visualization"},
     {"engine"},
-    {"benchmark"},
+    {"inference", "export"},
+    {"analysis"},
     {"cli"},
 ]
 ROW = {name: index for index, names in enumerate(ROWS) for name in names}
@@ -49,7 +50,7 @@ def test_imports_point_one_way(path):
         if target in ROW:
             assert ROW[target] <= ROW[own], f"{own} imports {name}"
             if target == "modeling":
-                assert own in {"modeling", "engine", "benchmark", "cli"}
+                assert own in {"modeling", "engine", "inference", "export", "analysis", "cli"}
 
 
 @pytest.mark.parametrize("part", ["matching", "losses"])
@@ -74,8 +75,8 @@ def test_the_config_is_read_in_from_config_only():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_are_short_and_only_command_lines_print(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 300
-    may_print = folder(path) == "cli" or path.name in {"worker.py", "launch.py"}
+    assert len(text.splitlines()) <= 450
+    may_print = folder(path) == "cli" or path.name in {"main.py"}
     calls = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
     prints = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
     assert may_print or not prints

@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY, SMALL, write_coco
 
 from dsrcnn.config.defaults import add_dsrcnn_config
-from dsrcnn.config.read import find_config
+from dsrcnn.config.load import find_config
 
 DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "datasets/README.md"]
 DOCUMENTS += sorted((REPOSITORY / "docs").glob("*.md"))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from convert_torchvision import detectron2_key, rename_all
 
-from dsrcnn.engine.weight_files import read_weights
+from dsrcnn.engine.weight_io import read_weights
 from dsrcnn.errors import DsrcnnError
 
 _STAGE = r"^roi_head\.bbox_head\.(\d+)\."

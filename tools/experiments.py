@@ -31,11 +31,11 @@ import dsrcnn  # before detectron2
 # isort: split
 import torch
 
-from dsrcnn.engine.launch import evaluate
+from dsrcnn.engine.main import evaluate
 from dsrcnn.evaluation import duplicates_per_object
 from dsrcnn.evaluation.coco import ground_truth_of
-from dsrcnn.visualization import draw_results
 from dsrcnn.visualization.curves import read_metrics
+from tools.draw_results import draw_results
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP90"]

@@ -16,7 +16,7 @@ import dsrcnn  # before detectron2
 import torch
 from tqdm import tqdm
 
-from dsrcnn.engine.pictures import load_predictor, training_images
+from dsrcnn.analysis.images import load_predictor, training_images
 
 
 @torch.no_grad()

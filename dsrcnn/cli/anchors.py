@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the picture; print where it is and how many anchors and patches there are."""
-    from ..engine.anchor_pictures import draw_generated_anchors
-    from ..engine.config import load_cfg
+    from ..analysis.anchors import draw_generated_anchors
+    from ..config.load import load_cfg
 
     cfg = load_cfg(args.config_file, args.opts)
     report = draw_generated_anchors(cfg, args.output, images=args.images)

@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pictures and print where they are."""
-    from ..engine.assignment_pictures import draw_assignments
-    from ..engine.config import load_cfg
+    from ..analysis.assignment import draw_assignments
+    from ..config.load import load_cfg
 
     cfg = load_cfg(args.config_file, args.opts)
     written = draw_assignments(cfg, args.output, images=args.images)

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found; status 1 if something should be mended."""
-    from ..data.datasets.folder import read_folder
-    from ..data.inspection import FAULTS, NOTES, compare_splits, inspect_records
+    from ..data.datasets.custom import read_folder
+    from ..data.datasets.validate import FAULTS, NOTES, compare_splits, inspect_records
 
     if args.output and args.output.suffix.lower() not in _PICTURES:
         raise ConfigError(
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             if len(found) > args.examples:
                 print(f"{report.name}, {kind}: and {len(found) - args.examples} more")
     if args.output:
-        from ..visualization.data_sheet import draw_sheet
+        from ..analysis.dataset import draw_sheet
 
         draw_sheet(everything, args.output)
         print(f"pictures: {args.output}")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _all_splits(folder: Path) -> list[str]:
     """Splits of a folder, without VOC's union of two others."""
-    from ..data.datasets.folder import folder_splits
+    from ..data.datasets.custom import folder_splits
 
     splits = folder_splits(folder)
     return [s for s in splits if s != "trainval" or not {"train", "val"} <= set(splits)]
@@ -72,7 +72,7 @@ def _all_splits(folder: Path) -> list[str]:
 def _tables(reports: list[Any]) -> str:
     from tabulate import tabulate
 
-    from ..data.inspection import FAULTS, NOTES, SIZES
+    from ..data.datasets.validate import FAULTS, NOTES, SIZES
 
     names = [report.name for report in reports]
     counts = [["images", *(r.images for r in reports)]]

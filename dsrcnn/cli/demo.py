@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and evaluate through the command line's own body, then draw."""
-    from ..engine.config import load_cfg
-    from ..engine.launch import run as train
-    from ..engine.pictures import draw_predictions
+    from ..analysis.predictions import draw_predictions
+    from ..config.load import load_cfg
+    from ..engine.main import run as train
     from ..visualization import draw_curves
 
     cfg = load_cfg(args.config_file, args.opts)

@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pictures and print where they are."""
-    from ..engine.config import load_cfg
-    from ..engine.pictures import draw_predictions
+    from ..analysis.predictions import draw_predictions
+    from ..config.load import load_cfg
 
     cfg = load_cfg(args.config_file, args.opts)
     written = draw_predictions(cfg, args.output, images=args.images, threshold=args.threshold)

@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the picture and print where it is."""
-    from ..engine.augmentation_pictures import draw_augmented
-    from ..engine.config import load_cfg
+    from ..analysis.augmented import draw_augmented
+    from ..config.load import load_cfg
 
     cfg = load_cfg(args.config_file, args.opts)
     print(draw_augmented(cfg, args.output, images=args.images, times=args.times))

@@ -11,12 +11,6 @@ from ..errors import DsrcnnError
 from . import (
     anchors,
     assignment,
-    benchmark,
-    benchmark_asag,
-    benchmark_loader,
-    benchmark_matching,
-    benchmark_recollection,
-    benchmark_training,
     check_data,
     curves,
     demo,
@@ -40,12 +34,6 @@ _COMMANDS = (
     anchors,
     recollection,
     weights,
-    benchmark,
-    benchmark_asag,
-    benchmark_loader,
-    benchmark_matching,
-    benchmark_recollection,
-    benchmark_training,
 )
 
 

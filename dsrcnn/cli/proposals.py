@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pictures; print where they are and how different the mixtures are."""
-    from ..engine.config import load_cfg
-    from ..engine.proposal_pictures import draw_initial_proposals
+    from ..analysis.proposals import draw_initial_proposals
+    from ..config.load import load_cfg
 
     cfg = load_cfg(args.config_file, args.opts)
     report = draw_initial_proposals(cfg, args.output, images=args.images)

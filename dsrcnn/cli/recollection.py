@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pictures; print where they are and what was counted."""
-    from ..engine.config import load_cfg
-    from ..engine.recollection_pictures import draw_recollection
+    from ..analysis.recollection import draw_recollection
+    from ..config.load import load_cfg
 
     cfg = load_cfg(args.config_file, args.opts)
     report = draw_recollection(

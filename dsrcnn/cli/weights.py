@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file."""
-    from ..engine.weight_files import export_weights
+    from ..engine.weight_io import export_weights
 
     count = export_weights(args.input, args.output, average=args.average, trust=args.trust)
     print(f"{args.output}: {count} tensors")

@@ -1,7 +1,7 @@
 """Every configuration key, the checks on them, and the only reader of YAML."""
 
 from .defaults import add_dsrcnn_config
-from .read import read_cfg, shipped_configs
+from .load import read_cfg, shipped_configs
 from .validate import CASCADES, SPARSE_DETECTORS, check_config, check_model, choose_device
 
 __all__ = [

@@ -8,11 +8,237 @@ from detectron2.modeling import BACKBONE_REGISTRY
 
 from ..errors import ConfigError
 from ..structures import OVERLAPS
-from .validate_asag import check_asag
-from .validate_data import check_augmentation
-from .validate_training import check_training, expect_one_of
 
-__all__ = ["CASCADES", "SPARSE_DETECTORS", "check_config", "check_model", "choose_device"]
+__all__ = [
+    "CASCADES",
+    "SPARSE_DETECTORS",
+    "check_asag",
+    "check_augmentation",
+    "check_config",
+    "check_model",
+    "check_training",
+    "choose_device",
+    "expect_one_of",
+]
+
+
+def check_training(cfg: CfgNode) -> None:
+    """Reject values of ``SOLVER``, ``MODEL.EMA``, ``TEST`` and ``LOG`` that cannot work.
+
+    Raises:
+        ConfigError: naming key, value found and value expected.
+    """
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    expect_one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, "full_model", "norm", "value")
+    expect_one_of("SOLVER.OPTIMIZER", solver.OPTIMIZER, "ADAMW", "SGD")
+    expect_one_of("SOLVER.AMP.PRECISION", solver.AMP.PRECISION, "bf16", "fp16")
+    schedules = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupCosineRestartsLR")
+    expect_one_of("SOLVER.LR_SCHEDULER_NAME", solver.LR_SCHEDULER_NAME, *schedules)
+    for name in solver.NO_DECAY:
+        expect_one_of("SOLVER.NO_DECAY", name, "norm", "bias", "embedding")
+    _expect_between("SOLVER.LAYER_DECAY", solver.LAYER_DECAY, 0.0, 1.0)
+    _expect_between("MODEL.EMA.DECAY", cfg.MODEL.EMA.DECAY, 0.0, 1.0)
+    expect_one_of("TEST.BEST.MODE", cfg.TEST.BEST.MODE, "max", "min")
+    for key, value, least in (
+        ("SOLVER.ACCUMULATE", solver.ACCUMULATE, 1),
+        ("SOLVER.IMS_PER_BATCH", solver.IMS_PER_BATCH, 1),
+        ("SOLVER.REFERENCE_BATCH", solver.REFERENCE_BATCH, 0),
+        ("TEST.BEST.PATIENCE", cfg.TEST.BEST.PATIENCE, 0),
+        ("LOG.IMAGES", cfg.LOG.IMAGES, 0),
+        *((f"SOLVER.EPOCHS.{name}", solver.EPOCHS[name], 0) for name in _EPOCHS),
+    ):
+        if value < least:
+            raise ConfigError(f"{key} is {value}; write a number of at least {least}.")
+    if solver.EPOCHS.MAX == 0 and any(solver.EPOCHS.values()):
+        raise ConfigError(
+            "SOLVER.EPOCHS.MAX is 0, so the other keys of SOLVER.EPOCHS mean nothing. Write how "
+            "many epochs to train."
+        )
+    _check_best_model(cfg)
+
+
+def _check_best_model(cfg: CfgNode) -> None:
+    best = cfg.TEST.BEST
+    if "validation/" in best.METRIC:
+        if not cfg.TEST.LOSS:
+            raise ConfigError(
+                f"TEST.BEST.METRIC is {best.METRIC!r}, but TEST.LOSS is False, so there are no "
+                "losses on test data. Write TEST.LOSS True."
+            )
+        if best.MODE == "max":
+            raise ConfigError(
+                f"TEST.BEST.METRIC is {best.METRIC!r}, a loss, but TEST.BEST.MODE is 'max', which "
+                "would keep the worst model. Write TEST.BEST.MODE min."
+            )
+    if cfg.TEST.BEST.PATIENCE and not cfg.TEST.BEST.METRIC:
+        raise ConfigError(
+            "TEST.BEST.PATIENCE ends training by TEST.BEST.METRIC, which is empty. Write a metric, "
+            "such as bbox/AP, or TEST.BEST.PATIENCE 0."
+        )
+
+
+_EPOCHS = ("MAX", "WARMUP", "CHECKPOINT", "EVAL")
+
+
+def expect_one_of(key: str, found: str, *allowed: str) -> None:
+    """Raise a `ConfigError` if `found` is not among the values a key knows."""
+    if found not in allowed:
+        raise ConfigError(f"{key} is {found!r}; write one of {', '.join(allowed)}.")
+
+
+def _expect_between(key: str, found: float, least: float, most: float) -> None:
+    if not least < found <= most:
+        raise ConfigError(f"{key} is {found}; write a number above {least:g}, at most {most:g}.")
+
+
+def check_asag(cfg: CfgNode) -> None:
+    """Check `MODEL.ASAG`, and that no part of a cascade is asked for.
+
+    Raises:
+        ConfigError: naming key, value found and value expected.
+    """
+    node, shared, key = cfg.MODEL.ASAG, cfg.MODEL.SparseRCNN, "MODEL.ASAG"
+    for part in ("DLA", "DPG", "SQR"):
+        if shared[part].ENABLED:
+            raise ConfigError(
+                f"MODEL.SparseRCNN.{part}.ENABLED is True, but ASAG has no cascade of stages, and "
+                f"its own proposals and matching. Write MODEL.SparseRCNN.{part}.ENABLED False."
+            )
+    for name, asked in (
+        ("CHECKPOINT.STAGES", cfg.MODEL.CHECKPOINT.STAGES),
+        ("COMPILE", cfg.MODEL.COMPILE),
+    ):
+        if asked:
+            raise ConfigError(
+                f"MODEL.{name} is True, but it is for the stages of a cascade, and ASAG has none. "
+                f"Write MODEL.{name} False."
+            )
+    _check_shared(shared)
+    if not shared.USE_FOCAL:
+        raise ConfigError(
+            "MODEL.SparseRCNN.USE_FOCAL is False, but ASAG's losses are for sigmoid scores. Write "
+            "MODEL.SparseRCNN.USE_FOCAL True."
+        )
+    expect_one_of(f"{key}.DECODER", node.DECODER, "AdaMixer", "SparseRCNN")
+    if node.NUM_DECODERS < 1:
+        raise ConfigError(f"{key}.NUM_DECODERS is {node.NUM_DECODERS}; write at least 1.")
+    if not -node.NUM_DECODERS <= node.USED_HEAD < node.NUM_DECODERS:
+        raise ConfigError(
+            f"{key}.USED_HEAD is {node.USED_HEAD}; write a decoder from 0 to "
+            f"{node.NUM_DECODERS - 1}, or -1 for the last."
+        )
+    if node.SMALL_OBJECT_WEIGHT < 1:
+        raise ConfigError(
+            f"{key}.SMALL_OBJECT_WEIGHT is {node.SMALL_OBJECT_WEIGHT}; write at least 1."
+        )
+    for name in ("TRAIN_PATCHES", "LOG_PERIOD"):
+        if node[name] < 0:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write 0 or a number above.")
+    if not 0 <= node.GUIDED_PART < 1:
+        raise ConfigError(
+            f"{key}.GUIDED_PART is {node.GUIDED_PART}; write a part of the training, from 0 to "
+            "below 1: one epoch of it."
+        )
+    if node.DN.NUM < 1 or node.DN.NOISE < 0:
+        raise ConfigError(
+            f"{key}.DN has NUM {node.DN.NUM} and NOISE {node.DN.NOISE}; write a number of queries "
+            "of at least 1 and a noise that is not negative."
+        )
+    _check_anchors(node.ANCHORS, f"{key}.ANCHORS")
+
+
+def _check_shared(node: CfgNode) -> None:
+    """Keys of cascades that would do nothing here."""
+    fixed = {
+        "OVERLAP.LOSS": (node.OVERLAP.LOSS, "giou"),
+        "OVERLAP.COST": (node.OVERLAP.COST, "giou"),
+        "DEEP_SUPERVISION": (node.DEEP_SUPERVISION, True),
+        "DROPOUT": (node.DROPOUT, 0.0),
+        "ACTIVATION": (node.ACTIVATION, "gelu"),
+    }
+    for name, (found, needed) in fixed.items():
+        if found != needed:
+            raise ConfigError(
+                f"MODEL.SparseRCNN.{name} is {found!r}, but ASAG always has {needed!r}. Write "
+                f"MODEL.SparseRCNN.{name} {needed}."
+            )
+
+
+def _check_anchors(node: CfgNode, key: str) -> None:
+    expect_one_of(f"{key}.INFERENCE_LEVEL", node.INFERENCE_LEVEL, "P3P6", "P4P6", "P5P6")
+    for name in ("FIXED", "PROBED", "CELLS", "COMPRESSED", "HIDDEN", "MIN", "MIN_CHOSEN"):
+        if node[name] < 1:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write a number of at least 1.")
+    if node.MAX_PATCHES < 0:
+        raise ConfigError(f"{key}.MAX_PATCHES is {node.MAX_PATCHES}; write 0 or a number above.")
+    if node.MAX < node.MIN:
+        raise ConfigError(f"{key}.MAX is {node.MAX}; write at least {key}.MIN, {node.MIN}.")
+    if not 0 <= node.LOW < node.HIGH <= 1:
+        raise ConfigError(
+            f"{key} has LOW {node.LOW} and HIGH {node.HIGH}; write scores from 0 to 1, the first "
+            "below the second."
+        )
+    for name in ("OVERLAP", "OUTPUT"):
+        if not 0 <= node[name] <= 1:
+            raise ConfigError(f"{key}.{name} is {node[name]}; write a number from 0 to 1.")
+
+
+def check_augmentation(cfg: CfgNode) -> None:
+    """Reject values of ``INPUT.AUG`` that cannot work.
+
+    Raises:
+        ConfigError: naming key, value found and value expected.
+    """
+    node = cfg.INPUT.AUG
+    shares = {name: node[name] for name in ("VERTICAL_FLIP", "MIN_VISIBLE", "PLAIN_END")}
+    shares["COPY_PASTE.MAX_COVERED"] = node.COPY_PASTE.MAX_COVERED
+    parts = {name: part for name, part in node.items() if isinstance(part, CfgNode)}
+    shares |= {f"{name}.PROB": part.PROB for name, part in parts.items() if "PROB" in part}
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"INPUT.AUG.{name} is {value}; write a number from 0 to 1.")
+    if node.BLUR.MAX_SIZE < 3:
+        raise ConfigError(f"INPUT.AUG.BLUR.MAX_SIZE is {node.BLUR.MAX_SIZE}; write 3 or more.")
+    expect_one_of("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP, "none", "horizontal", "vertical")
+    for name, value, least in (
+        ("PAD_TO", cfg.INPUT.PAD_TO, 0),
+        ("AUG.MOSAIC.SIZE", node.MOSAIC.SIZE, 32),
+        ("AUG.SCALE_JITTER.SIZE", node.SCALE_JITTER.SIZE, 32),
+        ("AUG.COPY_PASTE.OBJECTS", node.COPY_PASTE.OBJECTS, 1),
+        ("AUG.NOISE.MAX_SIGMA", node.NOISE.MAX_SIGMA, 1),
+    ):
+        if value < least:
+            raise ConfigError(f"INPUT.{name} is {value}; write a number of at least {least}.")
+    combining = [k for k in ("MOSAIC", "MIXUP", "COPY_PASTE") if node[k].PROB]
+    combining += ["ALBUMENTATIONS"] if node.ALBUMENTATIONS else []
+    if cfg.MODEL.MASK_ON and combining:
+        raise ConfigError(
+            f"INPUT.AUG.{combining[0]} moves boxes but no masks, and MODEL.MASK_ON is True. Leave "
+            "it out, or write MODEL.MASK_ON False."
+        )
+    if not node.MIXUP.ALPHA > 0:
+        raise ConfigError(f"INPUT.AUG.MIXUP.ALPHA is {node.MIXUP.ALPHA}; write a number above 0.")
+    if not 0 <= node.WARP.PERSPECTIVE < 0.5:
+        raise ConfigError(
+            f"INPUT.AUG.WARP.PERSPECTIVE is {node.WARP.PERSPECTIVE}; write a share from 0 to below "
+            "0.5."
+        )
+    if len(node.HSV.STRENGTHS) != 3:
+        raise ConfigError(
+            f"INPUT.AUG.HSV.STRENGTHS has {len(node.HSV.STRENGTHS)} numbers; write one each for "
+            "hue, saturation and value."
+        )
+    for name, pair in (
+        ("WARP.SCALE", node.WARP.SCALE),
+        ("MOSAIC.SCALE", node.MOSAIC.SCALE),
+        ("SCALE_JITTER.RANGE", node.SCALE_JITTER.RANGE),
+    ):
+        if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+            raise ConfigError(
+                f"INPUT.AUG.{name} is {tuple(pair)}; write the smallest and the largest factor, "
+                "both above 0."
+            )
+
 
 # Architectures that are cascades of stages, with their keys under MODEL.SparseRCNN.
 CASCADES = ("SparseRCNN", "DynamicSparseRCNN", "AdaMixer")

@@ -1,7 +1,10 @@
 """Data sets, mapper and loaders; importing it registers the synthetic data sets."""
 
-from .datasets import register_coco_json, register_crowdhuman, register_shapes, use_custom_data
-from .loaders import build_test_loader, build_train_loader
+from .build import build_test_loader, build_train_loader
+from .datasets.coco import register_coco_json
+from .datasets.crowdhuman import register_crowdhuman
+from .datasets.custom import use_custom_data
+from .datasets.shapes import register_shapes
 from .mapper import DetectionMapper
 
 register_shapes()

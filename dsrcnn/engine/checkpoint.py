@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..errors import UnreadableWeightsError, WeightsError
-from .weight_files import read_pickle, read_weights, write_atomically
+from .weight_io import read_pickle, read_weights, write_atomically
 
 __all__ = ["ReportingCheckpointer"]
 

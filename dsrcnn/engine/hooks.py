@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..errors import CheckpointError
 from ..modeling.roi_heads import DynamicTrainingStats
-from ..structures import mean_over_processes
+from ..utils.distributed import mean_over_processes
 
 __all__ = ["AverageNorms", "Checkpoints", "ProgressBar", "average_norms", "precise_norms"]
 

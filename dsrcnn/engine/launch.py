@@ -1,153 +1,176 @@
-"""The body of ``train_net.py``: arguments, set-up, training or evaluation, processes."""
+"""Several processes: one per GPU, or on CPUs; started here, by ``torchrun``, or by a scheduler.
 
-import argparse
-import sys
-from collections.abc import Sequence
-from typing import Any
+Detectron2's own ``launch`` insists on CUDA and NCCL.
+"""
+
+import gc
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from inspect import signature
+from multiprocessing.queues import SimpleQueue
+from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
-from detectron2.evaluation import verify_results
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ..config import read_cfg
-from ..config.read import find_config
-from ..errors import ConfigError, DsrcnnError, message_from_traceback
-from .checkpoint import ReportingCheckpointer
-from .config import load_cfg
-from .environment import make_deterministic, record_environment
-from .processes import Processes, run_processes, started_by_torchrun
-from .recipe import final_recipe, keep_drawn_seed
-from .trainer import Trainer
+from ..compat import create_local_process_group, forget_process_groups
+from ..errors import ConfigError, DsrcnnError
 
-__all__ = ["evaluate", "main", "run", "setup"]
+__all__ = [
+    "Processes",
+    "for_all_processes",
+    "leave_processes",
+    "run_processes",
+    "started_by_torchrun",
+]
 
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Config, output folder, loggers and seed of a run."""
-    cfg = load_cfg(args.config_file, args.opts)
-    # Before Detectron2 does it: what the recipe decides belongs into the log.
-    for name in ({"name": "fvcore"}, {}, {"name": "dsrcnn"}):  # its arguments: it asks a cache
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), **name)
-    if not args.eval_only:
-        if args.resume:
-            keep_drawn_seed(cfg)
-        cfg = final_recipe(cfg)
-    cfg.freeze()
-    args.config_file = str(find_config(args.config_file))
-    default_setup(cfg, args)
-    if cfg.DETERMINISTIC:
-        make_deterministic()
-    if comm.is_main_process():
-        record_environment(cfg)
-    return cfg
+_TIMEOUT = timedelta(minutes=30)
 
 
-def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Train, or with ``--eval-only`` evaluate; runs in every process."""
-    cfg = setup(args)
-    if args.eval_only:
-        return evaluate(cfg, resume=args.resume)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+class Processes(NamedTuple):
+    """Which processes make up a training.
+
+    Attributes:
+        device: type of device, "cuda" or "cpu".
+        per_machine: on each machine.
+        machines: how many.
+        machine_rank: of this one.
+        url: where the first machine can be reached; None for one machine.
+    """
+
+    device: str
+    per_machine: int = 1
+    machines: int = 1
+    machine_rank: int = 0
+    url: str | None = None
 
 
-def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``, with ``TEST.AUG.ENABLED`` once more with it.
+def started_by_torchrun() -> bool:
+    """Whether somebody has started the processes already and says so in the environment."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"} <= {*os.environ}
+
+
+def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) -> None:
+    """Call ``work(*args)`` in every process of a training, and wait for all of them.
+
+    Under ``torchrun`` this process is one of them. A process that dies ends the others.
 
     Args:
-        cfg: from `load_cfg`.
-        resume: take the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
-
-    Returns:
-        The metrics by task, as Detectron2's ``DefaultTrainer.test``.
+        processes: which ones; ignored under ``torchrun``.
+        work: can be pickled.
+        args: of `work`.
 
     Raises:
-        WeightsError: if the weights are missing or do not fill the whole model.
+        DsrcnnError: if one of the processes raises it.
+        ProcessRaisedException: if a process raises.
+        ProcessExitedException: if a process ends otherwise, killed for example.
     """
-    model = Trainer.build_model(cfg)
-    checkpointer = ReportingCheckpointer(
-        model,
-        save_dir=cfg.OUTPUT_DIR,
-        strict=True,
-        prefer_average=cfg.MODEL.EMA.ENABLED,
-        trust=cfg.MODEL.TRUST_WEIGHTS,
-    )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_TTA(cfg, model))
-    if comm.is_main_process():
-        verify_results(cfg, results)
-    return results
+    if started_by_torchrun():
+        store, rank, world_size = next(dist.rendezvous("env://"))
+        # Its addresses are those of the processes before a restart, unless each start has its own.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        local_rank = int(os.environ["LOCAL_RANK"])
+        _join(processes.device, local_rank, rank, world_size, store=store)
+        work(*args)
+        leave_processes()  # not after an error: it waits for processes that wait
+    elif processes.per_machine * processes.machines == 1:
+        work(*args)
+    else:
+        processes = processes._replace(url=processes.url or f"tcp://127.0.0.1:{_free_port()}")
+        messages = mp.get_context("spawn").SimpleQueue()
+        try:
+            mp.spawn(_worker, (processes, messages, work, args), processes.per_machine)
+        except (mp.ProcessRaisedException, mp.ProcessExitedException):
+            if messages.empty():
+                raise
+            # The others may have died first, of what this one left.
+            raise DsrcnnError(messages.get()) from None
 
 
-def _processes(args: argparse.Namespace, cfg: CfgNode) -> Processes:
-    """Which processes the command line asks for; ``--num-gpus`` counts CPU processes as well."""
-    found = torch.cuda.device_count()
-    wants_cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    several = args.num_gpus * args.num_machines > 1
-    if started_by_torchrun() and several:
-        raise ConfigError(
-            f"--num-gpus is {args.num_gpus} and --num-machines {args.num_machines}, but torchrun "
-            "has started the processes already. Leave both out."
-        )
-    if (wants_cuda and args.num_gpus > max(found, 1)) or (wants_cuda and several and not found):
-        raise ConfigError(
-            f"--num-gpus is {args.num_gpus}, but torch finds {found} CUDA devices on this machine. "
-            f"Write --num-gpus {found}, or MODEL.DEVICE cpu for as many processes on the CPU."
-        )
-    if several and wants_cuda and ":" in cfg.MODEL.DEVICE:
-        raise ConfigError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but every process takes a GPU of its own. Write "
-            "MODEL.DEVICE cuda; CUDA_VISIBLE_DEVICES chooses among GPUs."
-        )
-    if args.num_machines > 1 and "127.0.0.1" in args.dist_url:
-        raise ConfigError(
-            f"--num-machines is {args.num_machines}, but --dist-url is {args.dist_url}, where no "
-            "other machine finds this one. Write --dist-url tcp://<first machine>:<port>."
-        )
-    # Detectron2's default for one machine is a fixed port, which two trainings would share.
-    url = args.dist_url if args.num_machines > 1 else None
-    device = "cuda" if wants_cuda and found else "cpu"
-    return Processes(device, max(args.num_gpus, 1), args.num_machines, args.machine_rank, url)
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-def run(argv: Sequence[str] | None = None) -> int:
-    """Command line of ``train_net.py``.
-
-    Returns:
-        Exit status: 0, 2 after bad input, 1 if a process died; explained on stderr.
-    """
-    parser = default_argument_parser()
-    args = parser.parse_args(argv)
-    if not args.config_file:
-        parser.error("write --config-file, for example --config-file quick/sparse_rcnn_shapes")
+def _worker(
+    local_rank: int,
+    processes: Processes,
+    messages: "SimpleQueue[str]",
+    work: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    if processes.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # Processes that each take all cores would only get in each other's way.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes.per_machine))
+    rank = processes.machine_rank * processes.per_machine + local_rank
+    world_size = processes.machines * processes.per_machine
+    assert processes.url is not None
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes.per_machine)
+    _join(processes.device, local_rank, rank, world_size, init_method=processes.url)
     try:
-        processes = _processes(args, read_cfg(args.config_file, args.opts))
-        run_processes(processes, main, args)
+        work(*args)
     except DsrcnnError as error:
-        return _fail(str(error))
-    except ProcessRaisedException as error:
-        message = message_from_traceback(str(error))
-        if message is None:
-            raise
-        return _fail(message)
-    except ProcessExitedException as error:
-        what = f"was killed by {error.signal_name}" if error.signal_name else "has died"
-        return _fail(
-            f"Process {error.error_index} {what} (exit code {error.exit_code}); the others were "
-            "stopped. SIGKILL often means that main memory ran out: lower SOLVER.IMS_PER_BATCH or "
-            "DATALOADER.NUM_WORKERS. --resume goes on from the last checkpoint.",
-            status=1,
+        messages.put(str(error))
+        raise
+    leave_processes()
+
+
+def _join(device: str, local_rank: int, rank: int, world_size: int, **meeting: Any) -> None:
+    """Make this process a member; with CUDA each has its own GPU and they talk by NCCL."""
+    if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"Process {local_rank} of this machine has no GPU: torch finds "
+                f"{torch.cuda.device_count()}. Start as many processes as there are GPUs, or write "
+                "MODEL.DEVICE cpu."
+            )
+        torch.cuda.set_device(local_rank)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=_TIMEOUT, **meeting)
+    create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()
+
+
+def leave_processes() -> None:
+    """End this process's membership, and the threads that its groups talk by.
+
+    A thread of gloo that lives on may let go of a tensor, for which it needs the interpreter's
+    lock. While the interpreter shuts down that ends the thread, and with it the process ("terminate
+    called without an active exception"), after all work is done.
+    """
+    dist.destroy_process_group()
+    forget_process_groups()
+    gc.collect()  # the wrapped model holds them too, and cycles hold the model
+
+
+def for_all_processes(model: nn.Module) -> nn.Module:
+    """The model, wrapped so that gradients are averaged over processes if there are several.
+
+    Buffers are not sent around in every step; `average_norms` brings them together when it matters.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    if device.type == "cpu" and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
+        raise ConfigError(
+            "A norm of the model is SyncBN, which works on GPUs only, but MODEL.DEVICE is cpu and "
+            f"there are {comm.get_world_size()} processes. Write BN, GN or FrozenBN instead."
         )
-    return 0
-
-
-def _fail(message: str, status: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status
+    # `broadcast_buffers` until torch 2.12; it is deprecated since.
+    known = signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {buffers: False}
+    return DistributedDataParallel(
+        model,
+        device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=not getattr(model, "trains_every_parameter", True),
+        **options,
+    )

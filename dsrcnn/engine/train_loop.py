@@ -15,10 +15,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..data.stream import mixed_seed
+from ..data.samplers import mixed_seed
 from ..errors import NonFiniteLossError
 from ..solver import clip_full_model
-from ..structures import mean_over_processes
+from ..utils.distributed import mean_over_processes
 
 __all__ = ["TrainLoop", "unwrapped"]
 

@@ -17,23 +17,21 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 
 from ..data import build_test_loader, build_train_loader
-from ..data.loaders import build_validation_loader
-from ..data.stream import TrainingBatches
+from ..data.build import build_validation_loader
+from ..data.samplers import TrainingBatches
 from ..errors import DsrcnnError, NonFiniteLossError, WeightsError
 from ..evaluation import build_evaluator
 from ..modeling.freeze import freeze_modules
-from ..modeling.test_time_augmentation import TestTimeAugmentation
+from ..modeling.tta import TestTimeAugmentation
 from ..solver import build_lr_scheduler, build_optimizer
-from .average import AveragedWeights
 from .checkpoint import ReportingCheckpointer
-from .evaluation_hooks import BestModel, EarlyStop, Evaluation
+from .ema import AveragedWeights
+from .eval_hooks import BestModel, EarlyStop, Evaluation, PredictionImages, validation_losses
 from .hooks import AverageNorms, Checkpoints, ProgressBar, precise_norms
-from .image_log import PredictionImages
-from .processes import for_all_processes
-from .recipe import final_recipe, warn_of_few_images
+from .launch import for_all_processes
+from .setup import final_recipe, warn_of_few_images
 from .train_loop import TrainLoop, unwrapped
-from .validation_loss import validation_losses
-from .weight_files import remove_partial_files
+from .weight_io import remove_partial_files
 from .writers import build_writers
 
 __all__ = ["Trainer"]

@@ -20,8 +20,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from ..data.annotations import box_fault
-from ..data.datasets.coco_json import read_coco_json
+from ..data.datasets.coco import read_coco_json
+from ..data.datasets.validate import box_fault
 
 __all__ = ["CocoEvaluator", "ground_truth_of"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .norms import norms_at_rest
+from .norm import norms_at_rest
 
 __all__ = ["checkpoint_blocks", "checkpointed"]
 

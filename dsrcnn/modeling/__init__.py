@@ -1,6 +1,8 @@
 """Networks, matching and losses; importing it registers the meta-architectures."""
 
 from . import backbone, roi_heads  # noqa: F401  (registers backbones and heads)
-from .meta_arch import ASAG, AdaMixer, DynamicSparseRCNN, SparseRCNN
+from .meta_arch.adamixer import AdaMixer
+from .meta_arch.asag import ASAG
+from .meta_arch.sparse_rcnn import DynamicSparseRCNN, SparseRCNN
 
 __all__ = ["ASAG", "AdaMixer", "DynamicSparseRCNN", "SparseRCNN"]

@@ -7,7 +7,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from ..errors import ConfigError
-from ..layers.image_norm import ImageNorm
+from ..layers.norm import ImageNorm
 from .backbone.timm_backbone import freeze_norms_of_timm
 
 __all__ = ["freeze_modules"]

@@ -2,17 +2,24 @@
 
 import colorsys
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+from detectron2.structures import BoxMode, Instances
 
 __all__ = [
     "class_colour",
+    "draw_anchors",
+    "draw_assignment",
     "draw_boxes",
+    "draw_proposals",
     "one_below_the_other",
     "outline",
     "pale_copy",
+    "picture_of",
     "side_by_side",
+    "spread",
 ]
 
 _GOLDEN_RATIO = 0.618034  # successive multiples spread hues evenly for any number of classes
@@ -109,3 +116,120 @@ def one_below_the_other(sheets: Sequence[np.ndarray]) -> np.ndarray:
         for s in sheets
     ]
     return np.concatenate(padded)
+
+
+_PATCH = (40, 120, 240)  # BGR
+
+
+def draw_anchors(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    patches: np.ndarray,
+    *,
+    min_side: int = 240,
+) -> np.ndarray:
+    """Draw patches, thick, and anchors, the darker the better, on a pale copy of the image.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        boxes: (N, 4) xyxy in pixels of the image; they may leave it.
+        scores: (N,) location scores in 0..1.
+        patches: (m, 4) xyxy in pixels.
+        min_side: a smaller image is enlarged to this shorter side.
+    """
+    canvas, scale = pale_copy(image, min_side)
+    for patch in patches:
+        outline(canvas, patch * scale, _PATCH, 2)
+    for index in np.argsort(scores):  # the best on top
+        pale = round(200 * (1 - float(scores[index])))
+        outline(canvas, boxes[index] * scale, (120 + pale // 2, pale, pale), 1)
+    return canvas
+
+
+def draw_assignment(
+    image: np.ndarray,
+    objects: np.ndarray,
+    proposals: np.ndarray,
+    assignment: np.ndarray,
+    *,
+    min_side: int = 240,
+) -> np.ndarray:
+    """Draw every ground truth in a colour of its own, thick, and its proposals thin in the same.
+
+    Proposals that learn background are left out; a ground truth that nobody learns is grey.
+
+    Args:
+        image: (H, W, 3) uint8 BGR; it is drawn pale, so that boxes stand out.
+        objects: (M, 4) xyxy in pixels of the image.
+        proposals: (P, 4) likewise.
+        assignment: (P,) index of the ground truth each proposal learns, -1 for background.
+        min_side: a smaller image is enlarged to this shorter side.
+    """
+    canvas, scale = pale_copy(image, min_side)
+    for index, box in enumerate(objects):
+        learners = proposals[assignment == index]
+        colour = class_colour(index) if len(learners) else (128, 128, 128)
+        for member, thickness in [(box, 2), *((p, 1) for p in learners)]:
+            outline(canvas, member * scale, colour, thickness)
+    return canvas
+
+
+def draw_proposals(image: np.ndarray, boxes: np.ndarray, *, min_side: int = 240) -> np.ndarray:
+    """Draw boxes without names on a pale copy of the image, every proposal in its own colour.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        boxes: (P, 4) xyxy in pixels of the image; they may leave it.
+        min_side: a smaller image is enlarged to this shorter side.
+    """
+    canvas, scale = pale_copy(image, min_side)
+    pad = round(0.15 * min(canvas.shape[:2]))  # boxes of about the whole image lie around it
+    canvas = np.pad(canvas, ((pad, pad), (pad, pad), (0, 0)), constant_values=255)
+    for index, box in enumerate(boxes):
+        outline(canvas, box * scale + pad, class_colour(index), 1)
+    return canvas
+
+
+def picture_of(
+    image: np.ndarray,
+    record: dict[str, Any],
+    found: Instances,
+    classes: list[str],
+    threshold: float,
+) -> np.ndarray:
+    """Ground truth at the left, predictions at the right.
+
+    Args:
+        image: (H, W, 3) uint8, BGR.
+        record: of the image, with ``annotations``.
+        found: detections in pixels of the image, on the CPU.
+        classes: names.
+        threshold: smallest score that is drawn.
+    """
+    image = np.ascontiguousarray(image)
+    truth = _draw_annotations(image, record["annotations"], classes)
+    found = found[found.scores >= threshold]
+    prediction = draw_boxes(
+        image,
+        found.pred_boxes.tensor.numpy(),
+        found.pred_classes.tolist(),
+        classes,
+        found.scores.tolist(),
+    )
+    titles = ["ground truth", f"prediction (score >= {threshold:g})"]
+    return side_by_side([truth, prediction], titles)
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` indices, spread evenly over `total`."""
+    chosen: list[int] = np.unique(np.linspace(0, total - 1, count).round().astype(int)).tolist()
+    return chosen
+
+
+def _draw_annotations(image: np.ndarray, annotations: list[dict], names: list[str]) -> np.ndarray:
+    boxes = [
+        BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
+    ]
+    labels = [a["category_id"] for a in annotations]
+    return draw_boxes(image, np.array(boxes, dtype=float).reshape(-1, 4), labels, names)

@@ -8,7 +8,7 @@ import pytest
 from conftest import SMALL
 
 from dsrcnn.cli.main import main
-from dsrcnn.engine.launch import run
+from dsrcnn.engine.main import run
 
 
 def test_help_lists_the_commands(capsys):

@@ -12,7 +12,7 @@ from conftest import REPOSITORY, SMALL
 from detectron2.utils.logger import setup_logger
 
 from dsrcnn.data.datasets.shapes import CLASSES, draw_scene, shapes_records
-from dsrcnn.engine.launch import run
+from dsrcnn.engine.main import run
 
 QUICK = ["--config-file", "quick/sparse_rcnn_shapes"]
 

@@ -5,7 +5,7 @@ import yaml
 from conftest import tiny_cfg
 
 from dsrcnn.config import read_cfg
-from dsrcnn.config.read import find_config
+from dsrcnn.config.load import find_config
 from dsrcnn.errors import ConfigError
 
 NODE = "MODEL.SparseRCNN"

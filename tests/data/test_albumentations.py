@@ -8,8 +8,8 @@ from detectron2.structures import BoxMode
 
 from dsrcnn.config import check_config
 from dsrcnn.data import build_train_loader
-from dsrcnn.data.augmentation import AlbumentationsAdapter
-from dsrcnn.data.stream import Draw, seeded
+from dsrcnn.data.samplers import Draw, seeded
+from dsrcnn.data.transforms import AlbumentationsAdapter
 from dsrcnn.errors import ConfigError, DataError
 
 pytest.importorskip("albumentations", reason="pip install 'dsrcnn[albumentations]'")

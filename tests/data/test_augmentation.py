@@ -8,7 +8,8 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from dsrcnn.config import check_config
-from dsrcnn.data.augmentation import (
+from dsrcnn.data.mapper import DetectionMapper
+from dsrcnn.data.transforms import (
     RandomBlur,
     RandomHSV,
     RandomNoise,
@@ -17,7 +18,6 @@ from dsrcnn.data.augmentation import (
     build_augmentations,
     build_resizing,
 )
-from dsrcnn.data.mapper import DetectionMapper
 from dsrcnn.errors import ConfigError
 
 DRAWS = 1000

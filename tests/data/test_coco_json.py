@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from dsrcnn.data import register_coco_json
-from dsrcnn.data.datasets.coco_json import load_checked_coco_json, read_categories
+from dsrcnn.data.datasets.coco import load_checked_coco_json, read_categories
 from dsrcnn.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")

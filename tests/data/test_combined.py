@@ -6,9 +6,8 @@ import torch
 from conftest import coco_options, quick_cfg
 
 from dsrcnn.data import build_train_loader
-from dsrcnn.data.augmentation.combining import Sample, copy_paste, mixup, mosaic
-from dsrcnn.data.combined import CombinedDataset
-from dsrcnn.data.stream import Draw
+from dsrcnn.data.samplers import Draw
+from dsrcnn.data.transforms.mosaic import CombinedDataset, Sample, copy_paste, mixup, mosaic
 
 FILL = (1, 2, 3)
 # No mixture of one of them with black is near another.

@@ -11,7 +11,7 @@ from PIL import Image
 from dsrcnn import load_cfg
 from dsrcnn.data import DetectionMapper
 from dsrcnn.data.datasets.shapes import CLASSES, draw_scene, shapes_records
-from dsrcnn.engine.launch import run
+from dsrcnn.engine.main import run
 from dsrcnn.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")

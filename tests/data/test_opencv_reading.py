@@ -10,9 +10,8 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from dsrcnn.data import DetectionMapper, build_train_loader
-from dsrcnn.data.mapper import read_image
-from dsrcnn.data.opencv_reading import ResizeByOpenCV, decode_jpeg, use_one_thread
-from dsrcnn.data.stream import Draw
+from dsrcnn.data.mapper import ResizeByOpenCV, decode_jpeg, read_image, use_one_thread
+from dsrcnn.data.samplers import Draw
 from dsrcnn.errors import DataError
 
 

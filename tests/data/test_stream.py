@@ -7,8 +7,8 @@ import torch
 from conftest import quick_cfg, tiny_cfg
 from detectron2.data.samplers import TrainingSampler
 
-from dsrcnn.data.loaders import build_train_loader, training_records
-from dsrcnn.data.stream import SeededDataset, TrainingBatches, mixed_seed, seeded
+from dsrcnn.data.build import build_train_loader, training_records
+from dsrcnn.data.samplers import SeededDataset, TrainingBatches, mixed_seed, seeded
 from dsrcnn.errors import ConfigError
 
 

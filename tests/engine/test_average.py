@@ -4,8 +4,8 @@ from conftest import batch, coco_options, quick_cfg, tiny_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
-from dsrcnn.engine.average import AveragedWeights
-from dsrcnn.engine.launch import evaluate
+from dsrcnn.engine.ema import AveragedWeights
+from dsrcnn.engine.main import evaluate
 from dsrcnn.engine.trainer import Trainer
 
 

@@ -7,9 +7,14 @@ from conftest import batch, coco_options, quick_cfg, tiny_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from dsrcnn.engine.evaluation_hooks import BestModel, EarlyStop, Evaluation
+from dsrcnn.engine.eval_hooks import (
+    BestModel,
+    EarlyStop,
+    Evaluation,
+    losses_without_learning,
+    validation_losses,
+)
 from dsrcnn.engine.trainer import Trainer
-from dsrcnn.engine.validation_loss import losses_without_learning, validation_losses
 from dsrcnn.errors import CheckpointError, ConfigError
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import SMALL, coco_options, quick_cfg
 
-from dsrcnn.engine.launch import run
-from dsrcnn.engine.recipe import final_recipe, warn_of_few_images
+from dsrcnn.engine.main import run
+from dsrcnn.engine.setup import final_recipe, warn_of_few_images
 from dsrcnn.engine.trainer import Trainer
 
 QUICK = ["--config-file", "quick/sparse_rcnn_shapes"]

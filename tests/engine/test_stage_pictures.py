@@ -5,8 +5,8 @@ import torch
 from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 
-from dsrcnn.engine.pictures import predict_at_every_stage
-from dsrcnn.engine.recollection_pictures import stage_that_had_most
+from dsrcnn.analysis.images import predict_at_every_stage
+from dsrcnn.analysis.recollection import stage_that_had_most
 
 SQR = ["MODEL.SparseRCNN.SQR.ENABLED", True]
 

@@ -5,10 +5,10 @@ import torch
 from conftest import coco_options, quick_cfg
 from detectron2.engine import DefaultPredictor
 
+from dsrcnn.config.load import load_cfg
 from dsrcnn.data.datasets.shapes import draw_scene
 from dsrcnn.data.mapper import read_image
-from dsrcnn.engine.config import load_cfg
-from dsrcnn.engine.launch import evaluate
+from dsrcnn.engine.main import evaluate
 from dsrcnn.engine.trainer import Trainer
 from dsrcnn.errors import DataError, NonFiniteLossError
 

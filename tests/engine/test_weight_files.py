@@ -10,10 +10,10 @@ from conftest import quick_cfg, tiny_cfg
 from detectron2.modeling import build_model
 
 from dsrcnn.cli.main import main
-from dsrcnn.engine import weight_files
+from dsrcnn.engine import weight_io as weight_files
 from dsrcnn.engine.checkpoint import ReportingCheckpointer
 from dsrcnn.engine.trainer import Trainer
-from dsrcnn.engine.weight_files import read_pickle, read_weights, write_atomically
+from dsrcnn.engine.weight_io import read_pickle, read_weights, write_atomically
 from dsrcnn.errors import CheckpointError, UnreadableWeightsError, WeightsError
 
 

@@ -14,16 +14,11 @@ from PIL import Image
 
 from dsrcnn.data.datasets import crowdhuman, register_crowdhuman
 from dsrcnn.data.datasets.crowdhuman import convert_crowdhuman
-from dsrcnn.engine.launch import run
+from dsrcnn.engine.main import run
 from dsrcnn.errors import DataError
 from dsrcnn.evaluation import build_evaluator
 from dsrcnn.evaluation import crowdhuman as crowdhuman_evaluation
-from dsrcnn.evaluation.crowdhuman_metrics import (
-    CrowdImage,
-    crowdhuman_metrics,
-    jaccard_index,
-    match_image,
-)
+from dsrcnn.evaluation.crowdhuman import CrowdImage, crowdhuman_metrics, jaccard_index, match_image
 
 PERSON = [10.0, 10, 50, 90]
 OTHER = [100.0, 10, 140, 90]

@@ -2,7 +2,7 @@
 
 import torch
 
-from dsrcnn.evaluation.found_objects import found_objects
+from dsrcnn.evaluation.duplicates import found_objects
 
 OBJECTS = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [21, 0, 31, 10]])
 CLASSES = torch.tensor([0, 1, 1])

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from dsrcnn.data import build_train_loader
-from dsrcnn.data.datasets.classes import check_registered
+from dsrcnn.data.datasets.custom import check_registered
 from dsrcnn.errors import DataError
 from dsrcnn.evaluation import build_evaluator
 

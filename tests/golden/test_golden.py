@@ -11,8 +11,8 @@ from detectron2.modeling import build_model
 from weights import fill, inputs
 
 from dsrcnn.config import read_cfg
-from dsrcnn.modeling.inputs import pad_targets
 from dsrcnn.modeling.matching import OptimalTransportMatcher, UnitRule
+from dsrcnn.modeling.meta_arch.base import pad_targets
 
 HERE = Path(__file__).parent
 RELATIVE = 1e-4

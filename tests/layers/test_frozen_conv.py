@@ -5,7 +5,7 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 
-from dsrcnn.layers.frozen_conv import FrozenNormConv2d, fold_frozen_norms
+from dsrcnn.layers.norm import FrozenNormConv2d, fold_frozen_norms
 
 
 def convolutions():

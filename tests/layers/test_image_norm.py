@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsrcnn.layers.image_norm import ImageNorm
-from dsrcnn.layers.norms import norms_at_rest
+from dsrcnn.layers.norm import ImageNorm, norms_at_rest
 
 
 def test_in_one_process_it_is_torchs_batch_norm():

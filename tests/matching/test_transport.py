@@ -14,7 +14,7 @@ from dsrcnn.modeling.matching import (
     UnitRule,
     sinkhorn,
 )
-from dsrcnn.modeling.matching.transport import Transport
+from dsrcnn.modeling.matching.optimal_transport import Transport
 from dsrcnn.structures import Predictions, Targets
 
 COUNTS = [3, 0, 7, 12]

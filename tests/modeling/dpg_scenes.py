@@ -4,10 +4,7 @@ import pytest
 import torch
 from conftest import tiny_cfg
 
-from dsrcnn.modeling.proposals import (
-    DynamicProposals,
-    TemperatureSchedule,
-)
+from dsrcnn.modeling.proposals import DynamicProposals, TemperatureSchedule
 
 DPG = ["MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.DPG.HIDDEN", 16]
 SIZES = [(64, 96), (96, 64)]

@@ -4,7 +4,7 @@ import torch
 from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 
-from dsrcnn.modeling.inputs import image_sizes, pad_targets
+from dsrcnn.modeling.meta_arch.base import image_sizes, pad_targets
 from dsrcnn.structures import Proposals
 
 SIZES = [(64, 96), (96, 64), (64, 64), (96, 96)]

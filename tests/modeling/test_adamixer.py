@@ -9,7 +9,7 @@ from dsrcnn.config import check_config, read_cfg
 from dsrcnn.errors import ConfigError
 from dsrcnn.layers.point_sampling import GroupedPyramid
 from dsrcnn.modeling.decoder import AdaMixerStage
-from dsrcnn.modeling.decoder.recollection import plain_sets
+from dsrcnn.modeling.decoder.sqr import plain_sets
 
 SIZES = [(64, 96), (96, 64)]
 KEY = "MODEL.SparseRCNN."

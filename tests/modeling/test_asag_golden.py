@@ -17,13 +17,7 @@ from dsrcnn.modeling.asag import (
     attention_mask,
 )
 from dsrcnn.modeling.decoder import AdaMixerStage, RCNNHead, RoIFeatures
-from dsrcnn.structures import (
-    Predictions,
-    Targets,
-    TermWeights,
-    box_cxcywh_to_xyxy,
-    boxes_to_xyzr,
-)
+from dsrcnn.structures import Predictions, Targets, TermWeights, box_cxcywh_to_xyxy, boxes_to_xyzr
 
 sys.path.insert(0, str(REPOSITORY / "tests/golden"))
 from asag_fill import feature, fill, parameter

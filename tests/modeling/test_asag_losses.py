@@ -5,14 +5,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from dsrcnn.modeling.asag import ASAGCriterion, FixedLevels, Objects, ProbedLevel
-from dsrcnn.modeling.asag.set_losses import (
+from dsrcnn.modeling.asag.criterion import (
     Learned,
     anchor_losses,
+    area_weight,
     detection_losses,
     match,
     matching_costs,
 )
-from dsrcnn.modeling.asag.weighting import area_weight
 from dsrcnn.structures import Predictions, Targets, TermWeights
 
 COSTS = TermWeights(2.0, 5.0, 2.0)

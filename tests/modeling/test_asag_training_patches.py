@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dsrcnn.modeling.asag import Objects
-from dsrcnn.modeling.asag.training_patches import (
+from dsrcnn.modeling.asag.patches import (
     PatchLessons,
     flipped,
     object_patches,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dsrcnn.modeling.asag.weighting import (
+from dsrcnn.modeling.asag.criterion import (
     area_weight,
     quality_focal_loss,
     query_weights,

@@ -9,7 +9,7 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_backbone, build_model
 
 from dsrcnn.config import check_config
-from dsrcnn.engine.config import load_cfg, use_pixel_statistics
+from dsrcnn.config.load import load_cfg, use_pixel_statistics
 from dsrcnn.errors import ConfigError, WeightsError
 from dsrcnn.modeling.backbone.necks import BiFPN
 from dsrcnn.modeling.backbone.timm_backbone import TimmBackbone, pixel_statistics

@@ -9,11 +9,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from dpg_scenes import DPG, SIZES, _same_start, dpg, pyramid, sizes, source  # noqa: F401  (a fixture)
 
-from dsrcnn.modeling.proposals import (
-    DynamicProposals,
-    TemperatureSchedule,
-    mixing_statistics,
-)
+from dsrcnn.modeling.proposals import DynamicProposals, TemperatureSchedule
+from dsrcnn.modeling.proposals.dynamic import mixing_statistics
 
 
 def test_temperature_falls_linearly_and_stays_at_its_end():

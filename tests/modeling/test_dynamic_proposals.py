@@ -8,10 +8,7 @@ from detectron2.modeling import build_model
 from dpg_scenes import DPG, SIZES, _same_start, dpg, pyramid, sizes, source  # noqa: F401  (a fixture)
 
 from dsrcnn.config import read_cfg
-from dsrcnn.modeling.proposals import (
-    DynamicProposals,
-    TemperatureSchedule,
-)
+from dsrcnn.modeling.proposals import DynamicProposals, TemperatureSchedule
 from dsrcnn.modeling.proposals.staircase import StairStep, climb, resize_nearest
 
 

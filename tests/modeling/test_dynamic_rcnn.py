@@ -12,10 +12,10 @@ from detectron2.utils.events import EventStorage
 
 from dsrcnn.cli.main import main
 from dsrcnn.config import check_config, read_cfg
-from dsrcnn.engine.average import AveragedWeights
 from dsrcnn.engine.checkpoint import ReportingCheckpointer
-from dsrcnn.engine.launch import run
-from dsrcnn.engine.validation_loss import losses_without_learning
+from dsrcnn.engine.ema import AveragedWeights
+from dsrcnn.engine.eval_hooks import losses_without_learning
+from dsrcnn.engine.main import run
 from dsrcnn.errors import ConfigError
 from dsrcnn.solver import build_optimizer
 

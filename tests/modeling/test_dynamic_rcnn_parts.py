@@ -9,9 +9,9 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
-from dsrcnn.modeling.roi_heads.dynamic_matcher import DynamicMatcher
-from dsrcnn.modeling.roi_heads.dynamic_output_layers import (
+from dsrcnn.modeling.roi_heads.dynamic_roi_heads import (
     DynamicFastRCNNOutputLayers,
+    DynamicMatcher,
     regression_magnitudes,
     smooth_l1,
 )

@@ -1,7 +1,7 @@
 import pytest
 
 from dsrcnn.errors import ConfigError
-from dsrcnn.modeling.proposals import initial_boxes
+from dsrcnn.modeling.proposals.learned import initial_boxes
 
 
 @pytest.mark.parametrize("count", [1, 5, 50, 300])

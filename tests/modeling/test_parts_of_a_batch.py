@@ -5,7 +5,7 @@ import torch
 from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 
-from dsrcnn.layers.norms import norms_at_rest
+from dsrcnn.layers.norm import norms_at_rest
 
 SIZES = [(64, 96), (64, 96), (64, 96), (64, 96)]
 DLA = ["MODEL.SparseRCNN.DLA.ENABLED", True]

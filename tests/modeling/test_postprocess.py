@@ -4,7 +4,7 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 from torchvision.ops import batched_nms
 
-from dsrcnn.modeling.postprocess import select_detections, suppress_duplicates
+from dsrcnn.modeling.postprocessing import select_detections, suppress_duplicates
 
 
 def detections(images=3, count=40, classes=5, seed=0):

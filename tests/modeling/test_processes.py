@@ -10,11 +10,12 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 
 from dsrcnn.engine.hooks import average_norms
-from dsrcnn.engine.processes import for_all_processes, leave_processes
-from dsrcnn.layers.image_norm import ImageNorm
+from dsrcnn.engine.launch import for_all_processes, leave_processes
+from dsrcnn.layers.norm import ImageNorm
 from dsrcnn.modeling.losses import SetCriterion
 from dsrcnn.modeling.roi_heads.training_stats import DynamicTrainingStats
-from dsrcnn.structures import Predictions, Targets, TermWeights, mean_over_processes
+from dsrcnn.structures import Predictions, Targets, TermWeights
+from dsrcnn.utils.distributed import mean_over_processes
 
 
 def _losses(objects):

@@ -15,9 +15,9 @@ from recollection_scenes import (
     sqr,
 )
 
-from dsrcnn.benchmark.reference_recollection import refine_by_loop
-from dsrcnn.modeling.decoder.recollection import plain_sets
-from dsrcnn.modeling.inputs import image_sizes, pad_targets
+from benchmarks.reference_recollection import refine_by_loop
+from dsrcnn.modeling.decoder.sqr import plain_sets
+from dsrcnn.modeling.meta_arch.base import image_sizes, pad_targets
 from dsrcnn.structures import Predictions
 
 

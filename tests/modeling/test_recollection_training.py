@@ -6,7 +6,7 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 from recollection_scenes import DLA, PLAIN, SIZES, STAGES, inputs_of, model_of, sqr
 
-from dsrcnn.engine.average import AveragedWeights
+from dsrcnn.engine.ema import AveragedWeights
 from dsrcnn.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dsrcnn.errors import ConfigError
-from dsrcnn.modeling.decoder.recollection import (
+from dsrcnn.modeling.decoder.sqr import (
     GroupMemory,
     check_windows,
     plain_windows,

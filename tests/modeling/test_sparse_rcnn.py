@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 
 from dsrcnn.config import read_cfg
 from dsrcnn.modeling.decoder import DynamicHead, RCNNHead, RoIFeatures
-from dsrcnn.modeling.postprocess import select_detections
+from dsrcnn.modeling.postprocessing import select_detections
 from dsrcnn.structures import Proposals
 
 SIZES = [(64, 96), (96, 64)]

@@ -4,7 +4,7 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_model
 
 from dsrcnn.errors import ConfigError
-from dsrcnn.modeling.test_time_augmentation import TestTimeAugmentation, vote_boxes
+from dsrcnn.modeling.tta import TestTimeAugmentation, vote_boxes
 
 PLAIN = ["TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.SCALE_FILTER", False, "TEST.AUG.FLIP", False]
 

@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
+from dsrcnn.analysis.proposals import draw_expert_weights
 from dsrcnn.visualization import (
     draw_assignment,
     draw_boxes,
     draw_curves,
-    draw_expert_weights,
     draw_proposals,
     one_below_the_other,
     side_by_side,

@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.figure import Figure
 
-from dsrcnn.visualization import draw_results
+from tools.draw_results import draw_results
 
 
 def row(config, seed, nms, ap, opts=""):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dsrcnn.modeling.decoder.recollection import recollection_windows, routes_of
-from dsrcnn.visualization.recollection import route_dots, route_line
+from dsrcnn.analysis.recollection import route_dots, route_line
+from dsrcnn.modeling.decoder.sqr import recollection_windows, routes_of
 
 STARTS = [{"start": start} for start in range(1, 7)]
 

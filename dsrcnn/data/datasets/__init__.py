@@ -1,9 +1,8 @@
 """Data sets by name: synthetic shapes, and one's own in the layouts of COCO, VOC and YOLO."""
 
-from .classes import class_names, resolve_num_classes
-from .coco_json import register_coco_json
+from .coco import register_coco_json
 from .crowdhuman import register_crowdhuman
-from .custom import use_custom_data
+from .custom import class_names, resolve_num_classes, use_custom_data
 from .shapes import register_shapes
 
 __all__ = [

@@ -10,9 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from ...errors import DataError
-from ..annotations import shown_size
-from .coco_json import load_checked_coco_json
-from .faults import read_lines
+from .coco import load_checked_coco_json
+from .validate import read_lines, shown_size
 
 __all__ = ["convert_crowdhuman", "register_crowdhuman"]
 

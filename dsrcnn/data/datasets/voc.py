@@ -6,8 +6,7 @@ from xml.etree import ElementTree
 from detectron2.structures import BoxMode
 
 from ...errors import DataError
-from .checks import check_records
-from .faults import Fail, read_lines, refuse
+from .validate import Fail, check_records, read_lines, refuse
 
 __all__ = ["load_voc", "read_voc", "voc_classes", "voc_splits"]
 

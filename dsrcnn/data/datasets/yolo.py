@@ -7,9 +7,7 @@ import yaml
 from detectron2.structures import BoxMode
 
 from ...errors import DataError
-from ..annotations import shown_size
-from .checks import check_records
-from .faults import Fail, read_lines, refuse
+from .validate import Fail, check_records, read_lines, refuse, shown_size
 
 __all__ = ["load_yolo", "read_yolo", "yolo_classes", "yolo_splits"]
 

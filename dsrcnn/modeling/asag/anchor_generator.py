@@ -8,21 +8,30 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ...layers.blocks import initialize_xavier
-from .anchors import Anchors, FixedLevels, ProbedLevel, ProbingRule
+from ...utils.events import storage_in_turn
 from .patches import (
+    Anchors,
+    FixedLevels,
     PatchCompressor,
+    PatchLessons,
+    ProbedLevel,
+    ProbingRule,
     crop_positions,
     from_patches,
     rank_in_group,
     resize_valid,
     thinned,
 )
-from .training_patches import PatchLessons
 
-__all__ = ["AnchorGenerator"]
+__all__ = [
+    "AnchorGenerator",
+    "AnchorLog",
+]
+
 
 _STRIDES = (8, 16, 32)  # of P3, P4 and P5, in the order of their nets
 _PROBED = ((1, 16), (0, 8))  # net and stride of the levels that are probed: P4, then P3
@@ -258,3 +267,38 @@ class _Perceptron(nn.Module):
             x = F.gelu(layer(x))
         result: Tensor = self.layers[-1](x)
         return result
+
+
+class AnchorLog:
+    """Writes into Detectron2's event storage, every `period` iterations.
+
+    Means over the images of the process: ``asag/anchors``, ``asag/location_score`` of the best
+    anchor, and for level 4 and 3 ``asag/patches_p4`` that gave anchors out.
+    """
+
+    def __init__(self, period: int) -> None:
+        """Set the period in iterations."""
+        self.period = period
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "AnchorLog | None":
+        """Read `MODEL.ASAG`; None where nothing is to be logged."""
+        period = cfg.MODEL.ASAG.LOG_PERIOD
+        return cls(period) if period else None
+
+    def __call__(self, anchors: Anchors, probed: list[ProbedLevel]) -> None:
+        """Log this iteration if it is its turn."""
+        storage = storage_in_turn(self.period)
+        if storage is None:
+            return
+        images = len(anchors.mask)
+        found = {
+            "anchors": anchors.mask.sum() / images,
+            "location_score": anchors.scores.amax(dim=1).mean(),
+        }
+        for level in probed:
+            name = f"patches_p{level.stride.bit_length() - 1}"
+            found[name] = (~level.spare).sum() / images
+        values = torch.stack(list(found.values())).tolist()  # one transfer
+        named = {f"asag/{k}": v for k, v in zip(found, values, strict=True)}
+        storage.put_scalars(smoothing_hint=False, **named)

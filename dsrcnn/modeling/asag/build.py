@@ -4,10 +4,10 @@ from detectron2.config import CfgNode
 
 from ...errors import ConfigError
 from ..decoder import AdaMixerStage, RCNNHead, RoIFeatures
-from ..decoder.roi_features import stride_of
+from ..decoder.rcnn_head import stride_of
 from .anchor_generator import AnchorGenerator
-from .anchors import ProbingRule
-from .parallel_decoders import ParallelDecoders
+from .patches import ProbingRule
+from .queries import ParallelDecoders
 
 __all__ = ["LEVELS_PROBED", "build_decoders", "build_generator"]
 

@@ -6,10 +6,12 @@ from itertools import chain
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
+from ...config.load import config_step
 from ...errors import ConfigError, WeightsError
 
 __all__ = ["STRIDES", "TimmBackbone", "freeze_norms_of_timm", "pixel_statistics"]
@@ -244,6 +246,14 @@ def freeze_norms_of_timm(module: nn.Module) -> nn.Module:
 
         return freeze_batch_norm_2d(module)
     return module
+
+
+@config_step
+def use_pixel_statistics(cfg: CfgNode) -> None:
+    """Standardize pixels as the weights of a timm backbone expect it, in place."""
+    if "timm" in cfg.MODEL.BACKBONE.NAME and cfg.MODEL.TIMM.PIXEL_STATISTICS:
+        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = pixel_statistics(cfg.MODEL.TIMM.NAME)
+        cfg.INPUT.FORMAT = "RGB"
 
 
 def pixel_statistics(name: str) -> tuple[list[float], list[float]]:

@@ -1,11 +1,8 @@
 """The decoder: stages that refine proposals, and the cascade that runs them."""
 
-from .adamixer import AdaMixerDecoder
-from .adamixer_stage import AdaMixerStage
+from .adamixer import AdaMixerDecoder, AdaMixerStage, PositionalStage
 from .cascade import Cascade, DynamicHead
-from .positional_stage import PositionalStage
-from .roi_features import RoIFeatures
-from .sparse_stage import RCNNHead
+from .rcnn_head import RCNNHead, RoIFeatures
 
 __all__ = [
     "AdaMixerDecoder",

@@ -15,15 +15,8 @@ from torch import Tensor, nn
 from ...layers.activation_checkpoint import checkpointed
 from ...layers.roi_align import FeatureTable
 from ...structures import Predictions, Proposals
-from .recollection import (
-    GroupMemory,
-    Window,
-    build_windows,
-    check_windows,
-    plain_windows,
-)
-from .roi_features import RoIFeatures
-from .sparse_stage import RCNNHead
+from .rcnn_head import RCNNHead, RoIFeatures
+from .sqr import GroupMemory, Window, build_windows, check_windows, plain_windows
 
 __all__ = ["Cascade", "DynamicHead", "Stage"]
 

@@ -10,13 +10,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...structures import (
-    Predictions,
-    Targets,
-    TermWeights,
-    at_least_float32,
-    mean_over_processes,
-)
+from ...structures import Predictions, Targets, TermWeights, at_least_float32
+from ...utils.distributed import mean_over_processes
 from .box_losses import box_losses
 from .class_losses import cross_entropy_losses, focal_losses
 

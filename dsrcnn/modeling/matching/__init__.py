@@ -1,18 +1,18 @@
 """Which proposal learns which ground truth: costs and assignments, without heads or proposals."""
 
-from .costs import CostSettings, pairwise_costs
-from .decisions import (
+from .assignment import (
     decide_exact,
     decide_rescaled,
     decide_top_units,
     limit_positives,
     repair_unmatched,
 )
+from .costs import CostSettings, pairwise_costs
 from .hungarian import HungarianMatcher, assign_one_to_one
 from .matcher import MATCHER_REGISTRY, Matcher, build_matcher
+from .optimal_transport import OptimalTransportMatcher
 from .simota import SimOTAMatcher, assign_cheapest
 from .sinkhorn import assign_exact, column_error, sinkhorn
-from .transport import OptimalTransportMatcher
 from .units import UnitRule, assign_units, unit_offsets
 
 __all__ = [

@@ -10,13 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ...structures import (
-    Predictions,
-    Targets,
-    TermWeights,
-    at_least_float32,
-    pairwise_overlaps,
-)
+from ...structures import Predictions, Targets, TermWeights, at_least_float32, pairwise_overlaps
 
 __all__ = ["WORST_COST", "CostSettings", "bounded_costs", "class_cost", "pairwise_costs"]
 

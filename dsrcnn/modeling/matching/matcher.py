@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...structures import Predictions, Targets
+from ...utils.events import storage_in_turn
 from .costs import CostSettings, bounded_costs, pairwise_costs
+from .units import UnitRule, unit_statistics
 
-__all__ = ["MATCHER_REGISTRY", "Matcher", "build_matcher"]
+__all__ = ["MATCHER_REGISTRY", "AssignmentLog", "Matcher", "UnitMatcher", "build_matcher"]
 
 MATCHER_REGISTRY = Registry("MATCHER")
 MATCHER_REGISTRY.__doc__ = """
@@ -98,3 +100,90 @@ def build_matcher(cfg: CfgNode) -> Matcher:
         raise ConfigError(f"MODEL.SparseRCNN.DLA.MATCHER is {name!r}; write one of {known}.")
     matcher: Matcher = MATCHER_REGISTRY.get(name)(cfg)
     return matcher
+
+
+class UnitMatcher(Matcher):
+    """Has units, a repair, and tells about the units in the log."""
+
+    def __init__(self, *, costs: CostSettings, units: UnitRule, repair: int) -> None:
+        """Set what all of them have.
+
+        Args:
+            costs: how costs are computed.
+            units: how many proposals a ground truth supplies.
+            repair: passes of `repair_unmatched`.
+        """
+        super().__init__(costs=costs)
+        self.units = units
+        self.repair = repair
+
+    def extra_repr(self) -> str:
+        """Settings for the printed model."""
+        return f"{super().extra_repr()}, {self.units}, repair={self.repair}"
+
+    @torch.no_grad()
+    def statistics(
+        self, predictions: Predictions, targets: Targets, assignment: Tensor
+    ) -> dict[str, Tensor]:
+        """Adds the units (`unit_statistics`) and what `plan_statistics` tells."""
+        found = super().statistics(predictions, targets, assignment)
+        if targets.mask.shape[1] == 0:
+            return found
+        cost, iou = self.finite_costs(predictions, targets)
+        units = self.units(iou, targets.mask, predictions.stage)
+        found |= unit_statistics(units, targets.mask)
+        return found | self.plan_statistics(cost, units, targets.mask)
+
+    def plan_statistics(self, cost: Tensor, units: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What a matcher has to tell beyond units: nothing, unless it says otherwise.
+
+        Args:
+            cost: (Q, B, M, P), finite.
+            units: (Q, B, M).
+            mask: (B, M) bool.
+
+        Returns:
+            Tensors (Q,) by name.
+        """
+        return {}
+
+
+class AssignmentLog:
+    """Writes a matcher's statistics into Detectron2's event storage, every `period` iterations.
+
+    They are computed for the log alone, and read from the device in one transfer: iterations in
+    between pay nothing. Names are ``dla/<statistic>_<stage>``, stages counted from 0 as in the
+    losses, and ``dla/<statistic>`` for the last one.
+    """
+
+    def __init__(self, period: int, num_stages: int) -> None:
+        """Set the period in iterations and the number of stages."""
+        self.period = period
+        self.num_stages = num_stages
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "AssignmentLog | None":
+        """Read `MODEL.SparseRCNN.DLA`; None where nothing is to be logged."""
+        node = cfg.MODEL.SparseRCNN
+        if not (node.DLA.ENABLED and node.DLA.LOG_PERIOD):
+            return None
+        return cls(node.DLA.LOG_PERIOD, node.NUM_HEADS)
+
+    def __call__(
+        self, matcher: Matcher, predictions: Predictions, targets: Targets, assignment: Tensor
+    ) -> None:
+        """Log this iteration if it is its turn."""
+        storage = storage_in_turn(self.period)
+        if storage is None:
+            return
+        found = matcher.statistics(predictions, targets, assignment)
+        stages = predictions.stage.float()
+        rows = torch.stack([stages, *(v.float() for v in found.values())]).cpu()
+        for stage in range(self.num_stages):
+            of_stage = rows[1:, rows[0] == stage]
+            if of_stage.shape[1]:
+                suffix = "" if stage == self.num_stages - 1 else f"_{stage}"
+                means = dict(zip(found, of_stage.mean(dim=1).tolist(), strict=True))
+                storage.put_scalars(
+                    smoothing_hint=False, **{f"dla/{k}{suffix}": v for k, v in means.items()}
+                )

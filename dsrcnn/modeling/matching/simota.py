@@ -11,10 +11,9 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from ...structures import Targets
+from .assignment import repair_unmatched
 from .costs import CostSettings
-from .decisions import repair_unmatched
-from .matcher import MATCHER_REGISTRY
-from .unit_matcher import UnitMatcher
+from .matcher import MATCHER_REGISTRY, UnitMatcher
 from .units import UnitRule
 
 __all__ = ["SimOTAMatcher", "assign_cheapest"]

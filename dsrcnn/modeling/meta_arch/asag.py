@@ -31,8 +31,7 @@ from ..asag import (
     objects_of,
 )
 from ..decoder import RoIFeatures
-from ..inputs import image_sizes, pad_targets
-from .sparse_detector import SparseDetector
+from .base import SparseDetector, image_sizes, pad_targets
 
 __all__ = ["ASAG"]
 

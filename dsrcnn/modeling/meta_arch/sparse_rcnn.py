@@ -8,21 +8,55 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...layers.norms import norms_at_rest
+from ...layers.norm import norms_at_rest
 from ...structures import Predictions
-from ..assignment_log import AssignmentLog
 from ..decoder import Cascade, DynamicHead
-from ..inputs import image_sizes, pad_targets
+from ..decoder.sqr import RecollectionLog
 from ..losses import LossCounts, SetCriterion
 from ..matching import Matcher, build_matcher
+from ..matching.matcher import AssignmentLog
 from ..proposals import ProposalSource, build_proposals
-from ..recollection_log import RecollectionLog
-from .official_keys import keep_official_keys
-from .sparse_detector import SparseDetector
+from .base import SparseDetector, image_sizes, pad_targets
 
-__all__ = ["DynamicSparseRCNN", "SparseRCNN"]
+__all__ = ["DynamicSparseRCNN", "SparseRCNN", "keep_official_keys"]
+
+# Checkpoints keep the learned proposals at the top level, as officially, and what DPG adds under a
+# name of its own; here all of it belongs to one module. Longer prefixes first.
+_STORED_NAMES = {
+    "proposals.init_proposal_": "init_proposal_",
+    "proposals.": "proposal_generator.",
+}
+
+
+def keep_official_keys(model: nn.Module) -> None:
+    """Let `model`, whose proposals are ``model.proposals``, save and load under official names."""
+    # The public names of the first two exist only since torch 2.5.
+    model._register_state_dict_hook(_save_official_keys)
+    model._register_load_state_dict_pre_hook(_load_official_keys)
+    model.register_load_state_dict_post_hook(_report_official_keys)
+
+
+def _rename(state: dict[str, Any], old: str, new: str) -> None:
+    for key in [k for k in state if k.startswith(old)]:
+        state[new + key[len(old) :]] = state.pop(key)
+
+
+def _save_official_keys(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for own, stored in _STORED_NAMES.items():
+        _rename(state, prefix + own, prefix + stored)
+
+
+def _load_official_keys(state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for own, stored in _STORED_NAMES.items():
+        _rename(state, prefix + stored, prefix + own)
+
+
+def _report_official_keys(module: nn.Module, incompatible: Any) -> None:
+    for names in (incompatible.missing_keys, incompatible.unexpected_keys):
+        for own, stored in _STORED_NAMES.items():
+            names[:] = [name.replace(own, stored) for name in names]
 
 
 @META_ARCH_REGISTRY.register()

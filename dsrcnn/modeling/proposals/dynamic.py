@@ -5,25 +5,92 @@ channels, ``E`` experts, ``L`` levels.
 """
 
 import logging
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from ...layers.norm import ImageNorm
 from ...structures import Proposals, at_least_float32, box_cxcywh_to_xyxy
-from ..decoder.roi_features import stride_of
-from ..event_log import storage_in_turn
-from .initial_boxes import initial_boxes
-from .learned import PROPOSALS_REGISTRY, ProposalSource
-from .logit_norm import LogitNorm
-from .mixing_statistics import mixing_statistics
+from ...utils.events import storage_in_turn
+from ..decoder.rcnn_head import stride_of
+from .build import PROPOSALS_REGISTRY, ProposalSource
+from .learned import initial_boxes
 from .staircase import StairStep, climb, resize_nearest, summarize
-from .temperature import TemperatureSchedule
 
-__all__ = ["DynamicProposals"]
+__all__ = ["DynamicProposals", "LogitNorm", "TemperatureSchedule", "mixing_statistics"]
+
+
+class TemperatureSchedule(NamedTuple):
+    """Linear from `start` to `end` over `iterations` training steps, then `end`.
+
+    Annealing as in dynamic convolution (arXiv 1912.03458, section 3.3), whose method Dynamic Sparse
+    R-CNN takes over.
+
+    Attributes:
+        start: at step 0.
+        end: from step `iterations` on, and in evaluation.
+        iterations: how long; 0 for `end` from the first step on.
+    """
+
+    start: float = 30.0
+    end: float = 1.0
+    iterations: int = 75000
+
+    def at(self, step: Tensor) -> Tensor:
+        """Temperature of a training step, a tensor on the device of `step`."""
+        done = (step / max(self.iterations, 1)).clamp(max=1.0)
+        if self.iterations == 0:
+            done = done * 0 + 1
+        return self.start + (self.end - self.start) * done
+
+
+class LogitNorm(nn.Module):
+    """Mean 0 and variance 1 over images for every logit, in float32.
+
+    The mean over experts, to which a softmax is blind, is taken off before: otherwise all logits of
+    an image could go up and down together, and the experts would still weigh the same.
+    """
+
+    def __init__(self, experts: int, proposals: int) -> None:
+        """Make running statistics for ``E * P`` logits."""
+        super().__init__()
+        self.norm = ImageNorm(experts * proposals)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """(B, E, P) to (B, E, P)."""
+        logits = at_least_float32(logits)
+        relative = logits - logits.mean(dim=1, keepdim=True)
+        return self.norm(relative.flatten(1)).view_as(logits)
+
+
+@torch.no_grad()
+def mixing_statistics(weights: Tensor) -> dict[str, Tensor]:
+    """Sum up the weights of a batch.
+
+    Args:
+        weights: (B, E, P), summing to 1 over the experts.
+
+    Returns:
+        Scalars: ``entropy``, mean over images and proposals, 1 for equal weights and 0 for a choice
+        of one expert; ``dead``, share of the experts of all proposals that have a weight of less
+        than 0.01 on every image; with several images ``variation``, mean total-variation distance
+        between the weights of two of them, 0 if all get the same proposals and at most 1.
+    """
+    images, experts, _ = weights.shape
+    plogp = weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
+    entropy = -plogp.sum(dim=1).mean() / math.log(max(experts, 2))
+    found = {"entropy": entropy, "dead": (weights.amax(dim=0) < 0.01).float().mean()}
+    if images > 1:
+        by_proposal = weights.permute(2, 0, 1)
+        distance = torch.cdist(by_proposal, by_proposal, p=1.0) / 2
+        found["variation"] = distance.sum(dim=(1, 2)).mean() / (images * (images - 1))
+    return found
+
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -1,30 +1,54 @@
 """Learned proposals: one set for all images (Sparse R-CNN, arXiv 2011.12450, section 3.1)."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ...structures import Proposals, box_cxcywh_to_xyxy
-from .initial_boxes import initial_boxes
+from .build import PROPOSALS_REGISTRY, ProposalSource
 
-__all__ = ["PROPOSALS_REGISTRY", "LearnedProposals", "ProposalSource"]
+__all__ = ["INITIAL_BOXES", "ContentQueries", "LearnedProposals", "initial_boxes"]
 
-PROPOSALS_REGISTRY = Registry("PROPOSALS")
-PROPOSALS_REGISTRY.__doc__ = """
-Sources of proposals: what the cascade starts from.
-
-A source is built from a config and called as ``source(features, sizes)`` with pyramid levels
-(B, D, H_l, W_l), finest first, and sizes (B, 4) as ``w, h, w, h`` in pixels. It returns
-`Proposals`. It is a `ProposalSource`, which is told about the end of every training iteration.
-"""
+INITIAL_BOXES = ("image", "center", "grid", "random")
 
 
-class ProposalSource(nn.Module):
-    """What all sources of proposals have in common."""
+def initial_boxes(mode: str, count: int) -> Tensor:
+    """Boxes as fractions of the image.
 
-    def end_iteration(self) -> None:
-        """A training iteration is over; for schedules. A batch may have come in several parts."""
+    Args:
+        mode: "image": each is the whole image. "center": the middle, half as wide and high. "grid":
+            regularly spaced, together covering the image. "random": between two
+            points drawn uniformly from the image.
+        count: ``P``.
+
+    Returns:
+        (P, 4) centre and size.
+
+    Raises:
+        ConfigError: for another mode.
+    """
+    if mode == "image":
+        return torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(count, 1)
+    if mode == "center":
+        return torch.tensor([0.5, 0.5, 0.5, 0.5]).repeat(count, 1)
+    if mode == "grid":
+        columns = math.ceil(math.sqrt(count))
+        rows = math.ceil(count / columns)
+        index = torch.arange(count)
+        x = (index % columns + 0.5) / columns
+        y = (index // columns + 0.5) / rows
+        size = torch.tensor([1 / columns, 1 / rows]).repeat(count, 1)
+        return torch.cat([torch.stack([x, y], dim=1), size], dim=1)
+    if mode == "random":
+        corners = torch.rand(count, 2, 2).sort(dim=1).values
+        return torch.cat([corners.mean(dim=1), corners[:, 1] - corners[:, 0]], dim=1)
+    raise ConfigError(
+        f"MODEL.SparseRCNN.PROPOSALS.BOXES is {mode!r}; write one of {', '.join(INITIAL_BOXES)}."
+    )
 
 
 @PROPOSALS_REGISTRY.register()
@@ -74,3 +98,44 @@ class LearnedProposals(ProposalSource):
         boxes_unit = box_cxcywh_to_xyxy(self.init_proposal_boxes.weight)
         boxes = boxes_unit * sizes.unsqueeze(1)
         return Proposals(boxes, self.init_proposal_features.weight.expand(len(sizes), -1, -1))
+
+
+@PROPOSALS_REGISTRY.register()
+class ContentQueries(ProposalSource):
+    """`P` features that are parameters; boxes are not learned (arXiv 2203.16507, section 3.1).
+
+    Attributes:
+        init_proposal_features: (P, D), standardized for each proposal when they are used.
+    """
+
+    @configurable
+    def __init__(self, *, num_proposals: int, channels: int) -> None:
+        """Start features as N(0, 1).
+
+        Args:
+            num_proposals: ``P``.
+            channels: ``D``.
+        """
+        super().__init__()
+        self.init_proposal_features = nn.Embedding(num_proposals, channels)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Read `MODEL.SparseRCNN`."""
+        node = cfg.MODEL.SparseRCNN
+        return {"num_proposals": node.NUM_PROPOSALS, "channels": node.HIDDEN_DIM}
+
+    def forward(self, features: list[Tensor], sizes: Tensor) -> Proposals:
+        """The same features for all images, in boxes as large as each.
+
+        Args:
+            features: pyramid levels; they are not looked at.
+            sizes: (B, 4) ``w, h, w, h`` of each image in pixels.
+
+        Returns:
+            Boxes (B, P, 4) xyxy in pixels and features (B, P, D).
+        """
+        weight = self.init_proposal_features.weight
+        states = F.layer_norm(weight, weight.shape[-1:]).expand(len(sizes), -1, -1)
+        corners = torch.cat([torch.zeros_like(sizes[:, :2]), sizes[:, 2:]], dim=1)
+        return Proposals(corners.unsqueeze(1).expand(-1, len(weight), -1), states)

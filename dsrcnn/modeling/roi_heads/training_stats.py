@@ -7,7 +7,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ...structures import gathered_over_processes
+from ...utils.distributed import gathered_over_processes
 
 __all__ = ["DynamicTrainingStats"]
 

@@ -1,0 +1,159 @@
+"""Reading configs: a path or the name of a shipped file, plus ``KEY VALUE`` overrides."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from ..errors import ConfigError
+from .defaults import add_dsrcnn_config
+from .validate import check_config, choose_device
+
+__all__ = ["config_step", "find_config", "load_cfg", "read_cfg", "shipped_configs"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# In a clone the configs stand beside the package, in a built wheel inside it.
+_CONFIGS = next(
+    (p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), _PACKAGE
+)
+_UNKNOWN = "key: "  # in yacs' message about a key that does not exist
+_WHOLE_FOR_FLOAT = "(<class 'float'> vs. <class 'int'>)"  # likewise about a value of another type
+
+
+def shipped_configs() -> list[str]:
+    """Names of the shipped configs, such as ``quick/sparse_rcnn_shapes``."""
+    return sorted(str(p.relative_to(_CONFIGS).with_suffix("")) for p in _CONFIGS.rglob("*.yaml"))
+
+
+def find_config(path_or_name: str | Path) -> Path:
+    """The file behind a path or the name of a shipped config.
+
+    Raises:
+        ConfigError: if there is no such file; it lists what is close.
+    """
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    name = str(path_or_name).removeprefix("configs/").removesuffix(".yaml")
+    shipped = _CONFIGS / f"{name}.yaml"
+    if shipped.is_file() and path.suffix != ".yaml":
+        return shipped
+    close = difflib.get_close_matches(name, shipped_configs(), n=3, cutoff=0.4)
+    raise ConfigError(
+        f"Config file {str(path_or_name)!r} does not exist. Write a path to a YAML file or a "
+        f"shipped name, such as: {', '.join(close or shipped_configs())}."
+    )
+
+
+def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
+    """Defaults, then the file, then the overrides; nothing is looked up or checked yet.
+
+    Args:
+        path_or_name: YAML file or shipped name.
+        opts: ``KEY, VALUE, KEY, VALUE ...``.
+
+    Raises:
+        ConfigError: for a file that does not exist, an unknown key or a value of another type.
+    """
+    path = find_config(path_or_name)
+    if len(opts) % 2:
+        raise ConfigError(
+            f"Overrides come in pairs KEY VALUE, but there are {len(opts)} words: "
+            f"{' '.join(map(str, opts))}."
+        )
+    cfg = add_dsrcnn_config(get_cfg())
+    try:
+        cfg.merge_from_file(str(path))
+        cfg.merge_from_list(_whole_to_float(cfg, opts))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} names a _BASE_ that does not exist: {error.filename}") from error
+    except (KeyError, AssertionError) as error:
+        raise ConfigError(_explain(cfg, str(error.args[0]), path)) from error
+    except (TypeError, AttributeError) as error:  # yacs looks for a key inside what is no mapping
+        known = set(_all_keys(cfg))
+        unknown = [str(key) for key in opts[0::2] if key not in known]
+        text = f"{_UNKNOWN}{unknown[0]}" if unknown else "a config file holds lines KEY: VALUE."
+        raise ConfigError(_explain(cfg, text, path)) from error
+    except ValueError as error:
+        hint = ". Write the number with a decimal point." if _WHOLE_FOR_FLOAT in str(error) else ""
+        raise ConfigError(f"{path} or an override holds a wrong value. {error}{hint}") from error
+    return cfg
+
+
+def _whole_to_float(cfg: CfgNode, opts: Sequence[object]) -> list[object]:
+    """``UNIT_STEP 0`` means 0.0: yacs refuses whole numbers for keys that hold fractions."""
+    words = list(opts)
+    for index in range(0, len(words), 2):
+        default: object = cfg
+        for part in str(words[index]).split("."):
+            default = default.get(part) if isinstance(default, CfgNode) else None
+        if isinstance(default, float) and re.fullmatch(r"[+-]?\d+", str(words[index + 1])):
+            words[index + 1] = float(str(words[index + 1]))
+    return words
+
+
+def _explain(cfg: CfgNode, text: str, path: Path) -> str:
+    """What a yacs error says; for an unknown key, with the known keys closest to it."""
+    where = f"{path}, its _BASE_ or the overrides"
+    if _UNKNOWN not in text:
+        return f"{where} cannot be used: {text}"
+    key = text.rsplit(_UNKNOWN, 1)[-1].strip()
+    close = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3, cutoff=0.6)
+    return f"Unknown config key {key!r} (in {where})." + (
+        f" Did you mean {', '.join(close)}?" if close else ""
+    )
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        yield prefix + name
+        if isinstance(value, CfgNode):
+            yield from _all_keys(value, f"{prefix}{name}.")
+
+
+_STEPS: list[Callable[[CfgNode], None]] = []
+
+
+def config_step(step: Callable[[CfgNode], None]) -> Callable[[CfgNode], None]:
+    """Register a function that completes every config `load_cfg` returns, in place.
+
+    Steps run in the order of registration, after the file and the overrides are merged and before
+    the config is checked: they register data sets, count classes, look up pixel statistics.
+
+    Args:
+        step: takes a config that is not frozen.
+
+    Returns:
+        The function itself, so that this is a decorator.
+    """
+    _STEPS.append(step)
+    return step
+
+
+def load_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
+    """Return a config that is ready to build a model, a trainer or a predictor.
+
+    Args:
+        path_or_name: YAML file or shipped name, such as ``coco/sparse_rcnn_R50_300pro_3x``.
+        opts: ``KEY, VALUE, KEY, VALUE ...``.
+
+    Returns:
+        The config, not frozen. The data set of ``DATASETS.CUSTOM`` is registered, ``NUM_CLASSES 0``
+        is resolved, the device is the CPU if CUDA is not available, and a timm backbone gets the
+        pixel statistics of its weights.
+
+    Raises:
+        ConfigError: if the file does not exist, a key is unknown or a value is invalid.
+        DataError: if the annotations of ``DATASETS.CUSTOM`` cannot be read.
+    """
+    cfg = read_cfg(path_or_name, opts)
+    for step in _STEPS:
+        step(cfg)
+    choose_device(cfg)
+    check_config(cfg)
+    return cfg

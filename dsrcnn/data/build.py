@@ -1,0 +1,163 @@
+"""Data loaders: the training stream, and Detectron2's loader for evaluation."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
+
+from ..errors import ConfigError, DataError
+from .datasets.custom import check_registered
+from .mapper import DetectionMapper, use_one_thread
+from .samplers import TrainingBatches
+from .transforms.mosaic import CombinedDataset
+
+__all__ = [
+    "build_test_loader",
+    "build_train_loader",
+    "build_validation_loader",
+    "explain_data_errors",
+    "training_records",
+]
+
+
+def build_train_loader(cfg: CfgNode) -> DataLoader:
+    """Endless loader over ``DATASETS.TRAIN``, see `dsrcnn.data.stream`.
+
+    Its ``batch_sampler`` is a `TrainingBatches`, whose seed and start can be set until the first
+    batch is taken. ``SEED`` below 0 draws a seed.
+
+    Raises:
+        ConfigError: if the batch cannot be shared out among processes and ``SOLVER.ACCUMULATE``.
+        DataError: if a data set is unknown, missing on disk or has nothing to learn.
+    """
+    world_size, parts = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
+    if cfg.SOLVER.IMS_PER_BATCH % (world_size * parts):
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, the images of all processes in "
+            f"one iteration. It must be a multiple of {world_size * parts}: {world_size} processes "
+            f"times SOLVER.ACCUMULATE {parts}."
+        )
+    records = training_records(cfg)
+    groups = None
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        groups = [int(r.get("width", 1) > r.get("height", 1)) for r in records]
+    batches = TrainingBatches(
+        _order(cfg, records),
+        cfg.SOLVER.IMS_PER_BATCH,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        groups=groups,
+        rank=comm.get_rank(),
+        world_size=world_size,
+        combine_until=cfg.SOLVER.MAX_ITER * (1 - cfg.INPUT.AUG.PLAIN_END),
+    )
+    mapper = DetectionMapper(cfg, is_train=True)
+    dataset = CombinedDataset(cfg, DatasetFromList(records, copy=False), mapper)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_as_it_is,
+        worker_init_fn=use_one_thread,
+    )
+
+
+def _as_it_is(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return batch
+
+
+def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    """All records of ``DATASETS.TRAIN``, in Detectron2's format.
+
+    Raises:
+        DataError: if a data set is unknown, missing on disk or has nothing to learn.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise DataError(
+            "DATASETS.TRAIN is empty. Write a registered name, such as shapes_train, or set "
+            "DATASETS.CUSTOM.TRAIN_JSON."
+        )
+    with explain_data_errors(*cfg.DATASETS.TRAIN):
+        return get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+
+
+def _order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int], Iterator[int]]:
+    """The endless order of records that ``DATALOADER.SAMPLER_TRAIN`` asks for, given a seed."""
+    node = cfg.DATALOADER
+    samplers: dict[str, Callable[[int], Any]] = {
+        "TrainingSampler": lambda seed: TrainingSampler(len(records), seed=seed),
+        "RepeatFactorTrainingSampler": lambda seed: RepeatFactorTrainingSampler(
+            RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+                records, node.REPEAT_THRESHOLD
+            ),
+            seed=seed,
+        ),
+    }
+    if "RANDOM_SUBSET_RATIO" in node:  # 0.6 has the sampler, but not yet its key
+        samplers["RandomSubsetTrainingSampler"] = lambda seed: RandomSubsetTrainingSampler(
+            len(records), node.RANDOM_SUBSET_RATIO, seed_shuffle=seed, seed_subset=seed
+        )
+    if node.SAMPLER_TRAIN not in samplers:
+        raise ConfigError(
+            f"DATALOADER.SAMPLER_TRAIN is {node.SAMPLER_TRAIN!r}; write one of "
+            f"{', '.join(samplers)}."
+        )
+    # Not what the sampler yields: that is the part of one process only.
+    return lambda seed: samplers[node.SAMPLER_TRAIN](seed)._infinite_indices()
+
+
+def build_test_loader(cfg: CfgNode, name: str) -> Any:
+    """Loader that goes once over data set `name`.
+
+    Raises:
+        DataError: if the data set is unknown, missing on disk or empty.
+    """
+    with explain_data_errors(name):
+        return build_detection_test_loader(cfg, name, mapper=DetectionMapper(cfg, is_train=False))
+
+
+def build_validation_loader(cfg: CfgNode, name: str) -> Any:
+    """Like `build_test_loader`, but with the boxes, for losses.
+
+    Raises:
+        DataError: if the data set is unknown, missing on disk or empty.
+    """
+    mapper = DetectionMapper(cfg, is_train=False, keep_annotations=True)
+    with explain_data_errors(name):
+        return build_detection_test_loader(cfg, name, mapper=mapper)
+
+
+@contextmanager
+def explain_data_errors(*names: str) -> Iterator[None]:
+    """Turn what Detectron2 raises about a data set into a message that says what to do."""
+    for name in names:
+        check_registered(name)
+    shown = ", ".join(names)
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(
+            f"Data set {shown} is not on this machine: {error.filename} does not exist. Put it "
+            "where datasets/README.md says, or set DETECTRON2_DATASETS to its parent folder."
+        ) from error
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"Data set {shown} needs the package {error.name}, which is not installed: "
+            f"pip install --no-deps {error.name}"
+        ) from error
+    except AssertionError as error:
+        raise DataError(f"Data set {shown} cannot be used: {error}") from error
