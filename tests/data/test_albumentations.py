@@ -1,4 +1,4 @@
-"""Albumentations' transforms from a config: boxes, colours, random numbers and messages."""
+"""Albumentations transforms from a config: boxes, colors, random numbers and messages."""
 
 import cv2
 import numpy as np
@@ -9,16 +9,22 @@ from detectron2.structures import BoxMode
 from dsrcnn.config import check_config
 from dsrcnn.data import build_train_loader
 from dsrcnn.data.samplers import Draw, seeded
-from dsrcnn.data.transforms import AlbumentationsAdapter
+from dsrcnn.data.transforms.albumentations import AlbumentationsAdapter
 from dsrcnn.errors import ConfigError, DataError
 
 pytest.importorskip("albumentations", reason="pip install 'dsrcnn[albumentations]'")
 
 AFFINE = {"name": "Affine", "rotate": (-45, 45), "scale": (0.6, 1.4), "shear": (-15, 15), "p": 1.0}
+NO_OP = {"name": "NoOp"}
+KEY = "INPUT.AUG.ALBUMENTATIONS"
 
 
-def annotation(x1, y1, x2, y2, label=0):
-    return {"bbox": [x1, y1, x2, y2], "bbox_mode": BoxMode.XYXY_ABS, "category_id": label}
+def annotation(*box, label=0, mode=BoxMode.XYXY_ABS):
+    return {"bbox": list(box), "bbox_mode": mode, "category_id": label}
+
+
+def black(height=50, width=100):
+    return np.zeros((height, width, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -31,12 +37,12 @@ def annotation(x1, y1, x2, y2, label=0):
     ],
     ids=lambda entry: entry["name"],
 )
-def test_a_transformed_box_contains_the_transformed_object(entry):
+def test_transformed_box_contains_the_transformed_object(entry):
     np.random.seed(0)
     adapter = AlbumentationsAdapter([entry])
     seen = 0
     for _ in range(1000):
-        image = np.zeros((90, 120, 3), np.uint8)
+        image = black(90, 120)
         cv2.fillPoly(image, [np.random.randint([20, 20], [100, 70], (3, 2))], (255,) * 3)
         ys, xs = np.nonzero(image[..., 0])
         box = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
@@ -45,45 +51,42 @@ def test_a_transformed_box_contains_the_transformed_object(entry):
         if len(xs) > 20:
             seen += 1
             x1, y1, x2, y2 = kept[0]["bbox"]
-            # It counts pixels from their middle in one place and from their corner in another.
+            # It locates pixels by their center in one place and by their corner in another.
             assert x1 - 1.5 <= xs.min() and xs.max() + 1 <= x2 + 1.5  # noqa: PT018
             assert y1 - 1.5 <= ys.min() and ys.max() + 1 <= y2 + 1.5  # noqa: PT018
     assert seen > 500
 
 
-def test_classes_stay_with_their_boxes_and_boxes_outside_go():
+def test_labels_follow_their_boxes_and_boxes_outside_are_dropped():
     boxes = [
-        annotation(10, 10, 20, 20, 3),
-        annotation(70, 10, 80, 20, 5),
+        annotation(10, 10, 20, 20, label=3),
+        annotation(70, 10, 80, 20, label=5),
         annotation(99, 0, 120, 9),
     ]
     crop = {"name": "Crop", "x_min": 60, "y_min": 0, "x_max": 95, "y_max": 50}
-    image, kept = AlbumentationsAdapter([crop])(np.zeros((50, 100, 3), np.uint8), boxes)
+    image, kept = AlbumentationsAdapter([crop])(black(), boxes)
     assert image.shape == (50, 35, 3)
     assert [a["category_id"] for a in kept] == [5]
     assert kept[0]["bbox"] == pytest.approx([10, 10, 20, 20], abs=1e-4)
 
 
-def test_boxes_of_other_modes_and_beyond_the_border_are_read():
-    wide = {"bbox": [-10, 5, 30, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-    outside = annotation(60, 60, 80, 80)
-    _, kept = AlbumentationsAdapter([{"name": "NoOp"}])(
-        np.zeros((50, 50, 3), np.uint8), [wide, outside]
-    )
+def test_boxes_of_other_modes_are_converted_and_clipped():
+    boxes = [annotation(-10, 5, 30, 10, mode=BoxMode.XYWH_ABS), annotation(60, 60, 80, 80)]
+    _, kept = AlbumentationsAdapter([NO_OP])(black(50, 50), boxes)
     assert [a["bbox"] for a in kept] == [pytest.approx([0, 5, 20, 15])]
 
 
-def test_bgr_images_are_shown_to_the_library_as_rgb():
-    red = np.zeros((4, 4, 3), np.uint8)
-    red[..., 2] = 200  # in BGR
+def test_bgr_images_are_passed_as_rgb():
+    red = black(4, 4)
+    red[..., 2] = 200
     to_gray = {"name": "ToGray", "method": "weighted_average", "p": 1.0}
     gray, _ = AlbumentationsAdapter([to_gray], image_format="BGR")(red, [])
     np.testing.assert_allclose(gray, 0.299 * 200, atol=1)
-    kept, _ = AlbumentationsAdapter([{"name": "NoOp"}], image_format="BGR")(red, [])
-    np.testing.assert_array_equal(kept, red)
+    same, _ = AlbumentationsAdapter([NO_OP], image_format="BGR")(red, [])
+    np.testing.assert_array_equal(same, red)
 
 
-def test_random_numbers_follow_from_numpys_seed_alone():
+def test_random_numbers_follow_from_the_seed_of_numpy():
     image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     choice = {"name": "OneOf", "transforms": [{"name": "CLAHE"}, {"name": "GaussNoise"}], "p": 0.9}
 
@@ -91,25 +94,22 @@ def test_random_numbers_follow_from_numpys_seed_alone():
         adapter = AlbumentationsAdapter([AFFINE, choice])
         with seeded(seed):
             new, kept = adapter(image, [annotation(10, 10, 40, 40)])
-        return new, kept[0]["bbox"]
+        return new.tolist(), kept[0]["bbox"]
 
-    first, again, other = draw(1), draw(1), draw(2)
-    assert (first[0] == again[0]).all()
-    assert first[1] == again[1]
-    assert first[1] != other[1]
+    assert draw(1) == draw(1)
+    assert draw(1)[1] != draw(2)[1]
 
 
 def test_training_images_go_through_the_transforms_of_the_config(tmp_path):
     invert = "[{'name': 'InvertImg', 'p': 1.0}, {'name': 'Transpose', 'p': 1.0}]"
     options = [*coco_options(tmp_path), "INPUT.RANDOM_FLIP", "none"]
     plain = build_train_loader(quick_cfg(tmp_path, *options)).dataset[Draw(0, 1)]
-    cfg = quick_cfg(tmp_path, *options, "INPUT.AUG.ALBUMENTATIONS", invert)
-    found = build_train_loader(cfg).dataset[Draw(0, 1)]
+    sample = build_train_loader(quick_cfg(tmp_path, *options, KEY, invert)).dataset[Draw(0, 1)]
     expected = 255 - plain["image"].transpose(1, 2)
-    assert found["image"].shape == expected.shape
-    assert (found["image"].int() - expected.int()).abs().float().mean() < 2  # resized differently
+    assert sample["image"].shape == expected.shape
+    assert (sample["image"].int() - expected.int()).abs().float().mean() < 2  # resized differently
     boxes = plain["instances"].gt_boxes.tensor[:, [1, 0, 3, 2]]
-    np.testing.assert_allclose(found["instances"].gt_boxes.tensor, boxes, atol=1e-3)
+    np.testing.assert_allclose(sample["instances"].gt_boxes.tensor, boxes, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -122,35 +122,34 @@ def test_training_images_go_through_the_transforms_of_the_config(tmp_path):
         ({"name": "OneOf", "transforms": [{"name": "Nothing"}]}, r"no transform 'Nothing'"),
     ],
 )
-def test_a_wrong_entry_is_named(entry, message):
+def test_message_names_a_wrong_entry(entry, message):
     with pytest.raises(ConfigError, match=message):
         AlbumentationsAdapter([entry])
 
 
-def test_a_transform_that_fails_names_the_image_and_its_size(tmp_path):
-    option = "[{'name': 'RandomCrop', 'height': 5000, 'width': 5000}]"
-    cfg = quick_cfg(tmp_path, *coco_options(tmp_path), "INPUT.AUG.ALBUMENTATIONS", option)
+def test_message_names_the_image_a_transform_fails_on(tmp_path):
+    crop = "[{'name': 'RandomCrop', 'height': 5000, 'width': 5000}]"
+    cfg = quick_cfg(tmp_path, *coco_options(tmp_path), KEY, crop)
     with pytest.raises(DataError, match=r"Image .*\.\w+: INPUT.AUG.ALBUMENTATIONS fails on an"):
         build_train_loader(cfg).dataset[Draw(0, 1)]
 
 
-def test_normalized_images_are_refused():
+def test_normalizing_is_an_error():
     with pytest.raises(DataError, match=r"of float32 instead of \(H, W, 3\) uint8"):
-        AlbumentationsAdapter([{"name": "Normalize"}])(np.zeros((9, 9, 3), np.uint8), [])
+        AlbumentationsAdapter([{"name": "Normalize"}])(black(9, 9), [])
 
 
-def test_a_missing_library_is_one_message(monkeypatch):
+def test_message_names_the_missing_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "albumentations", None)
     with pytest.raises(ConfigError, match=r"pip install 'dsrcnn\[albumentations\]'"):
         AlbumentationsAdapter([{"name": "CLAHE"}])
 
 
-def test_the_list_survives_a_saved_config(tmp_path):
-    option = "[{'name': 'CLAHE', 'p': 0.5}]"
-    cfg = quick_cfg(tmp_path, "INPUT.AUG.ALBUMENTATIONS", option)
+def test_saved_config_keeps_the_transforms(tmp_path):
+    cfg = quick_cfg(tmp_path, KEY, "[{'name': 'CLAHE', 'p': 0.5}]")
     check_config(cfg)
     path = tmp_path / "saved.yaml"
     path.write_text(cfg.dump())
-    again = quick_cfg(tmp_path)
-    again.merge_from_file(str(path))
-    assert list(again.INPUT.AUG.ALBUMENTATIONS) == [{"name": "CLAHE", "p": 0.5}]
+    loaded = quick_cfg(tmp_path)
+    loaded.merge_from_file(str(path))
+    assert list(loaded.INPUT.AUG.ALBUMENTATIONS) == [{"name": "CLAHE", "p": 0.5}]

@@ -1,305 +1,236 @@
 """Folders in the layouts of COCO, Pascal VOC and YOLO."""
 
-import json
 import shutil
 
-import cv2
 import pytest
+from conftest import SMALL
+from conftest import write_coco as write_coco_json
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from dsrcnn import load_cfg
 from dsrcnn.data import DetectionMapper
-from dsrcnn.data.datasets.shapes import CLASSES, draw_scene, shapes_records
 from dsrcnn.engine.main import run
 from dsrcnn.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 QUICK = "quick/sparse_rcnn_shapes"
-SPLITS = {"train": range(6), "val": range(6, 9)}
-# Alphabetical, as VOC lists no classes.
-NAMES = sorted(CLASSES)
-
-
-def scenes(split):
-    """File name, size and (class name, xywh box) of every object of the images of a split."""
-    records = shapes_records("val")
-    for index in SPLITS[split]:
-        record = records[index]
-        objects = [
-            (CLASSES[a["category_id"]], (x1, y1, x2 - x1, y2 - y1))
-            for a in record["annotations"]
-            for x1, y1, x2, y2 in [map(float, a["bbox"])]
-        ]
-        yield f"{index:02d}.png", record["height"], record["width"], objects
-
-
-def write_image(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), draw_scene("val", int(path.stem)))
+FOLDER, TEST_SPLIT, SAVED_CLASSES = (
+    f"DATASETS.CUSTOM.{key}" for key in ("FOLDER", "TEST_SPLIT", "CLASSES")
+)
+COUNTS = {"train": 4, "val": 2}
+# As `write_coco` of conftest writes them: class names in alphabetical order, 96 x 64 pixels.
+OBJECTS = {"left": (5, 5, 30, 30), "right": (50, 20, 40, 30)}
+NAMES = list(OBJECTS)
 
 
 def write_coco(folder):
-    (folder / "annotations").mkdir(parents=True)
-    for split in SPLITS:
-        images, annotations = [], []
-        for number, (name, height, width, objects) in enumerate(scenes(split), start=1):
-            write_image(folder / "images" / split / name)
-            size = {"height": height, "width": width}
-            images.append({"id": number, "file_name": name, **size})
-            for label, box in objects:
-                entry = {"id": len(annotations) + 1, "image_id": number, "bbox": box}
-                area = {"area": box[2] * box[3], "iscrowd": 0}
-                annotations.append({**entry, **area, "category_id": NAMES.index(label) + 1})
-        categories = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+    for split, count in COUNTS.items():
+        json_file = folder / f"annotations/instances_{split}.json"
+        write_coco_json(json_file, folder / "images" / split, count)
 
 
 def write_voc(folder):
+    write_coco_json(folder / "coco.json", folder / "JPEGImages", COUNTS["train"])
     for name in ("Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
-    for split in SPLITS:
-        names = []
-        for name, height, width, objects in scenes(split):
-            write_image(folder / "JPEGImages" / name)
-            parts = [f"<filename>{name}</filename>"]
-            parts += [f"<size><width>{width}</width><height>{height}</height></size>"]
-            for label, (x, y, w, h) in objects:
-                edges = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
-                box = "".join(f"<{k}>{v:g}</{k}>" for k, v in edges.items())
-                parts.append(f"<object><name>{label}</name><bndbox>{box}</bndbox></object>")
-            text = f"<annotation>{''.join(parts)}</annotation>"
-            stem = name.split(".")[0]
-            (folder / "Annotations" / f"{stem}.xml").write_text(text)
-            names.append(stem)
+    objects = ""
+    for name, (x, y, w, h) in OBJECTS.items():
+        edges = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+        box = "".join(f"<{key}>{value}</{key}>" for key, value in edges.items())
+        objects += f"<object><name>{name}</name><bndbox>{box}</bndbox></object>"
+    size = "<size><width>96</width><height>64</height></size>"
+    for split, count in COUNTS.items():
+        names = [str(number) for number in range(1, count + 1)]
         (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(names))
+        for name in names:
+            text = f"<annotation><filename>{name}.jpg</filename>{size}{objects}</annotation>"
+            (folder / f"Annotations/{name}.xml").write_text(text)
 
 
 def write_yolo(folder):
-    for split in SPLITS:
-        for name, height, width, objects in scenes(split):
-            write_image(folder / "images" / split / name)
-            rows = [
-                (NAMES.index(n), (x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
-                for n, (x, y, w, h) in objects
-            ]
-            labels = folder / "labels" / split / name.replace(".png", ".txt")
-            labels.parent.mkdir(parents=True, exist_ok=True)
-            labels.write_text("\n".join(" ".join(map(repr, row)) for row in rows))
-    names = "\n".join(f"  {i}: {name}" for i, name in enumerate(NAMES))
-    splits = "".join(f"{split}: images/{split}\n" for split in SPLITS)
-    (folder / "data.yaml").write_text(f"path: /elsewhere\n{splits}names:\n{names}\n")
+    rows = [
+        f"{label} {(x + w / 2) / 96!r} {(y + h / 2) / 64!r} {w / 96!r} {h / 64!r}"
+        for label, (x, y, w, h) in enumerate(OBJECTS.values())
+    ]
+    for split, count in COUNTS.items():
+        write_coco_json(folder / "coco.json", folder / "images" / split, count)
+        (folder / "labels" / split).mkdir(parents=True)
+        for number in range(1, count + 1):
+            (folder / "labels" / split / f"{number}.txt").write_text("\n".join(rows))
+    splits = "".join(f"{split}: images/{split}\n" for split in COUNTS)
+    names = "".join(f"  {label}: {name}\n" for label, name in enumerate(NAMES))
+    (folder / "data.yaml").write_text(f"path: /elsewhere\n{splits}names:\n{names}")
 
 
 WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}
+ALL = pytest.mark.parametrize("layout", WRITERS)
 
 
 @pytest.fixture
 def folder_of(tmp_path):
-    def write(kind):
-        WRITERS[kind](tmp_path / kind)
-        return tmp_path / kind
+    """Writes a folder of a layout; returns its path."""
+
+    def write(layout):
+        WRITERS[layout](tmp_path / layout)
+        return tmp_path / layout
 
     return write
 
 
 def custom(folder, *opts):
-    return load_cfg(QUICK, ["DATASETS.CUSTOM.FOLDER", str(folder), *opts])
+    return load_cfg(QUICK, [FOLDER, str(folder), *opts])
 
 
-def records_of(folder, split):
+def records_of(folder, split="train"):
     cfg = custom(folder)
     (name,) = cfg.DATASETS.TRAIN if split == "train" else cfg.DATASETS.TEST
     assert MetadataCatalog.get(name).thing_classes == NAMES
-    assert cfg.MODEL.SparseRCNN.NUM_CLASSES == 5
+    assert cfg.MODEL.SparseRCNN.NUM_CLASSES == 2
     return DatasetCatalog.get(name)
 
 
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("kind", ["voc", "yolo"])
-def test_all_layouts_give_the_same_records(folder_of, kind, split):
-    expected, found = records_of(folder_of("coco"), split), records_of(folder_of(kind), split)
-    assert len(expected) == len(found) == len(SPLITS[split])
-    for a, b in zip(expected, found, strict=True):
+@pytest.mark.parametrize("split", COUNTS)
+@pytest.mark.parametrize("layout", ["voc", "yolo"])
+def test_all_layouts_give_the_same_records(folder_of, layout, split):
+    expected, records = (records_of(folder_of(name), split) for name in ("coco", layout))
+    assert len(expected) == len(records) == COUNTS[split]
+    for a, b in zip(expected, records, strict=True):
         assert a["file_name"].rsplit("/", 1)[-1] == b["file_name"].rsplit("/", 1)[-1]
-        assert [a[k] for k in ("height", "width", "image_id")] == [
-            b[k] for k in ("height", "width", "image_id")
-        ]
-        assert [x["category_id"] for x in a["annotations"]] == [
-            x["category_id"] for x in b["annotations"]
-        ]
+        for key in ("height", "width", "image_id"):
+            assert a[key] == b[key]
         for x, y in zip(a["annotations"], b["annotations"], strict=True):
             assert y["bbox"] == pytest.approx(x["bbox"], abs=1e-9)
-            assert (x["bbox_mode"], x["iscrowd"]) == (y["bbox_mode"], y["iscrowd"])
+            for key in ("category_id", "bbox_mode", "iscrowd"):
+                assert x[key] == y[key]
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_folder_trains_and_evaluates_and_its_config_works_without_it(folder_of, tmp_path, kind):
-    from conftest import SMALL
-
-    folder, output = folder_of(kind), tmp_path / "out"
-    options = [*SMALL, "DATASETS.CUSTOM.FOLDER", str(folder), "OUTPUT_DIR", str(output)]
-    assert run(["--config-file", QUICK, *options, "SOLVER.MAX_ITER", "1", "LOG.IMAGES", "0"]) == 0
+@ALL
+def test_folder_trains_and_its_saved_config_works_elsewhere(folder_of, tmp_path, layout):
+    folder, output = folder_of(layout), tmp_path / "out"
+    options = [*SMALL, FOLDER, str(folder), "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "1"]
+    assert run(["--config-file", QUICK, *options, "LOG.IMAGES", "0"]) == 0
     assert (output / "inference/coco_instances_results.json").is_file()
-    again = load_cfg(output / "config.yaml")
-    assert list(again.DATASETS.CUSTOM.CLASSES) == NAMES
-    shutil.rmtree(folder)
-    elsewhere = load_cfg(output / "config.yaml")
-    assert elsewhere.MODEL.SparseRCNN.NUM_CLASSES == 5
-    assert list(elsewhere.DATASETS.CUSTOM.CLASSES) == NAMES
-
-
-def test_difficult_objects_of_voc_are_not_learned(folder_of):
-    folder = folder_of("voc")
-    path = folder / "Annotations/00.xml"
-    path.write_text(path.read_text().replace("<object>", "<object><difficult>1</difficult>", 1))
-    crowds = [a["iscrowd"] for a in records_of(folder, "train")[0]["annotations"]]
-    assert crowds == [1] + [0] * (len(crowds) - 1)
-
-
-def test_lists_of_single_classes_are_no_splits_of_voc(folder_of):
-    folder = folder_of("voc")
-    (folder / "ImageSets/Main/circle_train.txt").write_text("00 1\n")
-    with pytest.raises(DataError, match=r"no split 'test'; it has train, val"):
-        custom(folder, "DATASETS.CUSTOM.TEST_SPLIT", "test")
-
-
-def test_yolo_takes_lists_of_images_and_images_without_labels(folder_of):
-    folder = folder_of("yolo")
-    (folder / "labels/train/01.txt").unlink()
-    (folder / "train.txt").write_text("images/train/00.png\nimages/train/01.png\n")
-    text = (folder / "data.yaml").read_text().replace("train: images/train", "train: train.txt")
-    (folder / "data.yaml").write_text(text)
-    records = records_of(folder, "train")
-    assert [bool(r["annotations"]) for r in records] == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("kind", "file", "content", "words"),
-    [
-        ("voc", "Annotations/01.xml", None, ["01.xml does not exist", "take 01 off the list"]),
-        ("voc", "Annotations/01.xml", "<annotation>", ["01.xml is not valid XML"]),
-        (
-            "voc",
-            "Annotations/01.xml",
-            "<annotation><filename>01.png</filename></annotation>",
-            ["01.xml lacks size/height"],
-        ),
-        ("yolo", "labels/train/01.txt", "0 0.5 0.5\n", ["01.txt, line 1", "centre x"]),
-        ("yolo", "labels/train/01.txt", "9 0.5 0.5 0.1 0.1\n", ["class 9", "classes 0 to 4"]),
-        ("yolo", "data.yaml", "train: images/train\nval: images/val\n", ["lacks names"]),
-        ("yolo", "data.yaml", "train: nowhere\nval: images/val\nnames: [a]\n", ["names nowhere"]),
-        ("yolo", "data.yaml", "names: {0: a, 2: b}\ntrain: x\nval: y\n", ["without gaps"]),
-        ("yolo", "data.yaml", "names: [", ["not valid YAML"]),
-        ("yolo", "images/train/01.png", "broken", ["01.png cannot be read"]),
-        ("yolo", "labels/train/01.txt", "0 .1 .1 .9 .1 .9 .9 .5\n", ["corners of a polygon"]),
-        ("yolo", "labels/train/01.txt", b"0 \xff\xfe", ["01.txt is no text in UTF-8"]),
-        ("voc", "ImageSets/Main/train.txt", b"\xff\xfe", ["train.txt is no text in UTF-8"]),
-        ("yolo", "data.yaml", "names: [a]\n", ["names no train, val or test"]),
-    ],
-)
-def test_broken_folders_are_one_message(folder_of, kind, file, content, words):
-    folder = folder_of(kind)
-    (folder / file).unlink()
-    if content is not None:
-        (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(DataError) as caught:
-        DatasetCatalog.get(custom(folder).DATASETS.TRAIN[0])
-    assert all(word in str(caught.value) for word in words), str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("opts", "error", "words"),
-    [
-        (["DATASETS.CUSTOM.TEST_SPLIT", "test"], DataError, ["the splits of", "train, val"]),
-        (["DATASETS.CUSTOM.FOLDER", "/nothing"], DataError, ["'/nothing' does not exist"]),
-        (["DATASETS.CUSTOM.FOLDER", "."], DataError, ["none of the known layouts", "data.yaml"]),
-    ],
-)
-def test_a_folder_that_is_not_there_is_one_message(folder_of, opts, error, words):
-    with pytest.raises(error) as caught:
-        custom(folder_of("coco"), *opts)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
-
-
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_folder_and_files_are_too_much(folder_of, kind):
-    folder = folder_of(kind)
-    with pytest.raises(ConfigError, match="one or the other"):
-        custom(folder, "DATASETS.CUSTOM.TRAIN_JSON", "train.json")
-
-
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_saved_config_takes_another_split_or_folder(folder_of, tmp_path, kind):
-    folder = folder_of(kind)
-    saved = tmp_path / "config.yaml"
-    saved.write_text(custom(folder).dump())
-    for opts, source in (
-        (["DATASETS.CUSTOM.TEST_SPLIT", "train"], folder),
-        (["DATASETS.CUSTOM.FOLDER", str(tmp_path / "moved")], tmp_path / "moved"),
-    ):
-        if source != folder:
-            shutil.copytree(folder, source)
-        cfg = load_cfg(saved, opts)
-        records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
-        assert all(r["file_name"].startswith(str(source)) for r in records)
-        assert len(records) == len(SPLITS["train" if source == folder else "val"])
-
-
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_model_knows_its_classes_where_the_folder_is_gone(folder_of, tmp_path, kind):
-    folder = folder_of(kind)
-    saved = tmp_path / "config.yaml"
-    saved.write_text(custom(folder).dump())
-    shutil.rmtree(folder)
-    cfg = load_cfg(saved)
-    (name,) = cfg.DATASETS.TEST
-    assert MetadataCatalog.get(name).thing_classes == NAMES
+    saved = output / "config.yaml"
+    cfg = load_cfg(saved, [TEST_SPLIT, "train"])
+    assert len(DatasetCatalog.get(cfg.DATASETS.TEST[0])) == COUNTS["train"]
+    moved = tmp_path / "moved"
+    shutil.move(folder, moved)
+    cfg = load_cfg(saved, [FOLDER, str(moved)])
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    assert all(r["file_name"].startswith(str(moved)) for r in records)
+    cfg = load_cfg(saved)  # without the folder
+    assert cfg.MODEL.SparseRCNN.NUM_CLASSES == 2
+    assert list(cfg.DATASETS.CUSTOM.CLASSES) == NAMES
+    assert MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes == NAMES
     with pytest.raises(DataError, match="does not exist"):
-        DatasetCatalog.get(name)
+        DatasetCatalog.get(cfg.DATASETS.TEST[0])
 
 
-def test_classes_of_voc_stay_those_of_the_model(folder_of):
+def test_empty_test_split_leaves_nothing_to_evaluate(folder_of):
+    cfg = custom(folder_of("yolo"), TEST_SPLIT, "")
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("yolo_train",), ())
+
+
+def test_difficult_objects_of_voc_become_crowds(folder_of):
     folder = folder_of("voc")
-    seen = ["aardvark", *NAMES]
-    cfg = custom(folder, "DATASETS.CUSTOM.CLASSES", tuple(seen))
-    assert list(cfg.DATASETS.CUSTOM.CLASSES) == seen
-    expected = {a["category_id"] + 1 for r in records_of(folder, "train") for a in r["annotations"]}
-    cfg = custom(folder, "DATASETS.CUSTOM.CLASSES", tuple(seen))
-    found = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
-    assert {a["category_id"] for r in found for a in r["annotations"]} == expected
-    fewer = custom(folder, "DATASETS.CUSTOM.CLASSES", tuple(NAMES[:1]))
-    with pytest.raises(DataError, match=f"known are {NAMES[0]}"):
+    path = folder / "Annotations/1.xml"
+    path.write_text(path.read_text().replace("<object>", "<object><difficult>1</difficult>", 1))
+    crowds = [a["iscrowd"] for a in records_of(folder)[0]["annotations"]]
+    assert crowds == [1, 0]
+
+
+def test_voc_lists_of_single_classes_are_no_splits(folder_of):
+    folder = folder_of("voc")
+    (folder / "ImageSets/Main/left_train.txt").write_text("1 1\n")
+    with pytest.raises(DataError, match=r"no split 'test'; it has train, val"):
+        custom(folder, TEST_SPLIT, "test")
+
+
+def test_voc_keeps_the_classes_of_the_model(folder_of):
+    folder = folder_of("voc")
+    expected = [a["category_id"] + 1 for r in records_of(folder) for a in r["annotations"]]
+    cfg = custom(folder, SAVED_CLASSES, ("above", *NAMES))
+    assert list(cfg.DATASETS.CUSTOM.CLASSES) == ["above", *NAMES]
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    assert [a["category_id"] for r in records for a in r["annotations"]] == expected
+    fewer = custom(folder, SAVED_CLASSES, ("left",))
+    with pytest.raises(DataError, match="known are left"):
         DatasetCatalog.get(fewer.DATASETS.TRAIN[0])
 
 
-def test_polygons_of_yolo_become_the_boxes_around_them(folder_of):
+def test_yolo_reads_lists_of_images_polygons_and_missing_labels(folder_of):
     folder = folder_of("yolo")
-    label = folder / "labels/train/01.txt"
-    label.write_text("1 0.1 0.3 0.9 0.2 0.5 0.8\n0 0.5 0.5 0.2 0.2 0.93\n")
-    record = next(r for r in records_of(folder, "train") if "01.png" in r["file_name"])
+    (folder / "labels/train/1.txt").unlink()
+    polygon, prediction = "1 0.1 0.3 0.9 0.2 0.5 0.8", "0 0.5 0.5 0.2 0.2 0.93"
+    (folder / "labels/train/2.txt").write_text(f"{polygon}\n{prediction}\n")
+    (folder / "train.txt").write_text("images/train/1.jpg\nimages/train/2.jpg\n")
+    text = (folder / "data.yaml").read_text().replace("train: images/train", "train: train.txt")
+    (folder / "data.yaml").write_text(text)
+    empty, record = records_of(folder)
+    assert empty["annotations"] == []
     width, height = record["width"], record["height"]
     boxes = [a["bbox"] for a in record["annotations"]]
     assert boxes[0] == pytest.approx([0.1 * width, 0.2 * height, 0.8 * width, 0.6 * height])
     assert boxes[1] == pytest.approx([0.4 * width, 0.4 * height, 0.2 * width, 0.2 * height])
 
 
-def test_turned_photos_have_the_size_they_are_shown_in(folder_of):
+def test_rotated_photos_have_their_displayed_size(folder_of):
     folder = folder_of("yolo")
     exif = Image.Exif()
     exif[0x0112] = 6
-    (folder / "images/train/01.png").unlink()
-    Image.new("RGB", (96, 64)).save(folder / "images/train/01.jpg", exif=exif)
+    Image.new("RGB", (96, 64)).save(folder / "images/train/1.jpg", exif=exif)
     cfg = custom(folder)
-    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
-    record = next(r for r in records if "01.jpg" in r["file_name"])
+    record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
     assert (record["width"], record["height"]) == (64, 96)
-    assert DetectionMapper(cfg, is_train=True)(record)["image"].shape[1:] != (64, 96)
+    height, width = DetectionMapper(cfg, is_train=True)(record)["image"].shape[1:]
+    assert height > width
 
 
-def test_without_a_test_split_nothing_is_evaluated(folder_of):
-    cfg = custom(folder_of("yolo"), "DATASETS.CUSTOM.TEST_SPLIT", "")
-    assert cfg.DATASETS.TRAIN == ("yolo_train",)
-    assert cfg.DATASETS.TEST == ()
+@pytest.mark.parametrize(
+    ("layout", "file", "content", "expected"),
+    [
+        ("voc", "Annotations/2.xml", None, ["2.xml does not exist", "take 2 off the list"]),
+        ("voc", "Annotations/2.xml", b"<annotation>", ["2.xml is not valid XML"]),
+        ("voc", "Annotations/2.xml", b"<annotation/>", ["2.xml lacks size/height"]),
+        ("voc", "ImageSets/Main/train.txt", b"\xff\xfe", ["train.txt is no text in UTF-8"]),
+        ("yolo", "labels/train/2.txt", b"0 0.5 0.5\n", ["2.txt, line 1", "center x"]),
+        ("yolo", "labels/train/2.txt", b"9 0.5 0.5 0.1 0.1\n", ["class 9", "classes 0 to 1"]),
+        ("yolo", "labels/train/2.txt", b"0 .1 .1 .9 .1 .9 .9 .5\n", ["corners of a polygon"]),
+        ("yolo", "labels/train/2.txt", b"0 \xff\xfe", ["2.txt is no text in UTF-8"]),
+        ("yolo", "images/train/2.jpg", b"broken", ["2.jpg cannot be read"]),
+        ("yolo", "data.yaml", b"train: images/train\nval: images/val\n", ["lacks names"]),
+        ("yolo", "data.yaml", b"train: nowhere\nval: images/val\nnames: [a]\n", ["names nowhere"]),
+        ("yolo", "data.yaml", b"names: {0: a, 2: b}\ntrain: x\nval: y\n", ["without gaps"]),
+        ("yolo", "data.yaml", b"names: [", ["not valid YAML"]),
+        ("yolo", "data.yaml", b"names: [a]\n", ["names no train, val or test"]),
+    ],
+)
+def test_message_names_the_broken_file(folder_of, layout, file, content, expected):
+    folder = folder_of(layout)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        DatasetCatalog.get(custom(folder).DATASETS.TRAIN[0])
+    assert all(part in str(caught.value) for part in expected), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        (TEST_SPLIT, "test", r"the splits of .* are train, val"),
+        (FOLDER, "/nothing", "'/nothing' does not exist"),
+        (FOLDER, ".", "none of the known layouts.*data.yaml"),
+    ],
+)
+def test_message_says_what_a_folder_lacks(folder_of, key, value, expected):
+    with pytest.raises(DataError, match=expected):
+        custom(folder_of("coco"), key, value)
+
+
+@ALL
+def test_folder_and_files_exclude_each_other(folder_of, layout):
+    with pytest.raises(ConfigError, match="one or the other"):
+        custom(folder_of(layout), "DATASETS.CUSTOM.TRAIN_JSON", "train.json")

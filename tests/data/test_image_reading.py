@@ -1,25 +1,32 @@
-"""Images as they are read: every kind of file, and one message for what is no image."""
+"""Image files as they are read by Pillow or OpenCV, and one message for each kind of fault."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_cfg
+from conftest import coco_options, quick_cfg, tiny_cfg
 from PIL import Image
 
-from dsrcnn.data import DetectionMapper
+from dsrcnn.data import DetectionMapper, build_train_loader
+from dsrcnn.data.mapper import decode_jpeg, read_image
+from dsrcnn.data.samplers import Draw
 from dsrcnn.errors import DataError
 
-
-def record_of(file_name, height=50, width=100):
-    return {"file_name": file_name, "image_id": 7, "height": height, "width": width}
+BOTH = pytest.mark.parametrize("use_opencv", [False, True], ids=["Pillow", "OpenCV"])
 
 
-def read(file_name, **size):
-    return DetectionMapper(augmentations=[])({**record_of(file_name, **size), "annotations": []})
+def smooth(height=60, width=80):
+    """An image without edges, which JPEG changes little."""
+    y, x = np.mgrid[:height, :width]
+    channels = [x * 200 / width, y * 200 / height, (x + y) * 200 / (width + height)]
+    return np.stack(channels, axis=2).astype(np.uint8)
+
+
+def read(file_name, use_opencv, **size):
+    return read_image({"file_name": str(file_name), **size}, "RGB", use_opencv)
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
+    ("mode", "color", "expected"),
     [
         ("L", 77, [77, 77, 77]),
         ("LA", (77, 10), [77, 77, 77]),
@@ -28,63 +35,71 @@ def read(file_name, **size):
         ("1", 1, [255, 255, 255]),
     ],
 )
-def test_every_kind_of_image_gives_three_channels(write_image, mode, colour, expected):
-    name = write_image(Image.new(mode, (100, 50), colour))
-    image = read(name)["image"]
-    assert image.shape == (3, 50, 100)
-    assert image.dtype == torch.uint8
-    assert image[:, 0, 0].tolist() == expected
+@BOTH
+def test_images_of_all_modes_have_three_channels(write_image, mode, color, expected, use_opencv):
+    image = read(write_image(Image.new(mode, (100, 50), color)), use_opencv)
+    assert (image.shape, image.dtype) == ((50, 100, 3), np.uint8)
+    assert image[0, 0].tolist() == expected
 
 
-def test_channels_come_in_the_order_of_the_config(write_image):
-    name = write_image(Image.new("RGB", (100, 50), (10, 20, 30)))
+def test_channels_are_in_the_order_of_the_config(write_image):
+    record = {"file_name": write_image(Image.new("RGB", (100, 50), (10, 20, 30)))}
     for order, expected in (("RGB", [10, 20, 30]), ("BGR", [30, 20, 10])):
-        mapper = DetectionMapper(tiny_cfg("INPUT.FORMAT", order), is_train=False)
-        assert mapper(record_of(name))["image"][:, 0, 0].tolist() == expected
+        image = DetectionMapper(tiny_cfg("INPUT.FORMAT", order), is_train=False)(record)["image"]
+        assert image.dtype == torch.uint8
+        assert image[:, 0, 0].tolist() == expected
 
 
-def test_a_truncated_image_is_named(write_image, tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (50, 100, 3), dtype=np.uint8)
-    whole = write_image(noise, "whole.jpg")
-    broken = tmp_path / "broken.jpg"
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("orientation", [*range(1, 9)])
+def test_opencv_decodes_to_the_pixels_of_pillow(write_image, image_format, mode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(smooth()).convert(mode)
+    name = write_image(image, "image.jpg", quality=95, exif=exif)
+    expected = read_image({"file_name": name}, image_format)
+    decoded = decode_jpeg(name, image_format)
+    assert decoded.shape == expected.shape
+    # Both use the same library, but its versions may round differently.
+    assert np.abs(decoded.astype(int) - expected).max() <= 2
+
+
+@BOTH
+def test_rotated_image_has_its_displayed_size(write_image, use_opencv):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    name = write_image(Image.new("RGB", (100, 50)), "rotated.jpg", exif=exif)
+    assert read(name, use_opencv, height=100, width=50).shape == (100, 50, 3)
+    with pytest.raises(DataError, match="jpg is 50x100 pixels, but its record says 100x50"):
+        read(name, use_opencv, height=50, width=100)
+
+
+@BOTH
+def test_message_names_a_file_that_cannot_be_read(write_image, tmp_path, use_opencv):
+    whole = write_image(smooth(), "whole.jpg")
+    read(whole, use_opencv)
     content = (tmp_path / "whole.jpg").read_bytes()
-    broken.write_bytes(content[: len(content) // 2])
-    read(whole)
-    with pytest.raises(DataError, match=r"broken\.jpg cannot be read"):
-        read(str(broken))
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image"])
-def test_a_file_that_is_no_image_is_named(tmp_path, content):
-    path = tmp_path / "notes.jpg"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"notes\.jpg cannot be read"):
-        read(str(path))
-
-
-def test_a_missing_image_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"absent\.png does not exist"):
-        read(str(tmp_path / "absent.png"))
-
-
-def test_a_folder_in_place_of_an_image_is_named(tmp_path):
+    for name, data in (("cut.jpg", content[:-100]), ("empty.jpg", b""), ("text.jpg", b"no image")):
+        (tmp_path / name).write_bytes(data)
+        assert decode_jpeg(tmp_path / name, "RGB") is None
+        with pytest.raises(DataError, match=rf"{name} cannot be read \("):
+            read(tmp_path / name, use_opencv)
     with pytest.raises(DataError, match="cannot be read"):
-        read(str(tmp_path))
+        read(tmp_path, use_opencv)
+    with pytest.raises(DataError, match=r"absent\.png does not exist"):
+        read(tmp_path / "absent.png", use_opencv)
 
 
-def test_a_wrong_recorded_size_is_named_with_both_sizes(write_image):
-    name = write_image(np.zeros((50, 100, 3), np.uint8))
-    with pytest.raises(DataError) as caught:
-        read(name, height=60, width=90)
-    for part in ("image.png", "100x50", "90x60"):
-        assert part in str(caught.value)
-
-
-def test_an_image_turned_by_its_camera_tag_has_the_turned_size(write_image):
-    picture = Image.new("RGB", (100, 50))
-    turned = Image.Exif()
-    turned[0x0112] = 6  # to be shown turned by 90 degrees
-    name = write_image(picture, "turned.jpg", exif=turned)
-    assert read(name, height=100, width=50)["image"].shape == (3, 100, 50)
-    with pytest.raises(DataError, match="50x100 pixels, but its record says 100x50"):
-        read(name)
+def test_opencv_is_used_in_training_only(tmp_path):
+    options = [*coco_options(tmp_path), "INPUT.RANDOM_FLIP", "none"]
+    plain, fast = (quick_cfg(tmp_path, *options, "INPUT.OPENCV", v) for v in ("False", "True"))
+    expected, sample = (build_train_loader(cfg).dataset[Draw(0, 1)] for cfg in (plain, fast))
+    assert sample["image"].shape == expected["image"].shape
+    boxes = [s["instances"].gt_boxes.tensor for s in (sample, expected)]
+    np.testing.assert_array_equal(*boxes)
+    train, test = (DetectionMapper(fast, is_train=is_train) for is_train in (True, False))
+    assert train.use_opencv
+    assert not test.use_opencv
+    assert [type(a).__name__ for a in train.augmentations] == ["OpenCVResize"]
+    assert [type(a).__name__ for a in test.augmentations] == ["ResizeShortestEdge"]

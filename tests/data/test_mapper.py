@@ -1,4 +1,4 @@
-"""From record to sample: the official augmentation, and boxes that cannot be used."""
+"""From a record to a model input: the official augmentation, and annotations that are dropped."""
 
 import copy
 import math
@@ -14,6 +14,7 @@ from detectron2.structures import BoxMode
 from dsrcnn.data import DetectionMapper
 
 CROP = "coco/sparse_rcnn_R50_300pro_3x"
+XYXY, XYWH = BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
 
 
 @pytest.fixture(autouse=True)
@@ -27,68 +28,54 @@ def blank(write_image):
     return write_image(np.zeros((50, 100, 3), np.uint8))
 
 
-def annotation(*box, mode=BoxMode.XYXY_ABS, label=0, **extra):
+def annotation(*box, mode=XYXY, label=0, **extra):
     return {"bbox": list(box), "bbox_mode": mode, "category_id": label, "iscrowd": 0, **extra}
 
 
 def record_of(file_name, *annotations, height=50, width=100):
-    return {
-        "file_name": file_name,
-        "image_id": 7,
-        "height": height,
-        "width": width,
-        "annotations": list(annotations),
-    }
+    size = {"height": height, "width": width}
+    return {"file_name": file_name, "image_id": 7, **size, "annotations": list(annotations)}
 
 
-def as_is(**options):
-    return DetectionMapper(augmentations=[], **options)
+def mapper_of(*augmentations, **options):
+    return DetectionMapper(augmentations=augmentations, image_format="RGB", **options)
 
 
-# Augmentation
+def instances_of(*record):
+    return mapper_of()(record_of(*record))["instances"]
 
 
-def test_the_plain_way_flips_then_resizes():
-    mapper = DetectionMapper(tiny_cfg(), is_train=True)
-    assert [type(a) for a in mapper.augmentations] == [T.RandomFlip, T.ResizeShortestEdge]
-    assert mapper.crop_augmentations is None
-
-
-def test_the_crop_way_flips_then_resizes_crops_and_resizes():
-    mapper = DetectionMapper(tiny_cfg(config=CROP), is_train=True)
-    assert [type(a) for a in mapper.crop_augmentations] == [
-        T.RandomFlip,
-        T.ResizeShortestEdge,
-        T.RandomCrop,
-        T.ResizeShortestEdge,
+def test_crop_config_has_the_official_augmentations():
+    plain, crop = (DetectionMapper(tiny_cfg(**c), is_train=True) for c in ({}, {"config": CROP}))
+    for mapper in (plain, crop):
+        assert [type(a) for a in mapper.augmentations] == [T.RandomFlip, T.ResizeShortestEdge]
+    assert plain.crop_augmentations is None
+    assert [type(a) for a in crop.crop_augmentations] == [
+        *(T.RandomFlip, T.ResizeShortestEdge, T.RandomCrop, T.ResizeShortestEdge)
     ]
-    assert [type(a) for a in mapper.augmentations] == [T.RandomFlip, T.ResizeShortestEdge]
 
 
 @pytest.mark.parametrize(
     ("flip", "expected"),
     [("none", []), ("horizontal", [(True, False)]), ("vertical", [(False, True)])],
 )
-def test_the_config_chooses_the_flip(flip, expected):
+def test_config_chooses_the_flip(flip, expected):
     mapper = DetectionMapper(tiny_cfg("INPUT.RANDOM_FLIP", flip), is_train=True)
     flips = [a for a in mapper.augmentations if isinstance(a, T.RandomFlip)]
     assert [(f.horizontal, f.vertical) for f in flips] == expected
 
 
-def test_the_crop_way_is_taken_about_half_of_the_time(blank):
-    mapper = DetectionMapper(
-        augmentations=[T.Resize((8, 8))], crop_augmentations=[T.Resize((16, 16))]
-    )
+def test_images_are_cropped_about_half_of_the_time(blank):
+    mapper = mapper_of(T.Resize((8, 8)), crop_augmentations=[T.Resize((16, 16))])
     sides = [mapper(record_of(blank))["image"].shape[-1] for _ in range(400)]
     assert set(sides) == {8, 16}
     assert abs(sides.count(16) - 200) < 50  # five standard deviations
 
 
-def test_an_image_is_flipped_about_half_of_the_time(write_image):
+def test_images_are_flipped_about_half_of_the_time(write_image):
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:, :4] = 255
-    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", (8,))
-    mapper = DetectionMapper(cfg, is_train=True)
+    mapper = DetectionMapper(tiny_cfg("INPUT.MIN_SIZE_TRAIN", (8,)), is_train=True)
     record = record_of(write_image(pixels), height=8, width=8)
     flipped = [bool(mapper(record)["image"][0, 0, 0] == 0) for _ in range(400)]
     assert abs(sum(flipped) - 200) < 50
@@ -103,10 +90,10 @@ def test_crops_have_the_official_sizes():
     for _ in range(60):
         augmented = T.AugInput(image)
         transforms = T.AugmentationList(mapper.crop_augmentations)(augmented).transforms
-        _, enlarged, crop, _ = transforms
-        assert 0 <= crop.x0 <= crop.x0 + crop.w <= enlarged.new_w
-        assert 0 <= crop.y0 <= crop.y0 + crop.h <= enlarged.new_h
-        before.add(enlarged.new_h)
+        _, resize, crop, _ = transforms
+        assert 0 <= crop.x0 <= crop.x0 + crop.w <= resize.new_w
+        assert 0 <= crop.y0 <= crop.y0 + crop.h <= resize.new_h
+        before.add(resize.new_h)
         cropped += [crop.h, crop.w]
         after.add(min(augmented.image.shape[:2]))
     assert before == {400, 500, 600}  # the height is the short side
@@ -116,7 +103,7 @@ def test_crops_have_the_official_sizes():
 
 
 @pytest.mark.parametrize("config", ["coco/sparse_rcnn_R50_100pro_3x", CROP])
-def test_boxes_follow_the_pixels_through_every_augmentation(write_image, config):
+def test_boxes_follow_the_pixels(write_image, config):
     pixels = np.zeros((200, 260, 3), np.uint8)
     pixels[60:140, 70:180] = 255
     record = record_of(write_image(pixels), annotation(70, 60, 180, 140), height=200, width=260)
@@ -125,22 +112,18 @@ def test_boxes_follow_the_pixels_through_every_augmentation(write_image, config)
     for _ in range(16):
         sample = mapper(record)
         rows, columns = np.nonzero(sample["image"][0].numpy() > 127)
-        if not len(rows):  # the crop missed the object
-            continue
-        seen += 1
-        expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        found = sample["instances"].gt_boxes.tensor[0].tolist()
-        assert found == pytest.approx(expected, abs=1.5)
+        if len(rows):  # else the object is not in the crop
+            seen += 1
+            expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            box = sample["instances"].gt_boxes.tensor[0].tolist()
+            assert box == pytest.approx(expected, abs=1.5)
     assert seen > 8
 
 
-# The object: a box 30 wide at x 10..40 of a 100 wide image; mirrored it lies at 60..90.
 @pytest.mark.parametrize("number", [int, float])
-@pytest.mark.parametrize(
-    ("box", "mode"), [((11, 20, 40, 45), BoxMode.XYXY_ABS), ((11, 20, 29, 25), BoxMode.XYWH_ABS)]
-)
-def test_a_flipped_and_resized_box_is_the_one_worked_out_by_hand(blank, box, mode, number):
-    mapper = DetectionMapper(augmentations=[T.RandomFlip(prob=1.0), T.Resize((75, 150))])
+@pytest.mark.parametrize(("box", "mode"), [((11, 20, 40, 45), XYXY), ((11, 20, 29, 25), XYWH)])
+def test_flipped_and_resized_box_matches_a_calculation_by_hand(blank, box, mode, number):
+    mapper = mapper_of(T.RandomFlip(prob=1.0), T.Resize((75, 150)))
     record = record_of(blank, annotation(*map(number, box), mode=mode, label=3))
     instances = mapper(record)["instances"]
     # x: 100 - 40 = 60 and 100 - 11 = 89, times 1.5; y: 20 and 45, times 1.5
@@ -149,7 +132,7 @@ def test_a_flipped_and_resized_box_is_the_one_worked_out_by_hand(blank, box, mod
     assert instances.image_size == (75, 150)
 
 
-def test_evaluation_only_resizes_and_keeps_no_annotations(write_image):
+def test_evaluation_only_resizes_and_drops_annotations(write_image):
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:, :30] = 255
     cfg = tiny_cfg("INPUT.MIN_SIZE_TEST", 80, "INPUT.MAX_SIZE_TEST", 90, config=CROP)
@@ -159,69 +142,63 @@ def test_evaluation_only_resizes_and_keeps_no_annotations(write_image):
     for _ in range(6):
         sample = mapper(record)
         assert sample["image"].shape == (3, 60, 90)  # 80 x 120, reduced by 90 / 120
-        assert sample["image"][0, 0, 0] == 255  # not mirrored
+        assert sample["image"][0, 0, 0] == 255  # not flipped
         assert {"annotations", "instances"}.isdisjoint(sample)
         assert (sample["height"], sample["width"], sample["image_id"]) == (40, 60, 7)
-
-
-# Annotations
 
 
 def test_images_without_annotations_are_kept(blank):
     empty = record_of(blank)
     without = {k: v for k, v in empty.items() if k != "annotations"}
     for record in (empty, without):
-        instances = as_is()(record)["instances"]
-        assert len(instances) == 0
+        instances = mapper_of()(record)["instances"]
         assert instances.gt_boxes.tensor.shape == (0, 4)
         assert instances.gt_classes.shape == (0,)
 
 
-def test_crowds_are_left_out_and_the_image_stays(blank):
-    crowd = annotation(1, 1, 20, 20, label=1)
-    crowd["iscrowd"] = 1
-    assert len(as_is()(record_of(blank, crowd))["instances"]) == 0
-    both = as_is()(record_of(blank, crowd, annotation(1, 1, 20, 20, label=2)))["instances"]
-    assert both.gt_classes.tolist() == [2]
+def test_crowds_are_dropped_and_their_image_is_kept(blank):
+    crowd = annotation(1, 1, 20, 20, label=1, iscrowd=1)
+    assert len(instances_of(blank, crowd)) == 0
+    assert instances_of(blank, crowd, annotation(1, 1, 20, 20, label=2)).gt_classes.tolist() == [2]
 
 
 @pytest.mark.parametrize(
     ("box", "mode"),
     [
-        ((math.nan, 1, 20, 20), BoxMode.XYXY_ABS),
-        ((1, 1, math.inf, 20), BoxMode.XYXY_ABS),
-        ((5, 5, 0, 10), BoxMode.XYWH_ABS),
-        ((5, 5, 10, 0), BoxMode.XYWH_ABS),
-        ((20, 5, -10, 10), BoxMode.XYWH_ABS),
-        ((30, 5, 10, 20), BoxMode.XYXY_ABS),
-        ((120, 10, 130, 20), BoxMode.XYXY_ABS),
-        ((10, -30, 20, -5), BoxMode.XYXY_ABS),
-        ((1, 2, 3), BoxMode.XYXY_ABS),
-        ((None, 1, 20, 20), BoxMode.XYXY_ABS),
-        ((), BoxMode.XYWH_ABS),
+        ((math.nan, 1, 20, 20), XYXY),
+        ((1, 1, math.inf, 20), XYXY),
+        ((5, 5, 0, 10), XYWH),
+        ((5, 5, 10, 0), XYWH),
+        ((20, 5, -10, 10), XYWH),
+        ((30, 5, 10, 20), XYXY),
+        ((120, 10, 130, 20), XYXY),
+        ((10, -30, 20, -5), XYXY),
+        ((1, 2, 3), XYXY),
+        ((None, 1, 20, 20), XYXY),
+        ((), XYWH),
     ],
 )
-def test_boxes_that_cannot_be_used_are_left_out(blank, box, mode):
-    bad, good = annotation(*box, mode=mode), annotation(10, 10, 20, 20, label=4)
-    instances = as_is()(record_of(blank, bad, good))["instances"]
+def test_unusable_boxes_are_dropped(blank, box, mode):
+    good = annotation(10, 10, 20, 20, label=4)
+    instances = instances_of(blank, annotation(*box, mode=mode), good)
     assert instances.gt_boxes.tensor.tolist() == [[10, 10, 20, 20]]
     assert instances.gt_classes.tolist() == [4]
 
 
 def test_boxes_over_the_border_are_clipped(blank):
-    record = record_of(blank, annotation(-10, -5, 30, 20), annotation(80.5, 30.5, 120, 90))
-    boxes = as_is()(record)["instances"].gt_boxes.tensor
-    assert boxes.tolist() == [[0, 0, 30, 20], [80.5, 30.5, 100, 50]]
+    boxes = annotation(-10, -5, 30, 20), annotation(80.5, 30.5, 120, 90)
+    clipped = instances_of(blank, *boxes).gt_boxes.tensor
+    assert clipped.tolist() == [[0, 0, 30, 20], [80.5, 30.5, 100, 50]]
 
 
-def test_masks_and_keypoints_are_left_out(blank):
+def test_masks_and_keypoints_are_dropped(blank):
     extra = {"segmentation": [[1, 1, 9, 1, 9, 9]], "keypoints": [5, 5, 2]}
-    instances = as_is()(record_of(blank, annotation(1, 1, 9, 9, **extra)))["instances"]
+    instances = instances_of(blank, annotation(1, 1, 9, 9, **extra))
     assert set(instances.get_fields()) == {"gt_boxes", "gt_classes"}
 
 
-def test_the_record_is_not_modified(blank):
-    record = record_of(blank, annotation(11, 20, 29, 25, mode=BoxMode.XYWH_ABS))
+def test_record_is_not_modified(blank):
+    record = record_of(blank, annotation(11, 20, 29, 25, mode=XYWH))
     del record["height"], record["width"]
     before = copy.deepcopy(record)
     sample = DetectionMapper(tiny_cfg("INPUT.MIN_SIZE_TRAIN", (75,)), is_train=True)(record)
@@ -229,13 +206,13 @@ def test_the_record_is_not_modified(blank):
     assert (sample["height"], sample["width"]) == (50, 100)  # read from the file
 
 
-def test_a_pickled_mapper_does_the_same(blank):
+def test_pickled_mapper_gives_the_same_samples(blank):
     mapper = DetectionMapper(tiny_cfg("INPUT.MIN_SIZE_TRAIN", (40, 60), config=CROP))
     record = record_of(blank, annotation(10, 10, 60, 40))
     samples = []
-    for each in (mapper, pickle.loads(pickle.dumps(mapper))):
+    for copied in (mapper, pickle.loads(pickle.dumps(mapper))):
         np.random.seed(3)
-        samples.append([each(record) for _ in range(3)])
-    for ours, theirs in zip(*samples, strict=True):
-        assert torch.equal(ours["image"], theirs["image"])
-        assert torch.equal(ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor)
+        samples.append([copied(record) for _ in range(3)])
+    for a, b in zip(*samples, strict=True):
+        assert torch.equal(a["image"], b["image"])
+        assert torch.equal(a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor)

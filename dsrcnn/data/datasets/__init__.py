@@ -1,4 +1,4 @@
-"""Data sets by name: synthetic shapes, and one's own in the layouts of COCO, VOC and YOLO."""
+"""Data sets by name: synthetic shapes, CrowdHuman, and your own as COCO, Pascal VOC or YOLO."""
 
 from .coco import register_coco_json
 from .crowdhuman import register_crowdhuman

@@ -1,4 +1,4 @@
-"""Any COCO json as a data set, with its faults reported once and in plain words."""
+"""COCO json files as data sets, with one clear message for each kind of fault."""
 
 import json
 from collections import Counter
@@ -7,22 +7,21 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.structures import BoxMode
 
 from ...errors import DataError
-from .validate import Fail, check_records
+from .validate import OnError, check_records, make_annotation
 
 __all__ = [
-    "claim_name",
     "load_checked_coco_json",
     "read_categories",
     "read_coco_json",
     "read_coco_records",
     "register_coco_json",
+    "reserve_name",
 ]
 
-_REGISTERED: set[str] = set()  # by this module
-_ENTRIES = {  # what every entry of the three lists of a COCO detection file has
+_REGISTERED: set[str] = set()  # names registered by this package
+_REQUIRED_KEYS = {  # of each entry of the lists of a COCO detection file
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
@@ -30,31 +29,31 @@ _ENTRIES = {  # what every entry of the three lists of a COCO detection file has
 
 
 def register_coco_json(name: str, json_file: str, image_root: str, classes: list[str]) -> None:
-    """Register a COCO json under `name`; the file is loaded when it is first used.
+    """Register a COCO json under `name`; the file is read on first use.
 
-    Registering the same name again replaces it, so a notebook cell can be run twice.
+    Registering a name again replaces the data set, so that a notebook cell can run twice.
 
     Args:
         name: data set name.
-        json_file: annotations.
+        json_file: annotation file.
         image_root: folder that ``file_name`` entries are relative to.
-        classes: class names in the order of ascending category id.
+        classes: class names in ascending order of category ids.
 
     Raises:
-        DataError: if something else is registered under `name`.
+        DataError: if another program registered `name`.
     """
-    claim_name(name)
+    reserve_name(name)
     DatasetCatalog.register(name, partial(load_checked_coco_json, json_file, image_root, name))
     MetadataCatalog.get(name).set(
         json_file=json_file, image_root=image_root, evaluator_type="coco", thing_classes=classes
     )
 
 
-def claim_name(name: str) -> None:
-    """Make room for a data set that is about to be registered.
+def reserve_name(name: str) -> None:
+    """Remove an earlier registration of `name` by this package.
 
     Raises:
-        DataError: if another program has registered one under `name`.
+        DataError: if another program registered `name`.
     """
     if name in DatasetCatalog.list() and name not in _REGISTERED:
         raise DataError(
@@ -63,12 +62,12 @@ def claim_name(name: str) -> None:
         )
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)  # whoever registered the name may have given none
+        MetadataCatalog.pop(name, None)  # may have been registered without metadata
     _REGISTERED.add(name)
 
 
 def read_coco_json(json_file: str) -> dict:
-    """Parse a COCO json and check that its three lists and their entries are complete.
+    """Read a COCO json and check that its lists and their entries are complete.
 
     Raises:
         DataError: if the file is missing, not JSON or not COCO.
@@ -81,24 +80,34 @@ def read_coco_json(json_file: str) -> dict:
     except ValueError as error:
         raise DataError(f"{json_file} is not valid JSON ({error}); export it again.") from error
     lists = content if isinstance(content, dict) else {}
-    missing = [k for k in _ENTRIES if not isinstance(lists.get(k), list)]
+    missing = [k for k in _REQUIRED_KEYS if not isinstance(lists.get(k), list)]
     if missing:
         raise DataError(
             f"{json_file} lacks {', '.join(missing)}; a COCO detection file has the lists "
-            f"{', '.join(_ENTRIES)}."
+            f"{', '.join(_REQUIRED_KEYS)}."
         )
-    for part, keys in _ENTRIES.items():
+    for part, required in _REQUIRED_KEYS.items():
         for index, entry in enumerate(content[part]):
             entry = entry if isinstance(entry, dict) else {}
-            lacking = [k for k in keys if entry.get(k) in (None, "", [])]
-            if lacking:
+            missing = [k for k in required if entry.get(k) in (None, "", [])]
+            if missing:
                 raise DataError(
-                    f"{json_file}: {part}[{index}] lacks {', '.join(lacking)}; every entry of "
-                    f"{part} needs {', '.join(keys)}."
+                    f"{json_file}: {part}[{index}] lacks {', '.join(missing)}; every entry of "
+                    f"{part} needs {', '.join(required)}."
                 )
     if not content["categories"]:
         raise DataError(f"{json_file} has an empty list of categories; name at least one class.")
     return content
+
+
+def read_categories(json_file: str) -> dict[int, str]:
+    """Read the class names of a COCO json by category id, ascending; ids may have gaps.
+
+    Raises:
+        DataError: if the file is missing, broken or without categories.
+    """
+    path = Path(json_file)
+    return dict(_categories(json_file, path.stat().st_mtime if path.is_file() else 0.0))
 
 
 @lru_cache(maxsize=8)
@@ -106,61 +115,11 @@ def _categories(json_file: str, modified: float) -> tuple[tuple[int, str], ...]:
     return tuple(sorted((c["id"], c["name"]) for c in read_coco_json(json_file)["categories"]))
 
 
-def read_categories(json_file: str) -> list[dict]:
-    """Categories of a COCO json, ascending by id; ids may have gaps.
-
-    Raises:
-        DataError: if the file is missing, broken or without categories.
-    """
-    path = Path(json_file)
-    modified = path.stat().st_mtime if path.is_file() else 0.0
-    return [{"id": i, "name": name} for i, name in _categories(json_file, modified)]
-
-
-def read_coco_records(json_file: str, image_root: str, fail: Fail) -> list[dict]:
-    """Records of a COCO json as they are, for a look at them; training loads them by Detectron2.
-
-    Raises:
-        DataError: if the file is missing or no COCO json.
-    """
-    content = read_coco_json(json_file)
-    for part in ("images", "annotations"):
-        for number in _repeated(content[part]):
-            fail("id", f"{json_file}: several {part} have the id {number}.")
-    labels = {c["id"]: index for index, c in enumerate(read_categories(json_file))}
-    records = {
-        image["id"]: {
-            **{key: image[key] for key in ("height", "width")},
-            "file_name": str(Path(image_root) / image["file_name"]),
-            "image_id": image["id"],
-            "annotations": [],
-        }
-        for image in content["images"]
-    }
-    for entry in content["annotations"]:
-        where = f"{json_file}: annotation {entry['id']}"
-        if entry["image_id"] not in records:
-            fail("annotation", f"{where} is of image {entry['image_id']}, which is not listed.")
-        elif entry["category_id"] not in labels:
-            fail("class", f"{where} has category {entry['category_id']}, which is not listed.")
-        else:
-            box = {"bbox": entry["bbox"], "bbox_mode": BoxMode.XYWH_ABS}
-            label = {"category_id": labels[entry["category_id"]]}
-            crowd = {"iscrowd": entry.get("iscrowd", 0)}
-            records[entry["image_id"]]["annotations"].append({**box, **label, **crowd})
-    return list(records.values())
-
-
-def _repeated(entries: list[dict]) -> list:
-    counts = Counter(entry["id"] for entry in entries)
-    return [number for number, count in counts.items() if count > 1]
-
-
 def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[dict]:
-    """Records of a COCO json without unusable boxes, see `check_records`.
+    """Load a COCO json without its unusable boxes, see `check_records`.
 
     Args:
-        json_file: annotations.
+        json_file: annotation file.
         image_root: folder of the images.
         name: registered data set name.
 
@@ -170,11 +129,11 @@ def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[d
     Raises:
         DataError: if the file is broken, has no images or boxes, or names images that do not exist.
     """
-    content = read_coco_json(json_file)  # Detectron2's reader would fail with a bare KeyError
-    for part in ("images", "annotations"):  # it would also pass over an image in silence
-        if repeated := _repeated(content[part]):
+    content = read_coco_json(json_file)  # Detectron2's reader would raise a bare KeyError
+    for part in ("images", "annotations"):  # and silently skip an image with a duplicate id
+        if duplicates := _duplicate_ids(content[part]):
             raise DataError(
-                f"{json_file}: several {part} have the id {repeated[0]}; number them anew."
+                f"{json_file}: several {part} have the id {duplicates[0]}; number them again."
             )
     try:
         records = load_coco_json(json_file, image_root, name)
@@ -182,3 +141,40 @@ def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[d
         raise DataError(f"{json_file} cannot be used: {error}") from error
     check_records(records, json_file, image_root)
     return records
+
+
+def read_coco_records(json_file: str, image_root: str, on_error: OnError) -> list[dict]:
+    """Read the unchecked records of a COCO json, to inspect them.
+
+    Raises:
+        DataError: if the file is missing or not COCO.
+    """
+    content = read_coco_json(json_file)
+    for part in ("images", "annotations"):
+        for number in _duplicate_ids(content[part]):
+            on_error("duplicate id", f"{json_file}: several {part} have the id {number}.")
+    labels = {number: label for label, number in enumerate(read_categories(json_file))}
+    records = {}
+    for image in content["images"]:
+        file_name = str(Path(image_root) / image["file_name"])
+        size = {"height": image["height"], "width": image["width"]}
+        record = {"file_name": file_name, **size, "image_id": image["id"], "annotations": []}
+        records[image["id"]] = record
+    for entry in content["annotations"]:
+        where = f"{json_file}: annotation {entry['id']}"
+        image_id, category = entry["image_id"], entry["category_id"]
+        if image_id not in records:
+            text = f"{where} belongs to image {image_id}, which is not listed."
+            on_error("annotation broken", text)
+        elif category not in labels:
+            on_error("unknown class", f"{where} has category {category}, which is not listed.")
+        else:
+            is_crowd = bool(entry.get("iscrowd", 0))
+            annotation = make_annotation(entry["bbox"], labels[category], is_crowd=is_crowd)
+            records[image_id]["annotations"].append(annotation)
+    return list(records.values())
+
+
+def _duplicate_ids(entries: list[dict]) -> list:
+    counts = Counter(entry["id"] for entry in entries)
+    return [number for number, count in counts.items() if count > 1]

@@ -1,77 +1,132 @@
-"""One's own data from the config alone: ``DATASETS.CUSTOM``."""
+"""Your own data from the config alone: ``DATASETS.CUSTOM``, folder layouts, class counts."""
 
 import difflib
-from collections.abc import Sequence
-from functools import partial
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ...config import SPARSE_DETECTORS
 from ...config.load import config_step
+from ...config.validate import num_classes_key
 from ...errors import ConfigError, DataError
-from .coco import claim_name, read_categories, read_coco_records, register_coco_json
-from .validate import Fail
-from .voc import load_voc, read_voc, voc_classes, voc_splits
-from .yolo import load_yolo, read_yolo, yolo_classes, yolo_splits
+from .coco import read_categories, read_coco_records, register_coco_json, reserve_name
+from .validate import OnError, check_records, raise_error
+from .voc import read_voc, voc_classes, voc_splits
+from .yolo import read_yolo, yolo_classes, yolo_splits
 
 __all__ = [
     "check_registered",
     "class_names",
-    "coco_files",
-    "folder_classes",
-    "folder_kind",
     "folder_splits",
     "read_folder",
-    "register_absent_folder",
-    "register_folder",
     "resolve_num_classes",
     "use_custom_data",
 ]
 
-# Which part of MODEL has the number of classes of an architecture.
-_CLASSES_OF = {"GeneralizedRCNN": "ROI_HEADS", **dict.fromkeys(SPARSE_DETECTORS, "SparseRCNN")}
-
-
-def check_registered(name: str) -> None:
-    """Raise a `DataError` with close names if no data set is registered under `name`."""
-    if name not in DatasetCatalog.list():
-        close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.5)
-        raise DataError(
-            f"Data set {name!r} is not registered."
-            + (f" Did you mean {', '.join(close)}?" if close else "")
-            + " For your own COCO json set DATASETS.CUSTOM (see datasets/README.md)."
-        )
-
-
-def class_names(name: str) -> list[str] | None:
-    """Names of the classes of a registered data set, None if they are not known.
-
-    Detectron2 fills them in only once a json was loaded, so they may have to be read from it.
-    """
-    if name not in DatasetCatalog.list():
-        return None
-    metadata = MetadataCatalog.get(name)
-    names = metadata.get("thing_classes")
-    json_file = metadata.get("json_file")
-    if names is None and json_file and Path(json_file).is_file():
-        names = [c["name"] for c in read_categories(json_file)]
-    return names
-
-
+_CLASSES_KEY = "DATASETS.CUSTOM.CLASSES"
 _LAYOUTS = (
     "COCO: annotations/instances_<split>.json and images/<split>/; "
     "VOC: ImageSets/Main/<split>.txt, Annotations/ and JPEGImages/; YOLO: data.yaml"
 )
 
 
-def folder_kind(folder: Path) -> str:
-    """One of "coco", "voc" and "yolo".
+@config_step
+def use_custom_data(cfg: CfgNode) -> None:
+    """Register the data of ``DATASETS.CUSTOM`` and use them in `cfg`, in place.
+
+    Registers ``NAME_train`` and ``NAME_test`` and writes them to ``DATASETS.TRAIN`` and ``.TEST``.
+    Class names are read from the data and stored in ``DATASETS.CUSTOM.CLASSES``: a saved config
+    knows its classes without the data, and rejects data with different classes.
 
     Raises:
-        DataError: if the folder is missing or of none of the layouts.
+        ConfigError: if files have no name, or both a folder and files are set.
+        DataError: if a file cannot be read, or classes differ.
     """
+    node, saved = cfg.DATASETS.CUSTOM, list(cfg.DATASETS.CUSTOM.CLASSES)
+    files = {"train": node.TRAIN_JSON, "test": node.TEST_JSON}
+    images = {"train": node.TRAIN_IMAGES, "test": node.TEST_IMAGES}
+    splits = {"train": node.TRAIN_SPLIT, "test": node.TEST_SPLIT}
+    if node.FOLDER and any(files.values()):
+        raise ConfigError("DATASETS.CUSTOM has a FOLDER and json files; write one or the other.")
+    if node.FOLDER:
+        node.NAME = node.NAME or Path(node.FOLDER).resolve().name
+        used = {part: split for part, split in splits.items() if split}
+        classes = _register_folder(node.NAME, Path(node.FOLDER), used, saved)
+    elif node.NAME:
+        used = {part: path for part, path in files.items() if path}
+        pairs = {part: (path, images[part]) for part, path in used.items()}
+        classes = _register_files(node.NAME, pairs, saved)
+    elif any(files.values()):
+        raise ConfigError(
+            "DATASETS.CUSTOM has a json but no name; write DATASETS.CUSTOM.NAME, for example "
+            f"{Path(files['train'] or files['test']).stem}."
+        )
+    else:
+        return
+    node.CLASSES = tuple(classes)
+    cfg.DATASETS.TRAIN = (f"{node.NAME}_train",) if "train" in used else ()
+    cfg.DATASETS.TEST = (f"{node.NAME}_test",) if "test" in used else ()
+
+
+def _register_files(
+    name: str, files: Mapping[str, tuple[str, str]], saved: list[str]
+) -> Sequence[str]:
+    """Register COCO files and the folders of their images by part; return the class names."""
+    if not files:
+        raise ConfigError(
+            "DATASETS.CUSTOM has a name but no json; write DATASETS.CUSTOM.TRAIN_JSON or TEST_JSON."
+        )
+    names: dict[str, Sequence[str]] = {_CLASSES_KEY: saved} if saved else {}
+    for json_file, _ in files.values():
+        if not saved or Path(json_file).is_file():  # a trained model may be used without its data
+            names[json_file] = list(read_categories(json_file).values())
+    _check_same_classes(names)
+    classes = list(next(iter(names.values())))
+    for part, (json_file, image_root) in files.items():
+        register_coco_json(f"{name}_{part}", json_file, image_root, classes)
+    return classes
+
+
+def _register_folder(
+    name: str, folder: Path, splits: Mapping[str, str], saved: list[str]
+) -> Sequence[str]:
+    """Register splits of a folder by part; return the class names."""
+    layout = _layout(folder) if folder.is_dir() or not saved else None
+    if layout == "coco":
+        files = {part: _coco_files(folder, split) for part, split in splits.items()}
+        return _register_files(name, files, saved)
+    # A trained model may be used without its data, and a split of VOC may lack some classes.
+    classes = saved
+    if not saved or layout == "yolo":
+        classes = _folder_classes(folder, list(splits.values()))
+    if saved:
+        _check_same_classes({_CLASSES_KEY: saved, str(folder): classes})
+    for part, split in splits.items():
+        registered = f"{name}_{part}"
+        reserve_name(registered)
+        DatasetCatalog.register(registered, functools.partial(_load_split, folder, split, classes))
+        MetadataCatalog.get(registered).set(evaluator_type="coco", thing_classes=classes)
+    return classes
+
+
+def _check_same_classes(names: Mapping[str, Sequence[str]]) -> None:
+    first, *others = names
+    for other in others:
+        if list(names[other]) != list(names[first]):
+            advice = "Both need the same categories."
+            if first == _CLASSES_KEY:
+                advice += f" For a new model write {_CLASSES_KEY} () to use those of the data."
+            raise DataError(
+                f"{first} and {other} name different classes: {', '.join(names[first])} against "
+                f"{', '.join(names[other])}. {advice}"
+            )
+
+
+def _layout(folder: Path) -> str:
+    """Return the layout of a folder: "coco", "voc" or "yolo"."""
     if not folder.is_dir():
         raise DataError(f"Folder {str(folder)!r} does not exist; correct DATASETS.CUSTOM.FOLDER.")
     if (folder / "data.yaml").is_file():
@@ -83,147 +138,112 @@ def folder_kind(folder: Path) -> str:
     raise DataError(f"{folder} has none of the known layouts. {_LAYOUTS}.")
 
 
-def coco_files(folder: Path, split: str) -> tuple[str, str]:
-    """Annotation file and image folder of a split; names of images may hold the folder already.
+def folder_splits(folder: Path) -> list[str]:
+    """List the splits of a folder.
 
     Raises:
-        DataError: if there is no such file.
+        DataError: if it has none of the known layouts, or no splits.
     """
+    layout = _layout(folder)
+    if layout == "coco":
+        files = (folder / "annotations").glob("instances_*.json")
+        return sorted(path.stem.removeprefix("instances_") for path in files)
+    splits = yolo_splits(folder) if layout == "yolo" else voc_splits(folder)
+    if not splits:
+        fault = "no ImageSets/Main" if layout == "voc" else "data.yaml names no train, val or test"
+        raise DataError(f"{folder} has no splits: {fault}.")
+    return splits
+
+
+def read_folder(folder: Path, split: str, on_error: OnError) -> tuple[list[str], list[dict]]:
+    """Read the class names and unchecked records of a split, to inspect them.
+
+    Raises:
+        DataError: if the folder cannot be read at all.
+    """
+    layout = _layout(folder)
+    if layout == "coco":
+        json_file, image_root = _coco_files(folder, split)
+        classes = list(read_categories(json_file).values())
+        return classes, read_coco_records(json_file, image_root, on_error)
+    classes = _folder_classes(folder, folder_splits(folder))
+    read = read_yolo if layout == "yolo" else read_voc
+    return classes, read(folder, split, classes, on_error)
+
+
+def _load_split(folder: Path, split: str, classes: list[str]) -> list[dict]:
+    """Load a split of a VOC or YOLO folder for training, without its unusable boxes."""
+    read = read_yolo if _layout(folder) == "yolo" else read_voc
+    records = read(folder, split, classes, raise_error)
+    check_records(records, f"Split {split!r} of {folder}", str(folder))
+    return records
+
+
+def _coco_files(folder: Path, split: str) -> tuple[str, str]:
+    """Return annotation file and image folder of a split."""
     annotations = folder / "annotations" / f"instances_{split}.json"
     if not annotations.is_file():
         raise DataError(
             f"{annotations} does not exist; the splits of {folder} are "
             f"{', '.join(folder_splits(folder))}."
         )
+    # The file names may contain a folder themselves.
     choices = (folder / "images" / split, folder / split, folder / "images", folder)
     return str(annotations), str(next(path for path in choices if path.is_dir()))
 
 
-def folder_classes(folder: Path, splits: list[str]) -> list[str]:
-    """Class names of a VOC or YOLO folder, in the order of their labels.
-
-    Raises:
-        DataError: if files are missing or broken.
-    """
-    _check_splits(folder, splits)
-    if folder_kind(folder) == "yolo":
-        return yolo_classes(folder)
-    return voc_classes(folder, splits)
-
-
-def register_folder(name: str, folder: Path, split: str, classes: list[str]) -> None:
-    """Register a split of a VOC or YOLO folder under `name`; it is read when it is first used.
-
-    Raises:
-        DataError: if something else is registered under `name`.
-    """
-    load = load_yolo if folder_kind(folder) == "yolo" else load_voc
-    claim_name(name)
-    DatasetCatalog.register(name, partial(load, folder, split, classes))
-    MetadataCatalog.get(name).set(evaluator_type="coco", thing_classes=classes)
-
-
-def register_absent_folder(name: str, folder: Path, classes: list[str]) -> None:
-    """Register `name` for its class names alone; reading it says that the folder is missing.
-
-    Raises:
-        DataError: if something else is registered under `name`.
-    """
-    claim_name(name)
-    DatasetCatalog.register(name, partial(folder_kind, folder))
-    MetadataCatalog.get(name).set(evaluator_type="coco", thing_classes=classes)
-
-
-def read_folder(folder: Path, split: str, fail: Fail) -> tuple[list[str], list[dict]]:
-    """Class names and records of a split as they are, for a look at them.
-
-    Raises:
-        DataError: if the folder cannot be read at all.
-    """
-    kind = folder_kind(folder)
-    if kind == "coco":
-        annotations, images = coco_files(folder, split)
-        names = [c["name"] for c in read_categories(annotations)]
-        return names, read_coco_records(annotations, images, fail)
-    classes = folder_classes(folder, folder_splits(folder))
-    read = read_yolo if kind == "yolo" else read_voc
-    return classes, read(folder, split, classes, fail)
-
-
-def folder_splits(folder: Path) -> list[str]:
-    """Names of the splits that a folder has.
-
-    Raises:
-        DataError: if it has none.
-    """
-    kind = folder_kind(folder)
-    if kind == "coco":
-        files = (folder / "annotations").glob("instances_*.json")
-        return sorted(path.stem.removeprefix("instances_") for path in files)
-    found = yolo_splits(folder) if kind == "yolo" else voc_splits(folder)
-    if not found:
-        where = "data.yaml names no train, val or test" if kind == "yolo" else "no ImageSets/Main"
-        raise DataError(f"{folder} has no splits: {where}.")
-    return found
-
-
-def _check_splits(folder: Path, splits: list[str]) -> None:
+def _folder_classes(folder: Path, splits: list[str]) -> list[str]:
+    """Return the class names of a VOC or YOLO folder, in the order of their labels."""
     known = folder_splits(folder)
     for split in splits:
         if split not in known:
             raise DataError(f"{folder} has no split {split!r}; it has {', '.join(known)}.")
+    return yolo_classes(folder) if _layout(folder) == "yolo" else voc_classes(folder, splits)
 
 
-_SAVED = "DATASETS.CUSTOM.CLASSES"
-
-
-@config_step
-def use_custom_data(cfg: CfgNode) -> None:
-    """Register the data of ``DATASETS.CUSTOM`` and make them the data sets of `cfg`, in place.
-
-    Registers ``NAME_train`` and ``NAME_test`` and writes them to ``DATASETS.TRAIN`` and ``.TEST``.
-    Class names come from the data and are stored in ``DATASETS.CUSTOM.CLASSES``, so that a saved
-    config knows them where the data are not, or are others: data must then name the same.
-
-    Raises:
-        ConfigError: if data are given without a name, or a folder and files.
-        DataError: if a file cannot be read, or classes differ.
-    """
-    node = cfg.DATASETS.CUSTOM
-    files = {"TRAIN": node.TRAIN_JSON, "TEST": node.TEST_JSON}
-    if node.FOLDER:
-        if any(files.values()):
-            raise ConfigError(
-                "DATASETS.CUSTOM has a FOLDER and json files; write one or the other."
-            )
-        _use_folder(cfg)
-    elif node.NAME:
-        images = {key: node[f"{key}_IMAGES"] for key in files}
-        _use_files(cfg, {key: (path, images[key]) for key, path in files.items() if path})
-    elif any(files.values()):
-        raise ConfigError(
-            "DATASETS.CUSTOM has a json but no name; write DATASETS.CUSTOM.NAME, for example "
-            f"{Path(next(f for f in files.values() if f)).stem}."
+def check_registered(name: str) -> None:
+    """Raise a `DataError` with similar names if data set `name` is not registered."""
+    if name not in DatasetCatalog.list():
+        close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.5)
+        raise DataError(
+            f"Data set {name!r} is not registered."
+            + (f" Did you mean {', '.join(close)}?" if close else "")
+            + " For your own data set DATASETS.CUSTOM (see datasets/README.md)."
         )
+
+
+def class_names(name: str) -> list[str] | None:
+    """Return the class names of a registered data set, None if they are unknown.
+
+    Detectron2 sets those of a json only when it is loaded, so they are read from it if necessary.
+    """
+    if name not in DatasetCatalog.list():
+        return None
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_classes")
+    json_file = metadata.get("json_file")
+    if names is None and json_file and Path(json_file).is_file():
+        names = list(read_categories(json_file).values())
+    return names
 
 
 @config_step
 def resolve_num_classes(cfg: CfgNode) -> None:
-    """Make the model fit the training data.
+    """Check the number of classes against the data sets, or read it from them, in place.
 
-    The rule: ``MODEL.SparseRCNN.NUM_CLASSES 0``, or ``MODEL.ROI_HEADS.NUM_CLASSES 0`` of Faster
-    R-CNN, becomes the number of classes of the first training
-    set (or test set, where there is no training set); any other number must be equal to it.
+    The key is that of the architecture, such as ``MODEL.SparseRCNN.NUM_CLASSES``. 0 becomes the
+    number of classes of the first training set, or test set if there is no training set. Any other
+    number must match.
 
     Raises:
         ConfigError: if the numbers differ.
-        DataError: if the number is to come from data sets that are not registered, or if data sets
+        DataError: if the number should come from data sets that are not registered, or data sets
             name different classes.
     """
-    part = _CLASSES_OF.get(cfg.MODEL.META_ARCHITECTURE)
-    if part is None:
+    key = num_classes_key(cfg)
+    if key is None:
         return
-    node, key = cfg.MODEL[part], f"MODEL.{part}.NUM_CLASSES"
+    node = functools.reduce(operator.getitem, key.split(".")[:-1], cfg)
     if node.NUM_CLASSES == 0:
         for name in cfg.DATASETS.TRAIN:
             check_registered(name)
@@ -234,10 +254,10 @@ def resolve_num_classes(cfg: CfgNode) -> None:
             continue
         first = first or (name, names)
         if len(names) == len(first[1]) and names != first[1]:
-            index = next(i for i, found in enumerate(names) if found != first[1][i])
+            label = next(i for i, other in enumerate(first[1]) if names[i] != other)
             raise DataError(
-                f"Data sets {first[0]!r} and {name!r} name different classes: number {index} is "
-                f"{first[1][index]!r} in one and {names[index]!r} in the other. A model can be "
+                f"Data sets {first[0]!r} and {name!r} name different classes: number {label} is "
+                f"{first[1][label]!r} in one and {names[label]!r} in the other. A model can be "
                 "trained and evaluated on data sets of the same classes only."
             )
         if node.NUM_CLASSES == 0:
@@ -247,73 +267,4 @@ def resolve_num_classes(cfg: CfgNode) -> None:
             raise ConfigError(
                 f"{key} is {node.NUM_CLASSES}, but data set {name!r} has {len(names)} classes "
                 f"({shown}). Write {key} {len(names)}, or 0 to take the number from the data."
-            )
-
-
-def _use_folder(cfg: CfgNode) -> None:
-    node = cfg.DATASETS.CUSTOM
-    folder, saved = Path(node.FOLDER), list(node.CLASSES)
-    node.NAME = node.NAME or folder.resolve().name
-    splits = {"TRAIN": node.TRAIN_SPLIT, "TEST": node.TEST_SPLIT}
-    used = {key: split for key, split in splits.items() if split}
-    if folder.is_dir() and folder_kind(folder) == "coco":
-        _use_files(cfg, {key: coco_files(folder, split) for key, split in used.items()})
-        return
-    if not folder.is_dir() and saved:  # a trained model may be used without its data
-        for key in used:
-            register_absent_folder(_name(cfg, key), folder, saved)
-    else:
-        # VOC lists its classes nowhere: a split may lack some that the model knows.
-        given = saved if folder_kind(folder) == "voc" and saved else None
-        classes = given or folder_classes(folder, list(used.values()))
-        if saved:
-            _check_same({_SAVED: saved, str(folder): classes})
-        node.CLASSES = tuple(classes)
-        for key, split in used.items():
-            register_folder(_name(cfg, key), folder, split, classes)
-    _make_data_sets(cfg, used)
-
-
-def _use_files(cfg: CfgNode, files: dict[str, tuple[str, str]]) -> None:
-    """Use COCO files, given with the folders of their images by the key of their split."""
-    node = cfg.DATASETS.CUSTOM
-    classes = _class_names([path for path, _ in files.values()], list(node.CLASSES))
-    node.CLASSES = tuple(classes)
-    for key, (path, images) in files.items():
-        register_coco_json(_name(cfg, key), path, images, classes)
-    _make_data_sets(cfg, files)
-
-
-def _name(cfg: CfgNode, key: str) -> str:
-    return f"{cfg.DATASETS.CUSTOM.NAME}_{key.lower()}"
-
-
-def _make_data_sets(cfg: CfgNode, keys: dict) -> None:
-    for key in ("TRAIN", "TEST"):
-        cfg.DATASETS[key] = (_name(cfg, key),) if key in keys else ()
-
-
-def _class_names(files: list[str], saved: list[str]) -> list[str]:
-    if not files:
-        raise ConfigError(
-            "DATASETS.CUSTOM has a name but no json; write DATASETS.CUSTOM.TRAIN_JSON or TEST_JSON."
-        )
-    # Where a trained model is used, some or all of its files may be missing: the saved names count.
-    present = [f for f in files if not saved or Path(f).is_file()]
-    names: dict[str, Sequence[str]] = {_SAVED: saved} if saved else {}
-    names |= {f: [c["name"] for c in read_categories(f)] for f in present}
-    _check_same(names)
-    return list(next(iter(names.values())))
-
-
-def _check_same(names: dict[str, Sequence[str]]) -> None:
-    first, *others = names
-    for other in others:
-        if list(names[other]) != list(names[first]):
-            advice = "Both need the same categories."
-            if first == _SAVED:
-                advice += f" For a new model write {_SAVED} () to take those of the data."
-            raise DataError(
-                f"{first} and {other} name different classes: {', '.join(names[first])} against "
-                f"{', '.join(names[other])}. {advice}"
             )

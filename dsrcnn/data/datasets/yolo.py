@@ -4,103 +4,86 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.structures import BoxMode
 
 from ...errors import DataError
-from .validate import Fail, check_records, read_lines, refuse, shown_size
+from .validate import OnError, image_file_size, make_annotation, read_lines
 
-__all__ = ["load_yolo", "read_yolo", "yolo_classes", "yolo_splits"]
+__all__ = ["read_yolo", "yolo_classes", "yolo_splits"]
 
-_IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def yolo_splits(folder: Path) -> list[str]:
-    """Which of train, val and test ``data.yaml`` names."""
-    return [split for split in ("train", "val", "test") if _read(folder).get(split)]
+    """List the splits that ``data.yaml`` names, of train, val and test."""
+    content = _read_yaml(folder)
+    return [split for split in ("train", "val", "test") if content.get(split)]
 
 
 def yolo_classes(folder: Path) -> list[str]:
-    """Class names in the order of their numbers."""
-    names = _read(folder).get("names")
+    """Read the class names, in the order of their labels."""
+    names = _read_yaml(folder).get("names")
     if isinstance(names, dict):
         if sorted(names) != list(range(len(names))):
             raise DataError(
                 f"{folder / 'data.yaml'}: names has the numbers {sorted(names)}; number classes "
                 "from 0 without gaps."
             )
-        names = [names[index] for index in range(len(names))]
+        names = [names[label] for label in range(len(names))]
     if not names:
         raise DataError(f"{folder / 'data.yaml'} lacks names; list the classes.")
     return [str(name) for name in names]
 
 
-def load_yolo(folder: Path, split: str, classes: list[str]) -> list[dict]:
-    """Records of a split that can be trained on; see `read_yolo`.
-
-    Raises:
-        DataError: if a file is missing or broken, or an object is of an unknown class.
-    """
-    records = read_yolo(folder, split, classes, refuse)
-    check_records(records, str(folder / "data.yaml"), str(folder))
-    return records
-
-
-def read_yolo(folder: Path, split: str, classes: list[str], fail: Fail) -> list[dict]:
-    """Records of a split, as they are; an image without a label file has no objects."""
+def read_yolo(folder: Path, split: str, classes: list[str], on_error: OnError) -> list[dict]:
+    """Read the unchecked records of a split; an image without a label file has no objects."""
     records = []
-    for number, image in enumerate(_images_of(folder, split, fail), start=1):
+    for number, image in enumerate(_image_files(folder, split, on_error), start=1):
         width = height = 0
         annotations = []
         try:
-            width, height = shown_size(image)
+            width, height = image_file_size(image)
         except (OSError, SyntaxError, ValueError) as error:
-            fail("broken", f"Image {image} cannot be read ({error}); replace it or remove it.")
+            text = f"Image {image} cannot be read ({error}); replace it or remove it."
+            on_error("image broken", text)
         else:
-            label_file = _label_file(image)
-            annotations = _annotations(label_file, width, height, len(classes), fail)
-        records.append(
-            {
-                "file_name": str(image),
-                "height": height,
-                "width": width,
-                "image_id": number,
-                "annotations": annotations,
-            }
-        )
+            path = _label_file(image)
+            annotations = _read_labels(path, width, height, len(classes), on_error)
+        record = {"file_name": str(image), "height": height, "width": width, "image_id": number}
+        records.append({**record, "annotations": annotations})
     return records
 
 
-def _annotations(path: Path, width: int, height: int, classes: int, fail: Fail) -> list[dict]:
+def _read_labels(
+    path: Path, width: int, height: int, num_classes: int, on_error: OnError
+) -> list[dict[str, Any]]:
     annotations = []
-    lines = read_lines(path) if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path) if path.is_file() else [], start=1):
         if not line.strip():
             continue
         try:
-            label, x, y, w, h = _numbers(line)
+            label, x, y, w, h = _parse_line(line)
         except ValueError:
-            fail(
-                "annotation",
-                f"{path}, line {number}: {line[:80]!r}; write class, centre x, centre y, width and "
+            on_error(
+                "annotation broken",
+                f"{path}, line {number}: {line[:80]!r}; write class, center x, center y, width and "
                 "height, as fractions of the image, or class and the corners of a polygon.",
             )
             continue
-        if not (label.is_integer() and 0 <= label < classes):
-            known = f"data.yaml names classes 0 to {classes - 1}"
-            fail("class", f"{path}, line {number}: class {label:g}; {known}.")
+        if not (label.is_integer() and 0 <= label < num_classes):
+            known = f"data.yaml names classes 0 to {num_classes - 1}"
+            on_error("unknown class", f"{path}, line {number}: class {label:g}; {known}.")
             continue
         box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
-        entry: dict[str, Any] = {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0}
-        annotations.append({**entry, "category_id": int(label)})
+        annotations.append(make_annotation(box, int(label)))
     return annotations
 
 
-def _numbers(line: str) -> tuple[float, float, float, float, float]:
-    """Class, centre, width and height; of a polygon those of the box around it."""
-    label, *rest = (float(word) for word in line.split())
-    if len(rest) in (4, 5):  # a fifth one is the confidence of a prediction
-        return label, rest[0], rest[1], rest[2], rest[3]
-    xs, ys = rest[0::2], rest[1::2]
+def _parse_line(line: str) -> tuple[float, float, float, float, float]:
+    """Parse class, center, width and height of a box, or of the bounding box of a polygon."""
+    label, *values = (float(word) for word in line.split())
+    if len(values) in (4, 5):  # a fifth value is the confidence of a prediction
+        return label, values[0], values[1], values[2], values[3]
+    xs, ys = values[0::2], values[1::2]
     if len(xs) < 3 or len(xs) != len(ys):
         raise ValueError
     x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
@@ -108,7 +91,7 @@ def _numbers(line: str) -> tuple[float, float, float, float, float]:
 
 
 def _label_file(image: Path) -> Path:
-    """``images`` becomes ``labels``, where it occurs last in the path."""
+    """Replace the last folder ``images`` of the path by ``labels``."""
     parts = list(image.parts)
     places = [index for index, part in enumerate(parts[:-1]) if part == "images"]
     if places:
@@ -116,40 +99,40 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _images_of(folder: Path, split: str, fail: Fail) -> list[Path]:
-    content = _read(folder)
-    named = content.get(split)
-    if not named:
+def _image_files(folder: Path, split: str, on_error: OnError) -> list[Path]:
+    content = _read_yaml(folder)
+    entries = content.get(split)
+    if not entries:
         raise DataError(
             f"{folder / 'data.yaml'} has no {split}; it has {', '.join(yolo_splits(folder))}."
         )
+    root = str(content.get("path") or "")
     images: list[Path] = []
-    for entry in named if isinstance(named, list) else [named]:
-        path = _find(folder, str(content.get("path") or ""), str(entry))
-        if path.suffix == ".txt":
-            lines = [line.strip() for line in read_lines(path) if line.strip()]
-            for line in lines:
-                try:
-                    images.append(_find(folder, str(content.get("path") or ""), line))
-                except DataError as error:
-                    fail("image", str(error))
-        else:
-            images += sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES)
+    for entry in entries if isinstance(entries, list) else [entries]:
+        path = _resolve(folder, root, str(entry))
+        if path.suffix != ".txt":
+            images += sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+            continue
+        for line in filter(None, map(str.strip, read_lines(path))):
+            try:
+                images.append(_resolve(folder, root, line))
+            except DataError as error:
+                on_error("image missing", str(error))
     return images
 
 
-def _find(folder: Path, root: str, name: str) -> Path:
-    """Relative to ``path`` of the yaml, which is often that of another machine, or to the yaml."""
-    choices = [folder / root / name, folder / name]
-    # Exports have "../train/images" where train/ lies beside the yaml.
-    choices.append(folder / name.removeprefix("../"))
-    found = next((path for path in choices if path.exists()), None)
-    if found is None:
-        raise DataError(f"{folder / 'data.yaml'} names {name}, which is not at {choices[0]}.")
-    return found
+def _resolve(folder: Path, root: str, name: str) -> Path:
+    """Look a path up relative to ``path``, often that of another machine, and to the yaml file."""
+    candidates = [folder / root / name, folder / name]
+    # Some exports write "../train/images" for a folder beside the yaml file.
+    candidates.append(folder / name.removeprefix("../"))
+    for path in candidates:
+        if path.exists():
+            return path
+    raise DataError(f"{folder / 'data.yaml'} names {name}, which is not at {candidates[0]}.")
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read_yaml(folder: Path) -> dict[str, Any]:
     path = folder / "data.yaml"
     try:
         content = yaml.safe_load("\n".join(read_lines(path)))

@@ -1,4 +1,4 @@
-"""Transforms of the library Albumentations (the MIT-licensed 2.0), listed in a config."""
+"""Transforms of Albumentations (the MIT-licensed 2.0), listed in the config."""
 
 import difflib
 import os
@@ -17,9 +17,9 @@ _KEY = "INPUT.AUG.ALBUMENTATIONS"
 
 
 class AlbumentationsAdapter:
-    """Applies a list of Albumentations' transforms to an image with its annotations.
+    """Applies Albumentations transforms to an image and its annotations.
 
-    The random numbers follow from numpy's state, as those of all augmentation here do.
+    Their random numbers follow from numpy's state, like those of all other augmentations.
     """
 
     def __init__(
@@ -32,19 +32,19 @@ class AlbumentationsAdapter:
         """Build the transforms.
 
         Args:
-            transforms: each a name with its arguments, ``{"name": "CLAHE", "p": 0.3}``; those that
-                choose among others, such as ``OneOf``, have these under ``transforms``.
-            image_format: order of the images' channels; Albumentations is given RGB.
-            min_visible: a box is left out if less of it remains in the image.
+            transforms: names with arguments, such as ``{"name": "CLAHE", "p": 0.3}``; a transform
+                that contains others, such as ``OneOf``, lists them under ``transforms``.
+            image_format: channel order of the images; Albumentations gets RGB.
+            min_visible: least fraction of a box inside the image; boxes below it are dropped.
 
         Raises:
-            ConfigError: if the library is missing, or has no such transform or argument.
+            ConfigError: if the package is missing, or has no such transform or argument.
         """
-        library = _library()
-        self.reverse_channels = image_format == "BGR"
+        library = _import_albumentations()
+        self.is_bgr = image_format == "BGR"
         boxes = library.BboxParams(
             "pascal_voc",
-            label_fields=["numbers"],
+            label_fields=["indices"],
             clip=True,
             min_visibility=min_visible,
             filter_invalid_bboxes=True,  # those outside the image
@@ -58,59 +58,56 @@ class AlbumentationsAdapter:
     def __call__(
         self, image: np.ndarray, annotations: Sequence[dict[str, Any]]
     ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Transform an image and the boxes in it.
+        """Transform an image and its boxes.
 
         Args:
             image: (H, W, 3) uint8.
-            annotations: Detectron2's, with usable boxes.
+            annotations: Detectron2's format, with usable boxes.
 
         Returns:
-            The new image, and the annotations that are left, with new boxes.
+            The transformed image and the remaining annotations with transformed boxes.
 
         Raises:
-            DataError: if a transform fails on this image or returns no such image.
+            DataError: if a transform fails, or does not return a (H, W, 3) uint8 image.
         """
         height, width = image.shape[:2]
-        boxes = np.array([_corners(a) for a in annotations], dtype=float).reshape(-1, 4)
+        boxes = np.array([_to_xyxy(a) for a in annotations], dtype=float).reshape(-1, 4)
         self.transforms.set_random_seed(int(np.random.randint(2**31)))
         try:
-            found = self.transforms(
-                image=self._reordered(image),
+            result = self.transforms(
+                image=self._flip_channels(image),
                 bboxes=boxes.clip(0, [width, height] * 2),
-                numbers=np.arange(len(boxes)),
+                indices=np.arange(len(boxes)),
             )
-        except Exception as error:  # its errors have no common class
+        except Exception as error:  # the errors of its transforms have no common class
             raise DataError(
                 f"{_KEY} fails on an image of {width}x{height} pixels: {error}"
             ) from error
-        new = found["image"]
-        if not isinstance(new, np.ndarray) or new.dtype != np.uint8 or new.shape[2:] != (3,):
+        image = result["image"]
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            shape = tuple(getattr(image, "shape", ()))
             raise DataError(
-                f"{_KEY} returns {_kind(new)} instead of (H, W, 3) uint8; remove transforms "
-                "that normalize or make tensors, which the model does itself."
+                f"{_KEY} returns {type(image).__name__} {shape} of {image.dtype} instead of "
+                "(H, W, 3) uint8; remove transforms that normalize or make tensors, which the "
+                "model does itself."
             )
         kept = [
-            {**annotations[int(number)], "bbox": box.tolist(), "bbox_mode": BoxMode.XYXY_ABS}
-            for box, number in zip(found["bboxes"], found["numbers"], strict=True)
+            {**annotations[int(index)], "bbox": box.tolist(), "bbox_mode": BoxMode.XYXY_ABS}
+            for box, index in zip(result["bboxes"], result["indices"], strict=True)
         ]
-        return self._reordered(new), kept
+        return self._flip_channels(image), kept
 
-    def _reordered(self, image: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(image[..., ::-1]) if self.reverse_channels else image
+    def _flip_channels(self, image: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(image[..., ::-1]) if self.is_bgr else image
 
 
-def _corners(annotation: dict[str, Any]) -> list[float]:
+def _to_xyxy(annotation: dict[str, Any]) -> list[float]:
     box = [float(v) for v in annotation["bbox"]]
-    corners: list[float] = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    return corners
+    return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
-def _kind(image: Any) -> str:
-    return f"{type(image).__name__} {tuple(getattr(image, 'shape', ()))} of {image.dtype}"
-
-
-def _library() -> Any:
-    # It would ask the network for a newer version, which has another licence.
+def _import_albumentations() -> Any:
+    # Without it, importing looks for a newer version online, which has another license.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
         import albumentations
@@ -131,15 +128,15 @@ def _build(library: Any, entry: dict[str, Any]) -> Any:
     arguments = {key: value for key, value in entry.items() if key != "name"}
     if "transforms" in arguments:
         arguments["transforms"] = [_build(library, inner) for inner in arguments["transforms"]]
-    kind = getattr(library, str(entry["name"]), None)
-    if not isinstance(kind, type):
-        near = difflib.get_close_matches(str(entry["name"]), dir(library))
-        hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    transform = getattr(library, str(entry["name"]), None)
+    if not isinstance(transform, type):
+        close = difflib.get_close_matches(str(entry["name"]), dir(library))
+        hint = f"; did you mean {' or '.join(close)}?" if close else "."
         raise ConfigError(f"{_KEY}: Albumentations has no transform {entry['name']!r}{hint}")
     with warnings.catch_warnings():
-        # An argument that it does not know is but a warning there.
+        # Albumentations only warns of an unknown argument.
         warnings.filterwarnings("error", ".*not valid for transform", UserWarning)
         try:
-            return kind(**arguments)
+            return transform(**arguments)
         except (TypeError, ValueError, UserWarning) as error:
             raise ConfigError(f"{_KEY}: {entry['name']} cannot be built: {error}") from error

@@ -1,48 +1,23 @@
-"""Augmentations from ``INPUT`` and ``INPUT.AUG``."""
+"""Augmentations from ``INPUT`` and ``INPUT.AUG``, in the order in which the mapper applies them."""
 
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
 from .albumentations import AlbumentationsAdapter
-from .geometric import RandomWarp
+from .geometric import OpenCVResize, RandomWarp
 from .photometric import RandomBlur, RandomHSV, RandomNoise
 
-__all__ = ["build_albumentations", "build_augmentations", "build_resizing"]
+__all__ = ["build_albumentations", "build_augmentations", "build_cropping", "build_resizing"]
 
-
-def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """What happens to an image before it is resized for training: flips, colours, warp."""
-    node, aug = cfg.INPUT, cfg.INPUT.AUG
-    found: list[T.Augmentation] = []
-    if node.RANDOM_FLIP != "none":
-        vertical = node.RANDOM_FLIP == "vertical"
-        found.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
-    if aug.VERTICAL_FLIP:
-        found.append(T.RandomFlip(aug.VERTICAL_FLIP, horizontal=False, vertical=True))
-    warp = RandomWarp(
-        degrees=aug.WARP.DEGREES,
-        scale=tuple(aug.WARP.SCALE),
-        translate=aug.WARP.TRANSLATE,
-        shear=aug.WARP.SHEAR,
-        perspective=aug.WARP.PERSPECTIVE,
-        fill=cfg.MODEL.PIXEL_MEAN,  # nothing, once standardized
-    )
-    for augmentation, probability in (
-        (RandomHSV(aug.HSV.STRENGTHS, node.FORMAT), aug.HSV.PROB),
-        (RandomBlur(aug.BLUR.MAX_SIZE), aug.BLUR.PROB),
-        (RandomNoise(aug.NOISE.MAX_SIGMA), aug.NOISE.PROB),
-        (warp, aug.WARP.PROB),
-    ):
-        if probability:
-            found.append(T.RandomApply(augmentation, probability))
-    return found
+_SIZES_BEFORE_CROP = (400, 500, 600)  # short sides, fixed in DETR and Sparse R-CNN
+_JITTER_RANGE = (0.1, 2.0)  # of large-scale jitter (arXiv 2012.07177)
 
 
 def build_albumentations(cfg: CfgNode) -> AlbumentationsAdapter | None:
-    """The transforms of ``INPUT.AUG.ALBUMENTATIONS``; None if it is empty.
+    """Build the transforms of ``INPUT.AUG.ALBUMENTATIONS``; None if there are none.
 
     Raises:
-        ConfigError: if they cannot be built.
+        ConfigError: if a transform cannot be built.
     """
     node = cfg.INPUT
     if not node.AUG.ALBUMENTATIONS:
@@ -52,15 +27,49 @@ def build_albumentations(cfg: CfgNode) -> AlbumentationsAdapter | None:
     )
 
 
+def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Build flips, color changes and the warp, which come before resizing."""
+    node, aug = cfg.INPUT, cfg.INPUT.AUG
+    augmentations: list[T.Augmentation] = []
+    if node.RANDOM_FLIP != "none":
+        vertical = node.RANDOM_FLIP == "vertical"
+        augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+    if aug.VERTICAL_FLIP:
+        augmentations.append(T.RandomFlip(aug.VERTICAL_FLIP, horizontal=False, vertical=True))
+    warp = RandomWarp(
+        degrees=aug.WARP.DEGREES,
+        scale=tuple(aug.WARP.SCALE),
+        translate=aug.WARP.TRANSLATE,
+        shear=aug.WARP.SHEAR,
+        perspective=aug.WARP.PERSPECTIVE,
+        fill=cfg.MODEL.PIXEL_MEAN,  # 0 after normalization
+    )
+    for augmentation, probability in (
+        (RandomHSV(node.FORMAT), aug.HSV.PROB),
+        (RandomBlur(), aug.BLUR.PROB),
+        (RandomNoise(), aug.NOISE.PROB),
+        (warp, aug.WARP.PROB),
+    ):
+        if probability:
+            augmentations.append(T.RandomApply(augmentation, probability))
+    return augmentations
+
+
+def build_cropping(cfg: CfgNode) -> list[T.Augmentation]:
+    """Build the resize to a small size, the crop of ``INPUT.CROP`` and the resize after it."""
+    resize: T.Augmentation = T.ResizeShortestEdge(_SIZES_BEFORE_CROP, sample_style="choice")
+    if cfg.INPUT.OPENCV:
+        resize = OpenCVResize(resize)
+    crop = T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
+    return [resize, crop, *build_resizing(cfg)]
+
+
 def build_resizing(cfg: CfgNode) -> list[T.Augmentation]:
-    """How images get the size they are trained at: the official multi-scale, or scale jitter."""
-    node, jitter = cfg.INPUT, cfg.INPUT.AUG.SCALE_JITTER
-    if not jitter.ENABLED:
-        sizes = (node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING)
-        return [T.ResizeShortestEdge(*sizes)]
-    low, high = jitter.RANGE
-    # Not padded: a batch is, and boxes are relative to the image alone.
-    return [
-        T.ResizeScale(low, high, jitter.SIZE, jitter.SIZE),
-        T.FixedSizeCrop((jitter.SIZE, jitter.SIZE), pad=False),
-    ]
+    """Build the official multi-scale resize, or large-scale jitter."""
+    node, side = cfg.INPUT, cfg.INPUT.AUG.SCALE_JITTER.SIZE
+    sizes = (node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING)
+    resize = T.ResizeScale(*_JITTER_RANGE, side, side) if side else T.ResizeShortestEdge(*sizes)
+    if node.OPENCV:
+        resize = OpenCVResize(resize)
+    # Batches are padded later, so a small image is not padded to the size of the crop.
+    return [resize, T.FixedSizeCrop((side, side), pad=False)] if side else [resize]

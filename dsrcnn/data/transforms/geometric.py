@@ -1,83 +1,80 @@
-"""Rotation, scale, shift, shear and perspective in one warp."""
+"""Random warps (rotation, scale, shift, shear, perspective) and resizing with OpenCV."""
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from detectron2.data import transforms as T
 
-from .photometric import opencv
-
-__all__ = ["RandomWarp", "WarpTransform"]
+__all__ = ["OpenCVResize", "RandomWarp", "WarpTransform"]
 
 
 class WarpTransform(T.Transform):
-    """A projective map of the image onto a canvas.
+    """Projective transform of an image onto a canvas.
 
-    A box becomes the box around its four corners. Straight lines stay straight, so it contains
-    what was in the box before.
+    A box becomes the bounding box of its four transformed corners. Lines stay straight, so it
+    contains what the original box contained.
 
     Attributes:
-        matrix: (3, 3), of homogeneous pixel coordinates; the upper left corner is (0, 0).
-        size: of the canvas, height and width.
+        matrix: (3, 3), for homogeneous pixel coordinates with (0, 0) at the upper left corner.
+        size: height and width of the canvas.
+        fill: color outside the image.
     """
 
     def __init__(
         self, matrix: np.ndarray, size: tuple[int, int], fill: Sequence[float] = (0, 0, 0)
     ) -> None:
-        """Set the map and the colour of what lies outside the image."""
         super().__init__()
         self.matrix = matrix
         self.size = size
         self.fill = tuple(float(v) for v in fill)
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """(H, W, C) to the canvas."""
-        return self._warp(img, self.fill, opencv().INTER_LINEAR)
+        """Warp an image (H, W, C)."""
+        return self._warp(img, self.fill, cv2.INTER_LINEAR)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(H, W) of labels to the canvas, 0 outside."""
-        return self._warp(segmentation, (0,), opencv().INTER_NEAREST)
+        """Warp a label map (H, W); 0 outside."""
+        return self._warp(segmentation, (0,), cv2.INTER_NEAREST)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(N, 2) x, y."""
+        """Transform points (N, 2), x and y."""
         homogeneous = np.concatenate([coords, np.ones((len(coords), 1))], axis=1) @ self.matrix.T
         return homogeneous[:, :2] / homogeneous[:, 2:]
 
     def _warp(self, image: np.ndarray, fill: Sequence[float], interpolation: int) -> np.ndarray:
-        # OpenCV counts from the middle of the first pixel, boxes from its corner.
+        # The origin of OpenCV is the center of the first pixel, that of boxes its corner.
         half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
         matrix = np.linalg.inv(half) @ self.matrix @ half
         height, width = self.size
-        warped: np.ndarray = opencv().warpPerspective(
+        return cv2.warpPerspective(
             np.ascontiguousarray(image), matrix, (width, height), flags=interpolation,
             borderValue=fill,
         )  # fmt: skip
-        return warped
 
 
 class RandomWarp(T.Augmentation):
-    """A warp around the centre of the image, which keeps its size."""
+    """Random warp around the image center; the image keeps its size."""
 
     def __init__(
         self,
         *,
-        degrees: float = 10.0,
-        scale: tuple[float, float] = (0.8, 1.2),
-        translate: float = 0.1,
-        shear: float = 0.0,
-        perspective: float = 0.0,
-        fill: Sequence[float] = (0, 0, 0),
+        degrees: float,
+        scale: tuple[float, float],
+        translate: float,
+        shear: float,
+        perspective: float,
+        fill: Sequence[float],
     ) -> None:
-        """Set the largest changes.
+        """Set the ranges of the warp.
 
         Args:
-            degrees: of rotation, either way.
+            degrees: largest rotation, in either direction.
             scale: smallest and largest factor.
-            translate: shift as a share of the image's sides, either way.
-            shear: degrees by which each axis leans, either way.
-            perspective: by how much the edges of the image come nearer or go further, as a share of
-                the distance; below 0.5.
-            fill: colour of what lies outside.
+            translate: largest shift, as a fraction of the image's sides.
+            shear: largest shear angle of either axis, in degrees.
+            perspective: largest relative change of the distance to the image's edges; below 0.5.
+            fill: color outside the image.
         """
         super().__init__()
         self.degrees, self.scale, self.translate = degrees, scale, translate
@@ -88,17 +85,42 @@ class RandomWarp(T.Augmentation):
         height, width = image.shape[:2]
         angle = np.deg2rad(np.random.uniform(-1, 1) * self.degrees)
         factor = np.random.uniform(*self.scale)
-        lean_x, lean_y = np.tan(np.deg2rad(np.random.uniform(-1, 1, 2) * self.shear))
+        shear_x, shear_y = np.tan(np.deg2rad(np.random.uniform(-1, 1, 2) * self.shear))
         shift = np.random.uniform(-1, 1, 2) * self.translate * (width, height)
         depth = np.random.uniform(-1, 1, 2) * self.perspective / (width / 2, height / 2) / 2
         cos, sin = factor * np.cos(angle), factor * np.sin(angle)
         rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-        leaning = np.array([[1, lean_x, 0], [lean_y, 1, 0], [0, 0, 1]])
-        tilting = np.array([[1, 0, 0], [0, 1, 0], [*depth, 1]])
-        centre = np.array([width / 2, height / 2])
-        matrix = _moved(centre + shift) @ rotation @ leaning @ tilting @ _moved(-centre)
-        return WarpTransform(matrix, (height, width), self.fill)
+        shear = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
+        perspective = np.array([[1, 0, 0], [0, 1, 0], [*depth, 1]])
+        center = np.array([width / 2, height / 2])
+        matrix = _translation(center + shift) @ rotation @ shear @ perspective
+        return WarpTransform(matrix @ _translation(-center), (height, width), self.fill)
 
 
-def _moved(by: np.ndarray) -> np.ndarray:
-    return np.array([[1, 0, by[0]], [0, 1, by[1]], [0, 0, 1]])
+def _translation(shift: np.ndarray) -> np.ndarray:
+    return np.array([[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1]])
+
+
+class OpenCVResize(T.Augmentation):
+    """Resizing augmentation that uses OpenCV: area averages to shrink, bilinear to enlarge."""
+
+    def __init__(self, augmentation: T.Augmentation) -> None:
+        """Wrap the augmentation that chooses the size, such as ``ResizeShortestEdge``."""
+        super().__init__()
+        self.augmentation = augmentation
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Resize to the size that the wrapped augmentation chooses."""
+        chosen = self.augmentation.get_transform(image)
+        if not isinstance(chosen, T.ResizeTransform):
+            return chosen
+        return _OpenCVResizeTransform(chosen.h, chosen.w, chosen.new_h, chosen.new_w, chosen.interp)
+
+
+class _OpenCVResizeTransform(T.ResizeTransform):
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        if interp is not None or img.dtype != np.uint8:  # masks
+            return np.asarray(super().apply_image(img, interp))
+        shrinks = self.new_h * self.new_w < self.h * self.w
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return cv2.resize(img, (self.new_w, self.new_h), interpolation=interpolation)
