@@ -1,4 +1,4 @@
-"""Packaging. Reads the version as text: neither torch nor the package is imported to build it."""
+"""Packaging. The version is read as text, so that a build imports neither torch nor the package."""
 
 import re
 from pathlib import Path
@@ -6,10 +6,17 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+URL = "https://github.com/dsrcnn/dsrcnn"
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "dsrcnn/version.py").read_text()).group(1)
+# Relative links of the README work in a clone only; the package index gets absolute ones.
+README = re.sub(
+    r"\]\((?!https?:|#|mailto:)",
+    f"]({URL}/blob/main/",
+    (ROOT / "README.md").read_text(encoding="utf-8"),
+)
 
-# Detectron2 is not listed: the package index has no distribution of that name. `make setup` and the
-# README install it; `import dsrcnn` says so where it is missing.
+# Detectron2 is not listed: the package index has no distribution of that name. `make setup` and
+# docs/INSTALL.md install it; `import dsrcnn` says so where it is missing.
 DETECTRON2_NEEDS = [
     "Pillow>=9.1",
     "cloudpickle",
@@ -24,11 +31,11 @@ DETECTRON2_NEEDS = [
     "tqdm>4.29",
     "yacs>=0.1.8",
 ]
-VIZ = ["opencv-python-headless>=4.7"]
 EVAL = ["faster-coco-eval>=1.6"]
 TIMM = ["timm>=1.0.9"]
-# Later versions have another name and licence.
+# Later versions have another name and license.
 ALBUMENTATIONS = ["albumentations>=2.0.5,<2.1"]
+DOCS = ["mkdocs-material>=9.5"]
 DEV = [
     "mypy>=1.13",
     "pytest>=8",
@@ -42,29 +49,64 @@ DEV = [
 setup(
     name="dsrcnn",
     version=VERSION,
-    description="Sparse detectors with dynamic parts for Detectron2",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    description="Sparse R-CNN, Dynamic Sparse R-CNN and other sparse detectors for Detectron2",
+    long_description=README,
     long_description_content_type="text/markdown",
+    author="dsrcnn developers",
+    url=URL,
+    project_urls={
+        "Documentation": f"{URL}/tree/main/docs",
+        "Changelog": f"{URL}/blob/main/CHANGELOG.md",
+        "Issues": f"{URL}/issues",
+    },
+    # An SPDX expression; license classifiers are deprecated beside it (PEP 639).
     license="Apache-2.0",
+    keywords=[
+        "object detection",
+        "computer vision",
+        "pytorch",
+        "detectron2",
+        "sparse r-cnn",
+        "dynamic sparse r-cnn",
+        "label assignment",
+        "optimal transport",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=[*find_packages(include=["dsrcnn", "dsrcnn.*"]), "dsrcnn.configs"],
+    py_modules=["dsrcnn_command"],
     package_dir={"dsrcnn.configs": "configs"},
     package_data={"dsrcnn": ["py.typed"], "dsrcnn.configs": ["*.yaml", "*/*.yaml"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
         "numpy>=1.23",
+        "opencv-python-headless>=4.7",
         "scipy>=1.9",
         "PyYAML",
         "safetensors>=0.4",
         *DETECTRON2_NEEDS,
     ],
     extras_require={
-        "viz": VIZ,  # pictures and the synthetic data set
-        "eval": EVAL,  # COCO metrics several times faster; pycocotools otherwise
+        "eval": EVAL,  # COCO metrics several times faster than with pycocotools
         "timm": TIMM,  # backbones (MODEL.TIMM)
         "albumentations": ALBUMENTATIONS,  # INPUT.AUG.ALBUMENTATIONS
-        "dev": [*VIZ, *EVAL, *TIMM, *ALBUMENTATIONS, *DEV],
+        "docs": DOCS,  # the documentation site
+        "dev": [*EVAL, *TIMM, *ALBUMENTATIONS, *DOCS, *DEV],
     },
-    entry_points={"console_scripts": ["dsrcnn = dsrcnn.cli.main:main"]},
+    entry_points={"console_scripts": ["dsrcnn = dsrcnn_command:main"]},
 )

@@ -1,76 +1,129 @@
-"""What the documents tell to type works."""
+"""What the documents say can be typed, opened and found."""
 
 import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 
 import pytest
+import yaml
 from conftest import REPOSITORY, SMALL, write_coco
+from detectron2.config import get_cfg
 
+from benchmarks.__main__ import main as benchmarks_main
+from dsrcnn.cli.main import main as dsrcnn_main
 from dsrcnn.config.defaults import add_dsrcnn_config
 from dsrcnn.config.load import find_config
 
-DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "datasets/README.md"]
+DOCUMENTS = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "datasets/README.md")]
 DOCUMENTS += sorted((REPOSITORY / "docs").glob("*.md"))
 # Few iterations of a tiny model, so that the test takes seconds.
 SHORT = [*SMALL, "LOG.IMAGES", "0", "SOLVER.WARMUP_ITERS", "0"]
+PROJECT = r"https://(?:github\.com/dsrcnn/dsrcnn/(?:blob|tree)|raw\.githubusercontent\.com/dsrcnn/dsrcnn)/main/"
+NOT_KEYS = {"BACKBONE_REGISTRY", "DETECTRON2_DATASETS", "META_ARCH_REGISTRY", "PIP_ARGS"}
+PROGRAMS = {"dsrcnn": dsrcnn_main, "python -m benchmarks": benchmarks_main}
+
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 
 
-def blocks(path):
-    """Commands of the first code block, one a line."""
-    return re.search(r"```\n(.*?)```", path.read_text(), re.DOTALL)[1].strip().splitlines()
-
-
-def test_the_guide_to_ones_own_data_works_line_by_line(tmp_path):
+def test_the_guide_to_custom_data_works_line_by_line(tmp_path):
     for split in ("train", "val"):
         folder = tmp_path / "cells"
         write_coco(folder / f"annotations/instances_{split}.json", folder / f"images/{split}", 4)
-    shifted = tmp_path / "cells/images/val"
-    for path in shifted.glob("*.jpg"):  # other contents than those of the training images
+    for path in (tmp_path / "cells/images/val").glob("*.jpg"):  # no copies of training images
         path.write_bytes(path.read_bytes() + b"\0")
-    for line in blocks(REPOSITORY / "docs/CUSTOM_DATA.md"):
-        words = shlex.split(line)
-        if words[0] == "python":
-            words = [sys.executable, str(REPOSITORY / words[1]), *words[2:]]
-        else:
-            words = [sys.executable, "-m", "dsrcnn.cli.main", *words[1:]]
-        if "check-data" not in words:
-            own = [] if "output/cells/config.yaml" in line else SHORT
-            words += own
+    guide = (REPOSITORY / "docs/CUSTOM_DATA.md").read_text()
+    for line in re.search(r"```\n(.*?)```", guide, re.DOTALL)[1].strip().splitlines():
+        words = [sys.executable, str(REPOSITORY / "dsrcnn_command.py"), *shlex.split(line)[1:]]
+        if "small/sparse_rcnn_R18_50pro" in words:
+            words += SHORT
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr[-2000:]}"
     for name in ("pictures/cells.png", "pictures/augmented.png", "output/cells/model_best.pth"):
         assert (tmp_path / name).is_file(), name
-    assert len(list((tmp_path / "pictures").glob("0*.png"))) == 4
+    assert len(list((tmp_path / "output/cells/predictions").glob("0*.png"))) == 4
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+@cache
+def known_keys():
+    """All keys and nodes, each with a dot before it: ``.MODEL.SparseRCNN.SQR.START``."""
+
+    def walk(node, prefix=""):
+        for name, value in node.items():
+            yield f"{prefix}.{name}"
+            if hasattr(value, "items"):
+                yield from walk(value, f"{prefix}.{name}")
+
+    return set(walk(add_dsrcnn_config(get_cfg())))
+
+
+@each_document
 def test_keys_that_documents_name_exist(path):
-    from detectron2.config import get_cfg
-
-    known = {key for key, _ in walk(add_dsrcnn_config(get_cfg()))}
-    # Nodes as well, and endings: `MODEL.EMA.DECAY`, `.WARMUP`.
-    pattern = r"`((?:MODEL|SOLVER|INPUT|DATASETS|DATALOADER|TEST|LOG)\.[A-Za-z_.]*[A-Za-z_])[^`]*`"
     text = path.read_text()
-    if path.name == "MIGRATION.md":  # keys of others are in the first column
+    if path.name == "MIGRATION.md":  # the first column has keys of other implementations
         text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)
-    for key in re.findall(pattern, text):
-        assert any(k == key or k.startswith(f"{key}.") for k in known), f"{path.name}: {key}"
+    tops = "MODEL|SOLVER|INPUT|DATASETS|DATALOADER|TEST|LOG"
+    for key in re.findall(rf"(?<![\w./])(?:{tops})\.[A-Za-z_.]*[A-Za-z_]", text):
+        assert f".{key}" in known_keys(), f"{path.name}: {key}"
+    # Short forms: `SQR.START`, `TOP_Q`, or `.WARMUP` after a longer key.
+    short = r"`\.?([A-Z][A-Za-z]*(?:\.[A-Z_]+)+|[A-Z][A-Z\d]*(?:_[A-Z\d]+)+)\b"
+    for key in set(re.findall(short, text)) - NOT_KEYS:
+        assert any(k.endswith(f".{key}") for k in known_keys()), f"{path.name}: {key}"
 
 
-def walk(node, prefix=""):
-    for name, value in node.items():
-        yield f"{prefix}{name}", value
-        if hasattr(value, "items"):
-            yield from walk(value, f"{prefix}{name}.")
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
-def test_configs_and_files_that_documents_name_exist(path):
+@each_document
+def test_configs_and_links_of_documents_exist(path):
     text = path.read_text()
-    names = r"\b((?:coco|small|quick|voc|lvis|ablation)/[a-zA-Z]\w+)\b(?![/.*])"
-    for name in re.findall(names, text):
+    folders = r"(?:coco|small|quick|voc|lvis|ablation|crowdhuman)/|dynamic_rcnn/\w*_R_"
+    for name in re.findall(rf"(?<![\w/])((?:{folders})\w+)\b(?![/.*{{])", text):
         find_config(name)
     for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert (path.parent / target).exists(), f"{path.name}: {target}"
+    for target in re.findall(rf"{PROJECT}([^)#\s]+)", text):
+        assert (REPOSITORY / target).exists(), f"{path.name}: {target}"
+
+
+@each_document
+def test_files_that_documents_name_exist(path):
+    folders = "dsrcnn|benchmarks|configs|tests|tools|datasets|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w/.*-]*\w)`", path.read_text()):
+        assert list(REPOSITORY.glob(name)), f"{path.name}: {name}"
+    for name in re.findall(r"`(\w+\.py)`", path.read_text()):
+        found = [*REPOSITORY.glob(name), *(REPOSITORY / "dsrcnn").rglob(name)]
+        assert found, f"{path.name}: {name}"
+
+
+def commands(text):
+    """Program, command words and options of each command line in a code block or code span."""
+    lines = text.replace("\\\n", " ")
+    for program, rest in re.findall(rf"(?:^|`)({'|'.join(PROGRAMS)}) ([a-z][^`\n#]*)", lines, re.M):
+        words = rest.split()
+        yield program, words[: 1 + (words[0] == "draw")], re.findall(r"(?<!\S)--[a-z-]+", rest)
+
+
+@each_document
+def test_commands_that_documents_name_exist(path, capsys):
+    for program, words, options in commands(path.read_text()):
+        try:
+            status = PROGRAMS[program]([*words, "--help"])
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        assert status == 0, f"{path.name}: {program} {words}\n{printed.err}"
+        for option in options:
+            assert option in printed.out, f"{path.name}: {program} {words} {option}"
+
+
+def test_the_readme_fits_on_a_few_screens():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 160
+
+
+def test_the_site_shows_every_page():
+    def pages(entry):
+        if isinstance(entry, str):
+            return {entry}
+        return set().union(*map(pages, entry.values() if isinstance(entry, dict) else entry))
+
+    nav = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]
+    assert {p.name for p in (REPOSITORY / "docs").glob("*.md")} <= pages(nav)
