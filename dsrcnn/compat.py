@@ -1,9 +1,8 @@
-"""Bridges between Detectron2 0.6 and today's torch, numpy and Pillow.
+"""Patches that let Detectron2 0.6, as pure Python, run on current torch, numpy and Pillow.
 
-Detectron2's last release is from 2021 and is installed here as pure Python. This module is the only
-place that patches anything outside the package. It runs once, before any other import of
-``dsrcnn``; every patch looks for the one feature it bridges, so on Detectron2's main branch with
-its compiled extension all of them are no-ops.
+Nothing else in this package patches code outside of it. `ensure_compatible` runs before any other
+import of ``dsrcnn``. Each patch checks for the feature it restores, so all of them are no-ops on
+Detectron2's main branch with its compiled extension.
 """
 
 import importlib
@@ -25,37 +24,34 @@ __all__ = [
 
 _INSTALL_HINT = (
     "Detectron2 is not installed. In a clone of this repository run `make setup`; elsewhere run "
-    "`pip install 'git+https://github.com/facebookresearch/detectron2.git'` (README, Installation)."
+    "`pip install 'git+https://github.com/facebookresearch/detectron2.git'` (docs/INSTALL.md)."
 )
-_REMOVED_NUMPY_ALIASES = {"bool": bool, "int": int, "float": float, "object": object, "str": str}
+_FILES_WITH_REMOVED_NAMES = (
+    "data/build.py",
+    "data/datasets/lvis.py",
+    "data/datasets/pascal_voc.py",
+    "data/transforms/transform.py",
+    "evaluation/pascal_voc_evaluation.py",
+    "evaluation/sem_seg_evaluation.py",
+    "structures/keypoints.py",
+    "structures/masks.py",
+)
 
 
 class _MissingExtension(types.ModuleType):
-    """Stands in for ``detectron2._C`` where Detectron2 was installed without its C++ sources.
+    """Placeholder for ``detectron2._C`` where Detectron2 was installed without its C++ sources.
 
-    The three functions that ``detectron2.utils.collect_env`` calls answer; any other use says what
-    is missing instead of failing with an unrelated ``AttributeError``.
+    It has the three functions that ``detectron2.utils.collect_env`` calls; any other raises an
+    error that says what is missing.
     """
 
     def __init__(self) -> None:
         super().__init__("detectron2._C", "Placeholder: Detectron2 has no compiled extension here.")
         self.__spec__ = importlib.machinery.ModuleSpec(self.__name__, None)
         self.__file__ = "detectron2._C (not compiled)"
-
-    @staticmethod
-    def get_compiler_version() -> str:
-        """Answer of ``collect_env`` to "which compiler"."""
-        return "none (pure Python installation)"
-
-    @staticmethod
-    def get_cuda_version() -> str:
-        """Answer of ``collect_env`` to "which CUDA"."""
-        return "not available"
-
-    @staticmethod
-    def has_cuda() -> bool:
-        """Tells ``collect_env`` not to look for GPU code in a library that does not exist."""
-        return False
+        self.get_compiler_version = lambda: "none (pure Python installation)"
+        self.get_cuda_version = lambda: "not available"
+        self.has_cuda = lambda: False
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -71,9 +67,9 @@ class _MissingExtension(types.ModuleType):
 
 
 def _provide_compiled_extension() -> None:
-    """0.6 imports ``detectron2._C`` without a guard in four modules, even where it is unused.
+    """Provide ``detectron2._C``, which 0.6 imports unconditionally in four modules.
 
-    An extension that is there but does not load is left alone: its own error says why.
+    An extension that exists but does not load is left alone, so that its own error is shown.
     """
     if "detectron2._C" not in sys.modules and importlib.util.find_spec("detectron2._C") is None:
         import detectron2
@@ -85,47 +81,28 @@ def _provide_compiled_extension() -> None:
 
 
 def has_compiled_extension() -> bool:
-    """Whether Detectron2's own operators are there."""
+    """Whether Detectron2's compiled operators are available."""
     return not isinstance(sys.modules.get("detectron2._C"), _MissingExtension)
 
 
-def _source_of(root: Path, relative: str) -> str:
-    path = root / relative
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def _restore_pillow_linear(root: Path) -> None:
-    """Pillow 10 removed ``Image.LINEAR``, a default argument in 0.6's ``transform.py``."""
+def _restore_removed_names(root: Path) -> None:
+    """Restore what Pillow 10 and numpy 1.24 removed, as far as Detectron2's source uses it."""
+    import numpy as np
     from PIL import Image
 
-    mentions = "Image.LINEAR" in _source_of(root, "data/transforms/transform.py")
-    if mentions and not hasattr(Image, "LINEAR"):
+    paths = [root / name for name in _FILES_WITH_REMOVED_NAMES]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())
+    if "Image.LINEAR" in source and not hasattr(Image, "LINEAR"):
         Image.LINEAR = Image.BILINEAR  # type: ignore[attr-defined]
-
-
-def _restore_numpy_aliases(root: Path) -> None:
-    """Numpy 1.24 removed ``np.int`` and its kind; 0.6 uses them in loaders and evaluators."""
-    import numpy as np
-
-    files = (
-        "data/build.py",
-        "data/datasets/lvis.py",
-        "data/datasets/pascal_voc.py",
-        "evaluation/pascal_voc_evaluation.py",
-        "evaluation/sem_seg_evaluation.py",
-        "structures/keypoints.py",
-        "structures/masks.py",
-    )
-    source = "\n".join(_source_of(root, name) for name in files)
-    for alias, builtin in _REMOVED_NUMPY_ALIASES.items():
-        if re.search(rf"\bnp\.{alias}\b", source) and alias not in np.__dict__:
-            setattr(np, alias, builtin)
+    for alias in (bool, int, float, object, str):
+        if re.search(rf"\bnp\.{alias.__name__}\b", source) and alias.__name__ not in vars(np):
+            setattr(np, alias.__name__, alias)
 
 
 def _import_quietly() -> None:
-    """Some modules use ``torch.jit.script`` when imported, which newer torch calls deprecated.
+    """Import Detectron2's models without the deprecation warnings of ``torch.jit.script``.
 
-    A user can do nothing about it, and it would head the output of every command and worker.
+    They would precede the output of every command and worker.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
@@ -142,17 +119,15 @@ def ensure_compatible() -> None:
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
         raise ImportError(_INSTALL_HINT)
-    root = Path(spec.origin).parent
-    _restore_pillow_linear(root)
-    _restore_numpy_aliases(root)
+    _restore_removed_names(Path(spec.origin).parent)
     _provide_compiled_extension()
     _import_quietly()
 
 
 def create_local_process_group(processes_per_machine: int) -> None:
-    """Tell Detectron2 which processes share a machine; all processes call it.
+    """Create Detectron2's group of the processes on this machine; all processes call it.
 
-    0.6 has no function for it: its ``launch``, which insists on CUDA, writes the variable itself.
+    0.6 has no function for it; its ``launch``, which requires CUDA, sets the variable directly.
     """
     import torch.distributed as dist
     from detectron2.utils import comm
@@ -168,10 +143,7 @@ def create_local_process_group(processes_per_machine: int) -> None:
 
 
 def forget_process_groups() -> None:
-    """Drop the process groups that Detectron2 holds, so that their threads can end.
-
-    A group, and the threads it talks by, live as long as anything holds it.
-    """
+    """Drop Detectron2's references to process groups, whose threads live as long as they do."""
     from detectron2.utils import comm
 
     if hasattr(comm._get_global_gloo_group, "cache_clear"):

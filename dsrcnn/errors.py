@@ -1,7 +1,7 @@
-"""What this package raises when its input is wrong.
+"""Errors for invalid input.
 
-Every message names the thing, the value found, the value expected and the next action. The command
-line prints the message alone; a traceback would only hide it.
+Every message names the key or file, its value, the expected value and the next action. The command
+line prints the message without a traceback.
 """
 
 import re
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class DsrcnnError(Exception):
-    """Base of the package's own errors: bad input, not a defect of the program."""
+    """Base of this package's errors: invalid input, not a bug."""
 
     def __init__(self, message: str) -> None:
         # A loader worker's exception arrives with the worker's traceback as its message.
@@ -27,30 +27,30 @@ class DsrcnnError(Exception):
 
 
 class ConfigError(DsrcnnError, ValueError):
-    """A configuration key or value that cannot work."""
+    """Invalid config key or value."""
 
 
 class DataError(DsrcnnError, ValueError):
-    """A data set, annotation or image that cannot be used."""
+    """Unusable data set, annotation or image."""
 
 
 class WeightsError(DsrcnnError, RuntimeError):
-    """A weight file that is missing or does not fit the model."""
+    """Weight file that is missing or does not fit the model."""
 
 
 class UnreadableWeightsError(WeightsError):
-    """A weight file that is damaged, such as one whose writing was cut off."""
+    """Damaged weight file, such as a truncated one."""
 
 
 class CheckpointError(DsrcnnError, OSError):
-    """A checkpoint that could not be written; earlier ones are untouched."""
+    """Checkpoint that could not be written; earlier ones are untouched."""
 
 
 class NonFiniteLossError(DsrcnnError, FloatingPointError):
-    """A training step whose loss is infinite or NaN; the model was not updated with it."""
+    """Training step with an infinite or NaN loss; the model was not updated."""
 
 
 def message_from_traceback(text: str) -> str | None:
-    """The message of the last error of this package in a printed traceback, None without one."""
-    found = re.split(r"^dsrcnn\.errors\.\w+Error: ", text, flags=re.MULTILINE)
-    return found[-1].strip() if len(found) > 1 else None
+    """Return the message of this package's last error in a printed traceback, None without one."""
+    parts = re.split(r"^dsrcnn\.errors\.\w+Error: ", text, flags=re.MULTILINE)
+    return parts[-1].strip() if len(parts) > 1 else None

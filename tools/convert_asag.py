@@ -6,20 +6,24 @@ python train_net.py --eval-only --config-file coco/asag_a_R50_100pro_1x \
     MODEL.WEIGHTS asag_a_R50_100pro_1x.pth
 
 With ``--head 2`` only that decoder is kept: the file is half as large, and is used with
-``MODEL.ASAG.NUM_DECODERS 1 MODEL.ASAG.USED_HEAD 0``. Files of this package can be cut likewise;
-of those with averaged weights (``MODEL.EMA``) these are taken.
+``MODEL.ASAG.NUM_DECODERS 1 MODEL.ASAG.USED_HEAD 0``. Checkpoints of this package can be reduced
+likewise; averaged weights (``MODEL.EMA``) are preferred.
 """
 
 import argparse
 import re
 import sys
-from pathlib import Path
 
 import torch
-from convert_adamixer import DECODER_PARTS, read_or_exit, renamed
-from convert_torchvision import detectron2_key, rename_all
+from conversion import (
+    DECODER_PARTS,
+    converter_parser,
+    detectron2_key,
+    read_or_exit,
+    rename_all,
+    rename_part,
+)
 
-# Theirs, ours. The first that fits counts.
 _INITIALIZER_PARTS = [
     (r"tokens_norm1\.", "roi_norm."),
     (r"tokens_norm2\.", "ffn_norm."),
@@ -28,13 +32,13 @@ _INITIALIZER_PARTS = [
     (r"tokens_proj\.layers\.1\.", "linear2."),
     (r"attn\.", "attention.attention."),
     (r"iof_tau$", "attention.iof_tau"),
-    (r"(roi|(cls|reg)_fcs\.\d+|fc_cls|fc_reg)\.", None),  # as it is
-]  # fmt: skip
+    (r"(roi|(cls|reg)_fcs\.\d+|fc_cls|fc_reg)\.", None),
+]
 _TRAINED = 1 << 40  # steps: a converted generator needs no guidance
 
 
 def our_key(key: str) -> str | None:
-    """Our name of a parameter of theirs; None for what is not needed.
+    """Return our name of a published parameter, None to drop it.
 
     Raises:
         KeyError: if the parameter is unknown.
@@ -50,19 +54,19 @@ def our_key(key: str) -> str | None:
     if key.startswith("anchor_generator."):
         return f"generator.{key.removeprefix('anchor_generator.')}"
     if key.startswith("rpn."):
-        return f"initializer.{renamed(key, len('rpn.'), _INITIALIZER_PARTS)}"
+        return f"initializer.{rename_part(key.removeprefix('rpn.'), _INITIALIZER_PARTS)}"
     if key == "decoder.decoder_embedding.weight":
         return "decoders.decoder_embedding.weight"
     stage = re.match(r"decoder\.(bbox_head|head_series)\.(\d+)\.", key)
     if not stage:
         raise KeyError(key)
-    of_adamixer = stage[1] == "bbox_head"
-    rest = renamed(key, stage.end(), DECODER_PARTS) if of_adamixer else key[stage.end() :]
+    rest = key[stage.end() :]
+    rest = rename_part(rest, DECODER_PARTS) if stage[1] == "bbox_head" else rest
     return f"decoders.stages.{stage[2]}.{rest}"
 
 
-def only_head(state: dict[str, torch.Tensor], head: int) -> dict[str, torch.Tensor]:
-    """A model of one decoder.
+def keep_decoder(state: dict[str, torch.Tensor], head: int) -> dict[str, torch.Tensor]:
+    """Reduce a state dict to one decoder.
 
     Raises:
         KeyError: if there is no such decoder.
@@ -70,33 +74,27 @@ def only_head(state: dict[str, torch.Tensor], head: int) -> dict[str, torch.Tens
     embedding = "decoders.decoder_embedding.weight"
     if not 0 <= head < len(state[embedding]):
         raise KeyError(f"has decoders 0 to {len(state[embedding]) - 1}, and no decoder {head}")
-    own, kept = f"decoders.stages.{head}.", {}
+    prefix = f"decoders.stages.{head}."
+    kept = {k: v for k, v in state.items() if not k.startswith("decoders.stages.")}
     for key, value in state.items():
-        if not key.startswith("decoders.stages."):
-            kept[key] = value
-        elif key.startswith(own):
-            kept[f"decoders.stages.0.{key.removeprefix(own)}"] = value
+        if key.startswith(prefix):
+            kept[f"decoders.stages.0.{key.removeprefix(prefix)}"] = value
     return {**kept, embedding: state[embedding][head : head + 1].clone()}
 
 
 def main() -> None:
     """Read, rename, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path, help="checkpoint as published, or of this package")
-    parser.add_argument("target", type=Path, help="file to write")
-    parser.add_argument("--trust", action="store_true", help="read it even if that runs its code")
-    parser.add_argument("--head", type=int, help="keep this decoder alone, counted from 0")
+    parser = converter_parser(__doc__)
+    parser.add_argument("--head", type=int, help="keep this decoder only, counted from 0")
     args = parser.parse_args()
-    torch.serialization.add_safe_globals([argparse.Namespace])  # their options, beside weights
+    torch.serialization.add_safe_globals([argparse.Namespace])  # options of the training script
     content = read_or_exit(args.source, trust=args.trust)
     model = content["ema"]["model"] if "ema" in content else content.get("model", content)
     try:
         if not any(key.startswith("initializer.") for key in model):
             model = {**rename_all(model, our_key), "iteration": torch.tensor(_TRAINED)}
         if args.head is not None:
-            model = only_head(model, args.head)
+            model = keep_decoder(model, args.head)
     except KeyError as error:
         sys.exit(f"{args.source} is no ASAG checkpoint as expected: {error.args[0]}.")
     torch.save({"model": model, "__author__": "ASAG"}, args.target)

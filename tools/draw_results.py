@@ -1,4 +1,4 @@
-"""Results of experiments side by side: a dot for each seed, a bar for their mean."""
+"""Chart of experiments: a dot for each seed, a bar for their mean."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,65 +11,57 @@ from matplotlib.patches import Patch
 
 __all__ = ["draw_results"]
 
-_SUPPRESSION = {"off": "tab:gray", "on": "tab:blue"}
-_PALE = 0.5  # of bars, behind their dots
+_NMS_COLORS = {"off": "tab:gray", "on": "tab:blue"}
+_BAR_ALPHA = 0.5
+
+Rows = Sequence[dict[str, str]]
 
 
-def draw_results(
-    rows: Sequence[dict[str, str]], output: str | Path, metrics: Sequence[str] = ("AP", "AP50")
-) -> None:
-    """Draw one line of panels per data set, one panel per metric, two bars or one per variant.
+def draw_results(rows: Rows, output: str | Path, metrics: Sequence[str] = ("AP", "AP50")) -> None:
+    """Draw a row of panels per data set, a panel per metric, a bar per variant and NMS setting.
 
     Args:
         rows: of ``tools/experiments.py``: ``set``, ``config``, ``opts``, ``nms`` and metrics.
         output: file to write.
         metrics: columns to draw.
     """
-    sets = list(dict.fromkeys(row["set"] for row in rows))
-    variants = {name: _variants(rows, name) for name in sets}
-    heights = [0.8 + 0.45 * len(variants[name]) for name in sets]
+    names = dict.fromkeys(row["set"] for row in rows)
+    by_set = {name: [r for r in rows if r["set"] == name] for name in names}
+    # By name, so that variants of a method stand together, whenever they were run.
+    variants = {name: sorted({_label(r) for r in members}) for name, members in by_set.items()}
+    heights = [0.8 + 0.45 * len(variants[name]) for name in by_set]
     figure = Figure(figsize=(5 + 4 * len(metrics), 1 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(
-        len(sets), len(metrics), squeeze=False, sharey="row", height_ratios=heights
+        len(by_set), len(metrics), squeeze=False, sharey="row", height_ratios=heights
     )
-    for line, name in zip(panels, sets, strict=True):
+    for line, (name, members) in zip(panels, by_set.items(), strict=True):
         for axes, metric in zip(line, metrics, strict=True):
-            own = [row for row in rows if row["set"] == name]
-            _draw_panel(axes, own, variants[name], metric)
+            _draw_panel(axes, members, variants[name], metric)
             axes.set_title(f"{name}, {metric}")
         line[0].set_yticks(range(len(variants[name])), variants[name])
         line[0].invert_yaxis()
-    handles = [Patch(color=c, alpha=_PALE, label=nms) for nms, c in _SUPPRESSION.items()]
-    panels[0][-1].legend(
-        handles=handles, title="suppression", loc="upper left", bbox_to_anchor=(1, 1)
-    )
+    handles = [Patch(color=c, alpha=_BAR_ALPHA, label=nms) for nms, c in _NMS_COLORS.items()]
+    panels[0][-1].legend(handles=handles, title="NMS", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(output, dpi=110)
 
 
-def _variants(rows: Sequence[dict[str, str]], name: str) -> list[str]:
-    """By name, so that what belongs together stands together, whenever it was run."""
-    return sorted({_label(row) for row in rows if row["set"] == name})
-
-
 def _label(row: dict[str, str]) -> str:
-    """The config without its folder, and below it what was changed, without the keys' paths."""
+    """Name of the config without its folder, then the overrides without the paths of the keys."""
     words = row["opts"].split()
     pairs = zip(words[::2], words[1::2], strict=True)
-    changed = ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in pairs)
-    return row["config"].rsplit("/", 1)[-1] + (f"\n{changed}" if changed else "")
+    overrides = ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in pairs)
+    return row["config"].rsplit("/", 1)[-1] + (f"\n{overrides}" if overrides else "")
 
 
-def _draw_panel(
-    axes: Axes, rows: Sequence[dict[str, str]], variants: Sequence[str], metric: str
-) -> None:
-    for place, variant in enumerate(variants):
-        own = [r for r in rows if _label(r) == variant]
-        bars = [nms for nms in _SUPPRESSION if any(r["nms"] == nms for r in own)]
-        for index, nms in enumerate(bars):
-            values = [float(r[metric]) for r in own if r["nms"] == nms]
-            y, color = place + 0.36 * (index - (len(bars) - 1) / 2), _SUPPRESSION[nms]
-            axes.barh(y, mean(values), 0.34, color=color, alpha=_PALE)
+def _draw_panel(axes: Axes, rows: Rows, variants: Sequence[str], metric: str) -> None:
+    for position, variant in enumerate(variants):
+        of_variant = [r for r in rows if _label(r) == variant]
+        settings = [nms for nms in _NMS_COLORS if any(r["nms"] == nms for r in of_variant)]
+        for index, nms in enumerate(settings):
+            values = [float(r[metric]) for r in of_variant if r["nms"] == nms]
+            y, color = position + 0.36 * (index - (len(settings) - 1) / 2), _NMS_COLORS[nms]
+            axes.barh(y, mean(values), 0.34, color=color, alpha=_BAR_ALPHA)
             axes.plot(values, [y] * len(values), "o", color=color, markersize=4)
     axes.set_xlim(0, max(1.0, axes.get_xlim()[1]))
     axes.grid(alpha=0.3, axis="x")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-r"""Turn a model with DPG into a static Sparse R-CNN that starts from the mean of its proposals.
+r"""Convert a model with DPG to a static Sparse R-CNN that starts from the mean of its proposals.
 
-The means are over training images. The file has the official keys and needs no DPG to run; how much
-accuracy it costs, an evaluation tells.
+The mean is over training images. The file has the official keys and needs no DPG; evaluate it to
+see what that costs in accuracy.
 
     python tools/freeze_proposals.py --config-file output/run/config.yaml --target static.pth \
         MODEL.WEIGHTS output/run/model_final.pth
@@ -14,20 +14,19 @@ import dsrcnn  # before detectron2
 
 # isort: split
 import torch
-from tqdm import tqdm
 
 from dsrcnn.analysis.images import load_predictor, training_images
+from dsrcnn.analysis.proposals import mixing_weights
+from dsrcnn.engine.console import progress_bar
 
 
 @torch.no_grad()
 def frozen_state(cfg, images: int) -> dict[str, torch.Tensor]:
-    """The state dict of the static model."""
+    """Return the state dict of the static model."""
     model = load_predictor(cfg).model
-    dpg = model.proposals
-    inputs = tqdm(training_images(cfg, images), disable=None)
-    weights = torch.cat([dpg.weights(*model.extract([record])[:2]) for record in inputs])
+    weights = mixing_weights(model, progress_bar(training_images(cfg, images)))
     # Mixing is linear: the mean of the mixtures is the mixture by mean weights.
-    (boxes,), (features,) = dpg.mix(weights.mean(dim=0, keepdim=True))
+    (boxes,), (features,) = model.proposals.mix(weights.mean(dim=0, keepdim=True))
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("proposal_generator.")}
     state["init_proposal_boxes.weight"] = boxes
     state["init_proposal_features.weight"] = features

@@ -1,4 +1,4 @@
-"""A sheet of annotated images of a data set."""
+"""Sheet of annotated images of a data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,55 +6,45 @@ from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.structures import BoxMode
 
 from ..data.datasets.validate import box_fault
-from ..visualization.draw import draw_boxes, one_below_the_other, side_by_side
+from ..visualization.draw import annotation_boxes, draw_boxes, evenly_spaced, hstack, vstack
+from .images import save_image
 
 __all__ = ["draw_sheet"]
 
+_IMAGES = 12
+_COLUMNS = 4
+_SIDE = 320
 
-def draw_sheet(
-    samples: Sequence[tuple[dict[str, Any], Sequence[str]]],
-    output: str | Path,
-    *,
-    images: int = 12,
-    columns: int = 4,
-) -> None:
-    """Draw images spread evenly over a data set with their boxes; unreadable ones are left out.
+
+def draw_sheet(samples: Sequence[tuple[dict[str, Any], Sequence[str]]], output: str | Path) -> None:
+    """Draw twelve evenly spaced images of a data set with their boxes; skip unreadable ones.
 
     Args:
         samples: records in Detectron2's format, each with the class names of its split.
         output: file to write.
-        images: at most so many.
-        columns: per row.
     """
-    step = max(1, len(samples) // images)
-    pictures, titles = [], []
-    for record, classes in samples[::step][:images]:
+    tiles, titles = [], []
+    for index in evenly_spaced(len(samples), _IMAGES):
+        record, classes = samples[index]
         image = cv2.imread(record["file_name"])
         if image is not None:
-            pictures.append(_picture(image, record["annotations"], classes))
+            tiles.append(_draw_record(image, record["annotations"], classes))
             titles.append(Path(record["file_name"]).name[:36])
-    if not pictures:
-        pictures, titles = [np.full((320, 320, 3), 255, np.uint8)], ["no image can be read"]
-    rows = [
-        side_by_side(pictures[i : i + columns], titles[i : i + columns])
-        for i in range(0, len(pictures), columns)
-    ]
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(output), one_below_the_other(rows))
+    if not tiles:
+        tiles, titles = [np.full((_SIDE, _SIDE, 3), 255, np.uint8)], ["no image can be read"]
+    starts = range(0, len(tiles), _COLUMNS)
+    rows = [hstack(tiles[i : i + _COLUMNS], titles[i : i + _COLUMNS]) for i in starts]
+    save_image(Path(output), vstack(rows))
 
 
-def _picture(image: np.ndarray, annotations: Sequence[Any], classes: Sequence[str]) -> np.ndarray:
-    drawable = [a for a in annotations if box_fault(a) is None]
-    boxes = [
-        BoxMode.convert(list(map(float, a["bbox"])), a["bbox_mode"], BoxMode.XYXY_ABS)
-        for a in drawable
-    ]
-    scale = 320 / min(image.shape[:2])
-    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-    corners = np.array(boxes, dtype=float).reshape(-1, 4) * scale
-    return draw_boxes(
-        cv2.resize(image, size), corners, [a["category_id"] for a in drawable], classes
-    )
+def _draw_record(
+    image: np.ndarray, annotations: Sequence[Any], classes: Sequence[str]
+) -> np.ndarray:
+    """Draw the usable boxes on an image that is resized to one shorter side for all."""
+    usable = [a for a in annotations if box_fault(a) is None]
+    scale = _SIDE / min(image.shape[:2])
+    resized = cv2.resize(image, (round(image.shape[1] * scale), round(image.shape[0] * scale)))
+    labels = [a["category_id"] for a in usable]
+    return draw_boxes(resized, annotation_boxes(usable) * scale, labels, classes)

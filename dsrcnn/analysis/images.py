@@ -1,102 +1,109 @@
-"""A trained model, and the images to look at with it."""
+"""Trained models, and the images to run them on."""
 
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import CASCADES, add_dsrcnn_config
+from ..config.validate import architecture_of
 from ..data.build import explain_data_errors
 from ..data.mapper import DetectionMapper
-from ..engine.checkpoint import ReportingCheckpointer
+from ..engine.checkpoint import Checkpointer
 from ..errors import ConfigError, DataError
-from ..modeling.decoder import Cascade
-from ..visualization.draw import spread
+from ..visualization.draw import evenly_spaced
 
 __all__ = [
+    "Report",
     "as_bgr",
-    "expect_cascade",
     "load_predictor",
-    "predict_at_every_stage",
+    "load_records",
+    "require_architecture",
+    "save_image",
     "training_images",
 ]
 
 
+class Report(NamedTuple):
+    """Pictures, and numbers by name: means over the images drawn."""
+
+    files: list[Path]
+    statistics: dict[str, float]
+
+
+def require_architecture(cfg: CfgNode, base: type, command: str) -> None:
+    """Raise a `ConfigError` unless ``MODEL.META_ARCHITECTURE`` is `base` or a subclass."""
+    if not issubclass(architecture_of(cfg), base):
+        raise ConfigError(
+            f"{command} needs {base.__name__} or a subclass of it, but MODEL.META_ARCHITECTURE is "
+            f"{cfg.MODEL.META_ARCHITECTURE}. Use it with another config."
+        )
+
+
+def load_predictor(cfg: CfgNode) -> DefaultPredictor:
+    """Build Detectron2's predictor, with an error instead of partly random weights.
+
+    Raises:
+        WeightsError: if ``MODEL.WEIGHTS`` is missing or does not fill the whole model.
+    """
+    bare = cfg.clone()
+    bare.defrost()
+    bare.MODEL.WEIGHTS = ""
+    bare.MODEL.TIMM.PRETRAINED, bare.MODEL.TIMM.WEIGHTS = False, ""  # included in the file
+    predictor = DefaultPredictor(bare)
+    average, trust = cfg.MODEL.EMA.ENABLED, cfg.MODEL.TRUST_WEIGHTS
+    checkpointer = Checkpointer(predictor.model, strict=True, prefer_average=average, trust=trust)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    return predictor
+
+
+def load_records(cfg: CfgNode, split: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Load the records and class names of the first data set of ``DATASETS.<split>``.
+
+    Raises:
+        DataError: if there is none, or it cannot be read.
+    """
+    names = cfg.DATASETS[split]
+    if not names:
+        raise DataError(
+            f"DATASETS.{split} is empty, so there are no images to draw. Write a registered name, "
+            f"or DATASETS.CUSTOM.{split}_JSON and {split}_IMAGES."
+        )
+    with explain_data_errors(names[0]):
+        return DatasetCatalog.get(names[0]), MetadataCatalog.get(names[0]).thing_classes
+
+
 def training_images(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
-    """Model inputs for training images that have annotations, without random augmentation.
+    """Load annotated training images as the model inputs of an evaluation, with ``instances``.
 
     Args:
-        cfg: for ``DATASETS.TRAIN`` and the input size of testing.
-        count: how many, spread evenly over the first training set.
+        cfg: for ``DATASETS.TRAIN`` and the input size.
+        count: number of images, evenly spaced over the first training set.
 
     Raises:
         DataError: if the training set cannot be read or has no annotation.
     """
-    if not cfg.DATASETS.TRAIN:
-        raise DataError(
-            "DATASETS.TRAIN is empty, so there are no images to draw. Write a registered name, or "
-            "DATASETS.CUSTOM.TRAIN_JSON and TRAIN_IMAGES."
-        )
-    plain = cfg.clone()
-    plain.defrost()
-    plain.INPUT.AUG = add_dsrcnn_config(get_cfg()).INPUT.AUG
-    plain.INPUT.RANDOM_FLIP = "none"
-    plain.INPUT.CROP.ENABLED = False
-    plain.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
-    plain.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
-    plain.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
-    name = cfg.DATASETS.TRAIN[0]
-    with explain_data_errors(name):
-        records = [r for r in DatasetCatalog.get(name) if r["annotations"]]
+    records = [r for r in load_records(cfg, "TRAIN")[0] if r["annotations"]]
     if not records:
-        raise DataError(f"No image of {name} has an annotation, so there is nothing to draw.")
-    mapper = DetectionMapper(plain, is_train=True)
-    return [mapper(records[index]) for index in spread(len(records), count)]
+        raise DataError(
+            f"No image of {cfg.DATASETS.TRAIN[0]} has an annotation, so there is nothing to draw."
+        )
+    mapper = DetectionMapper(cfg, is_train=False, keep_annotations=True)
+    return [mapper(records[index]) for index in evenly_spaced(len(records), count)]
 
 
 def as_bgr(image: Tensor, order: str) -> np.ndarray:
-    """A model input (3, H, W) as a picture (H, W, 3) uint8; `order` is ``INPUT.FORMAT``."""
+    """Convert a model input (3, H, W) to (H, W, 3) uint8 BGR; `order` is ``INPUT.FORMAT``."""
     array = image.permute(1, 2, 0).byte().cpu().numpy()
     return np.ascontiguousarray(array[..., ::-1] if order == "RGB" else array)
 
 
-def expect_cascade(cfg: CfgNode, command: str) -> None:
-    """Refuse architectures that have no cascade of stages.
-
-    Raises:
-        ConfigError: naming the architecture and those that have one.
-    """
-    found = cfg.MODEL.META_ARCHITECTURE
-    if found not in CASCADES:
-        raise ConfigError(
-            f"{command} looks at the stages of a cascade, and MODEL.META_ARCHITECTURE {found} has "
-            f"none. Use it with a config of {', '.join(CASCADES)}."
-        )
-
-
-def predict_at_every_stage(model: nn.Module) -> None:
-    """Let a cascade at rest give the predictions of all stages, as it would of the last.
-
-    It is the plain cascade, whatever training recollects, and nothing is dropped.
-    """
-    head = cast(Cascade, model.head)
-    head.recollects = False
-    head.training = True  # the flag of the cascade itself; its stages stay in evaluation mode
-
-
-def load_predictor(cfg: CfgNode) -> DefaultPredictor:
-    """Detectron2's predictor, but never with weights that are partly random."""
-    bare = cfg.clone()
-    bare.defrost()
-    bare.MODEL.WEIGHTS = ""
-    bare.MODEL.TIMM.PRETRAINED, bare.MODEL.TIMM.WEIGHTS = False, ""  # the file has all
-    predictor = DefaultPredictor(bare)
-    average, trust = cfg.MODEL.EMA.ENABLED, cfg.MODEL.TRUST_WEIGHTS
-    checkpointer = ReportingCheckpointer(
-        predictor.model, strict=True, prefer_average=average, trust=trust
-    )
-    checkpointer.load(cfg.MODEL.WEIGHTS)
-    return predictor
+def save_image(path: Path, image: np.ndarray) -> Path:
+    """Write a BGR image, with its folder, and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), image)
+    return path

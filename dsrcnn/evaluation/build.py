@@ -1,4 +1,4 @@
-"""The evaluator that fits a data set."""
+"""Choice of the evaluator for a data set."""
 
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,21 @@ from ..errors import DataError
 from .coco import CocoEvaluator
 from .crowdhuman import CrowdHumanEvaluator
 
-__all__ = ["LvisEvaluator", "build_evaluator"]
+__all__ = ["build_evaluator"]
 
 
 class LvisEvaluator(LVISEvaluator):
-    """Detectron2's, with a current numpy.
+    """Detectron2's LVIS evaluator, usable with a current numpy.
 
     Besides AP: ``APr``, ``APc`` and ``APf`` of classes that are rare, common and frequent in the
-    training set (arXiv 1908.03195). At most 300 detections of an image count, so
+    training set (arXiv 1908.03195). Up to 300 detections per image count, so
     ``TEST.DETECTIONS_PER_IMAGE`` should be 300.
     """
 
     def evaluate(self) -> Any:
-        """The metrics, on the main process."""
-        # lvis 0.5.3 says `np.float`, which numpy 1.24 removed.
+        """Compute the metrics on the main process."""
         missing = "float" not in vars(np)
-        if missing:
+        if missing:  # lvis 0.5.3 uses `np.float`, which numpy 1.24 removed
             np.float = float  # type: ignore[attr-defined]
         try:
             return super().evaluate()
@@ -37,19 +36,19 @@ class LvisEvaluator(LVISEvaluator):
 
 
 def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
-    """COCO's metrics, or CrowdHuman's, LVIS's or VOC's, by ``evaluator_type`` of the metadata.
+    """Build the evaluator of a data set by the ``evaluator_type`` of its metadata.
 
     Raises:
-        DataError: for data sets of another type.
+        DataError: for an unknown ``evaluator_type``.
     """
     kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
     folder = Path(cfg.OUTPUT_DIR) / "inference"
-    # Detectron2's place; several test sets must not overwrite each other's results there.
+    # Detectron2's folder; several test sets must not overwrite each other's results there.
     folder = folder / name if len(cfg.DATASETS.TEST) > 1 else folder
     if kind == "coco":
-        return CocoEvaluator(name, output_folder=folder)
+        return CocoEvaluator(name, folder)
     if kind == "crowdhuman":
-        return CrowdHumanEvaluator(name, output_folder=folder)
+        return CrowdHumanEvaluator(name, folder)
     if kind == "lvis":
         return LvisEvaluator(name, output_dir=str(folder))
     if kind == "pascal_voc":

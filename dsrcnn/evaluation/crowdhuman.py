@@ -1,8 +1,7 @@
-"""The evaluator of CrowdHuman."""
+"""CrowdHuman's metrics: AP, log-average miss rate (mMR), recall and Jaccard index (JI)."""
 
 import itertools
 import json
-import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from scipy.optimize import linear_sum_assignment
-from tabulate import tabulate
 
 from ..data.datasets.coco import read_coco_json
 
@@ -32,14 +30,14 @@ _JACCARD_SCORES = np.arange(10) / 10
 
 
 class CrowdImage(NamedTuple):
-    """An image with its persons and detections; boxes are xyxy in pixels.
+    """Persons and detections of an image.
 
     Attributes:
-        width: of the image.
-        height: of the image.
-        persons: (M, 4).
-        ignored: (M,) bool, regions in which detections do not count.
-        detections: (K, 4).
+        width: in pixels.
+        height: in pixels.
+        persons: (M, 4) xyxy in pixels, regions to ignore included.
+        ignored: (M,) bool, True for regions to ignore.
+        detections: (K, 4) xyxy in pixels.
         scores: (K,).
     """
 
@@ -52,7 +50,7 @@ class CrowdImage(NamedTuple):
 
 
 def crowdhuman_metrics(images: Sequence[CrowdImage]) -> dict[str, float]:
-    """All metrics over a data set, in percent; smaller is better for ``mMR``.
+    """Compute all metrics over a data set, in percent; smaller is better for ``mMR``.
 
     Args:
         images: all of them, those without detections too.
@@ -60,17 +58,16 @@ def crowdhuman_metrics(images: Sequence[CrowdImage]) -> dict[str, float]:
     Returns:
         ``AP``, ``mMR``, ``Recall`` and ``JI``; NaN where there is no person.
     """
-    images = [_sorted(_clipped(image)) for image in images]
+    images = [_clip_and_sort(image) for image in images]
     persons = sum(int((~image.ignored).sum()) for image in images)
     if not persons:
         return dict.fromkeys(("AP", "mMR", "Recall", "JI"), float("nan"))
-    matched = [match_image(image) for image in images]
-    pairs = list(zip(images, matched, strict=True))
-    scores = np.concatenate([image.scores[counts] for image, (counts, _) in pairs])
-    right = np.concatenate([found[kept] for kept, found in matched])
-    order = np.argsort(-scores, kind="stable")
-    true = np.cumsum(right[order])
-    false = np.cumsum(~right[order])
+    matches = [match_image(image) for image in images]
+    pairs = zip(images, matches, strict=True)
+    scores = np.concatenate([image.scores[counted] for image, (counted, _) in pairs])
+    correct = np.concatenate([correct[counted] for counted, correct in matches])
+    correct = correct[np.argsort(-scores, kind="stable")]
+    true, false = np.cumsum(correct), np.cumsum(~correct)
     recall, precision = true / persons, true / np.maximum(true + false, 1)
     area = ((recall[1:] - recall[:-1]) * (precision[1:] + precision[:-1]) / 2).sum()
     return {
@@ -82,66 +79,66 @@ def crowdhuman_metrics(images: Sequence[CrowdImage]) -> dict[str, float]:
 
 
 def _log_average_miss_rate(recall: np.ndarray, fppi: np.ndarray) -> float:
-    """Geometric mean of the miss rates at nine numbers of false positives per image."""
+    """Geometric mean of the miss rates at nine rates of false positives per image."""
     if not len(recall):
         return 1.0
-    places = np.minimum(np.searchsorted(fppi, _FPPI, side="left"), len(fppi) - 1)
-    missed = np.maximum(1 - recall[places], 1e-10)  # a rate of zero has no logarithm
+    ranks = np.minimum(np.searchsorted(fppi, _FPPI, side="left"), len(fppi) - 1)
+    missed = np.maximum(1 - recall[ranks], 1e-10)  # a rate of zero has no logarithm
     return float(np.exp(np.log(missed).mean()))
 
 
 def match_image(image: CrowdImage) -> tuple[np.ndarray, np.ndarray]:
-    """Match detections with persons, the best score first, as Caltech's evaluation does.
+    """Match detections with persons by descending score, as the Caltech evaluation does.
 
-    A detection takes the free person that it overlaps most, by an IoU above 0.5; else it is left
-    out if more than half of it lies in a region to ignore.
+    A detection is matched with the free person of the largest IoU, if above 0.5. Unmatched
+    detections do not count if more than half of their area lies in a region to ignore.
 
     Args:
-        image: sorted: detections by score, regions to ignore behind persons.
+        image: detections sorted by score, regions to ignore after persons.
 
     Returns:
-        For every detection whether it counts, and whether it is right; both (K,) bool.
+        Two (K,) bool arrays: detections that count, and detections that are correct.
     """
-    real = int((~image.ignored).sum())
+    persons = int((~image.ignored).sum())
     ious, within = _overlaps(image.detections, image.persons)
-    counts = np.ones(len(image.detections), bool)
-    right = np.zeros(len(image.detections), bool)
-    free = np.ones(real, bool)
+    counted = np.ones(len(image.detections), bool)
+    correct = np.zeros(len(image.detections), bool)
+    free = np.ones(persons, bool)
     for index in range(len(image.detections)):
-        overlaps = np.where(free, ious[index, :real], 0.0)
-        if real and overlaps.max() > _IOU:
+        overlaps = np.where(free, ious[index, :persons], 0.0)
+        if persons and overlaps.max() > _IOU:
             free[overlaps.argmax()] = False
-            right[index] = True
+            correct[index] = True
         else:
-            counts[index] = not (within[index, real:] > _IOU).any()
-    return counts, right
+            counted[index] = not (within[index, persons:] > _IOU).any()
+    return counted, correct
 
 
 def jaccard_index(images: Sequence[CrowdImage]) -> float:
-    """Best over score thresholds of the mean ``matches / (detections + persons - matches)``.
+    """Maximum over score thresholds of the mean ``matches / (detections + persons - matches)``.
 
-    As many pairs as possible with an IoU of at least 0.5 are matched. Detections that are in none
-    and lie more than half in a region to ignore do not count.
+    Matching maximizes the number of pairs with an IoU of at least 0.5. Unmatched detections do not
+    count if more than half of their area lies in a region to ignore.
     """
-    return float(np.mean([_jaccards_of(image) for image in images], axis=0).max())
+    return float(np.mean([_jaccard_by_threshold(image) for image in images], axis=0).max())
 
 
-def _jaccards_of(image: CrowdImage) -> list[float]:
-    """Of one image, at every threshold."""
-    real = int((~image.ignored).sum())
+def _jaccard_by_threshold(image: CrowdImage) -> list[float]:
+    persons = int((~image.ignored).sum())
     ious, within = _overlaps(image.detections, image.persons)
-    pairs: np.ndarray = ious[:, :real] >= _IOU
-    inside = np.asarray((within[:, real:] > _IOU).any(axis=1))
-    found = []
+    pairs: np.ndarray = ious[:, :persons] >= _IOU
+    in_region = np.asarray((within[:, persons:] > _IOU).any(axis=1))
+    indices = []
     for score in _JACCARD_SCORES:
-        chosen = image.scores >= score
-        rows, columns = linear_sum_assignment(pairs[chosen], maximize=True)
-        good = pairs[chosen][rows, columns]
-        counted = ~inside[chosen]
-        counted[rows[good]] = True
-        total = int(counted.sum()) + real - int(good.sum())
-        found.append(int(good.sum()) / total if total else 1.0)
-    return found
+        kept = image.scores >= score
+        rows, columns = linear_sum_assignment(pairs[kept], maximize=True)
+        matched = pairs[kept][rows, columns]
+        counted = ~in_region[kept]
+        counted[rows[matched]] = True
+        matches = int(matched.sum())
+        total = int(counted.sum()) + persons - matches
+        indices.append(matches / total if total else 1.0)
+    return indices
 
 
 def _overlaps(detections: np.ndarray, persons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,44 +146,31 @@ def _overlaps(detections: np.ndarray, persons: np.ndarray) -> tuple[np.ndarray, 
     low = np.maximum(detections[:, None, :2], persons[None, :, :2])
     high = np.minimum(detections[:, None, 2:], persons[None, :, 2:])
     common = np.clip(high - low, 0, None).prod(axis=2)
-    own, other = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (detections, persons))
-    iou = common / (own[:, None] + other[None] - common + _EPSILON)
-    return iou, common / (own[:, None] + _EPSILON)
+    areas, areas_persons = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (detections, persons))
+    iou = common / (areas[:, None] + areas_persons[None] - common + _EPSILON)
+    return iou, common / (areas[:, None] + _EPSILON)
 
 
-def _clipped(image: CrowdImage) -> CrowdImage:
-    """Boxes inside the image, those of images without detections as they are, as published."""
-    if not len(image.detections):
-        return image
-    low = [image.width - 1, image.height - 1]
-    limits = [*low, image.width, image.height]
-    persons, detections = (np.clip(b, 0, limits) for b in (image.persons, image.detections))
-    return image._replace(persons=persons, detections=detections)
-
-
-def _sorted(image: CrowdImage) -> CrowdImage:
-    order = np.argsort(-image.scores, kind="stable")
-    persons = np.argsort(image.ignored, kind="stable")
-    return image._replace(
-        persons=image.persons[persons],
-        ignored=image.ignored[persons],
-        detections=image.detections[order],
-        scores=image.scores[order],
-    )
-
-
-_LOGGER = logging.getLogger(__name__)
+def _clip_and_sort(image: CrowdImage) -> CrowdImage:
+    """Clip boxes to the image and sort them, as `match_image` needs them."""
+    width, height, persons, ignored, detections, scores = image
+    if len(detections):  # without, boxes stay as they are, as in the published code
+        limits = [width - 1, height - 1, width, height]
+        persons, detections = np.clip(persons, 0, limits), np.clip(detections, 0, limits)
+    order, by_kind = (np.argsort(x, kind="stable") for x in (-scores, ignored))
+    persons, ignored = persons[by_kind], ignored[by_kind]
+    return CrowdImage(width, height, persons, ignored, detections[order], scores[order])
 
 
 class CrowdHumanEvaluator(DatasetEvaluator):
-    """AP, mMR, recall and JI over all detections of all processes, every image once."""
+    """AP, mMR, recall and JI over the detections of all processes, every image once."""
 
     def __init__(self, name: str, output_folder: str | Path | None = None) -> None:
         """Read the ground truth.
 
         Args:
             name: data set with ``json_file``.
-            output_folder: where detections are written; None for not.
+            output_folder: where ``detections.json`` goes; None writes nothing.
 
         Raises:
             DataError: if the json is missing or broken.
@@ -201,18 +185,18 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         self._detections: dict[Any, tuple[list, list]] = {}
 
     def reset(self) -> None:
-        """Forget all detections."""
+        """Clear the detections."""
         self._detections = {}
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take the detections of images in."""
+        """Collect the ``instances`` of a batch."""
         for record, output in zip(inputs, outputs, strict=True):
-            found = output["instances"].to("cpu")
-            boxes = found.pred_boxes.tensor.tolist()
-            self._detections[record["image_id"]] = (boxes, found.scores.tolist())
+            instances = output["instances"].to("cpu")
+            boxes = instances.pred_boxes.tensor.tolist()
+            self._detections[record["image_id"]] = (boxes, instances.scores.tolist())
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Gather from all processes and compute the metrics on the main one.
+        """Gather the detections of all processes and compute the metrics on the main process.
 
         Returns:
             ``{"bbox": {"AP", "mMR", "Recall", "JI"}}`` in percent; empty on other processes.
@@ -220,25 +204,21 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         gathered = comm.gather(self._detections)
         if not comm.is_main_process():
             return {}
-        # By image: samplers repeat images so that all processes have as many.
-        found = dict(itertools.chain(*(part.items() for part in gathered)))
+        # By image: samplers may repeat images to give all processes the same number.
+        detections = dict(itertools.chain(*(part.items() for part in gathered)))
         if self.output_folder:
             self.output_folder.mkdir(parents=True, exist_ok=True)
             path = self.output_folder / "detections.json"
-            path.write_text(json.dumps({str(k): v for k, v in found.items()}))
-        result = crowdhuman_metrics([self._image(i, *found.get(i, ([], []))) for i in self._images])
-        table = tabulate([list(result.values())], list(result), floatfmt=".2f", tablefmt="pipe")
-        _LOGGER.info("%s:\n%s", self.name, table)
-        return OrderedDict(bbox=result)
+            path.write_text(json.dumps({str(k): v for k, v in detections.items()}))
+        images = [self._image(i, *detections.get(i, ([], []))) for i in self._images]
+        return OrderedDict(bbox=crowdhuman_metrics(images))
 
     def _image(self, number: Any, boxes: list, scores: list) -> CrowdImage:
         image, annotations = self._images[number], self._annotations[number]
         persons = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
         persons[:, 2:] += persons[:, :2]
         return CrowdImage(
-            image["width"],
-            image["height"],
-            persons,
+            *(image["width"], image["height"], persons),
             np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
             np.array(boxes, dtype=float).reshape(-1, 4),
             np.array(scores, dtype=float),

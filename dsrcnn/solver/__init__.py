@@ -1,4 +1,4 @@
-"""Optimizers and schedules."""
+"""Optimizer and learning rate schedule."""
 
 from .optimizer import build_optimizer, clip_full_model
 from .schedule import build_lr_scheduler, scale_learning_rate, use_epochs

@@ -1,4 +1,4 @@
-"""AdamW with factors for the backbone, and one clipping for all gradients (Sparse R-CNN)."""
+"""Optimizer groups with learning rate factors, and clipping of the whole model's gradient."""
 
 from collections import defaultdict
 from typing import Any
@@ -9,40 +9,45 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..utils.training import SplitBackbone
+
 __all__ = ["build_optimizer", "clip_full_model"]
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+_BOTTOM_UP = "backbone.bottom_up"  # a backbone with a neck, such as Detectron2's FPN
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD over all trainable parameters.
+    """Build AdamW or SGD over all trainable parameters.
 
     The learning rate of parameters under ``backbone`` is multiplied by
-    ``SOLVER.BACKBONE_MULTIPLIER`` (that of its neck by ``SOLVER.NECK_MULTIPLIER`` if set) and, part
-    by part below the last, by ``SOLVER.LAYER_DECAY``.
-    Weight decay applies to everything, as officially, but for what ``SOLVER.NO_DECAY`` names.
-    Biases have Detectron2's ``BIAS_LR_FACTOR`` and ``WEIGHT_DECAY_BIAS``.
-    Parameters of equal settings share one group, which makes a step several times faster than one
-    group each and changes no number. AdamW runs fused: one pass over memory instead of one per
-    operation.
+    ``SOLVER.BACKBONE_MULTIPLIER`` (that of its neck by ``SOLVER.NECK_MULTIPLIER`` if set) and, for
+    each part below the last, by ``SOLVER.LAYER_DECAY``. Weight decay applies to everything, as in
+    the official code, except for the kinds in ``SOLVER.NO_DECAY``.
 
-    Clipping of type ``full_model`` is not done here but between unscaling and step, by the training
-    loop (`clip_full_model`); the types of Detectron2 are applied by its own wrapper.
+    Parameters with equal settings share a group: several times faster than a group each, with the
+    same result. Clipping of type ``full_model`` is left to the training loop (`clip_full_model`),
+    since it comes between unscaling and step; other types use Detectron2's wrapper.
     """
     solver = cfg.SOLVER
-    factors = _layer_factors(model, solver.LAYER_DECAY)
+    has_neck = _BOTTOM_UP in dict(model.named_modules())
+    depth_factors = _depth_factors(model, solver.LAYER_DECAY)
     without_decay = _parameters_without_decay(model, solver.NO_DECAY)
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = solver.BASE_LR * _factor(solver, model, name)
-        decay = solver.WEIGHT_DECAY
-        if name.endswith("bias"):  # Detectron2's keys; they change nothing by default
+        factor = 1.0
+        if "backbone" in name:
+            in_neck = has_neck and not name.startswith(f"{_BOTTOM_UP}.")
+            as_neck = in_neck and solver.NECK_MULTIPLIER is not None
+            factor = float(solver.NECK_MULTIPLIER if as_neck else solver.BACKBONE_MULTIPLIER)
+        rate, decay = solver.BASE_LR * factor, solver.WEIGHT_DECAY
+        if name.endswith("bias"):  # Detectron2's keys, without effect by default
             rate *= solver.BIAS_LR_FACTOR
             decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
         decay = 0.0 if name in without_decay else decay
-        groups[rate * factors.get(name, 1.0), decay].append(parameter)
+        groups[rate * depth_factors.get(name, 1.0), decay].append(parameter)
     params = [
         {"params": members, "lr": rate, "weight_decay": decay}
         for (rate, decay), members in groups.items()
@@ -57,39 +62,30 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _factor(solver: CfgNode, model: nn.Module, name: str) -> float:
-    """Learning rate factor of a parameter by where it is: backbone, its neck, or elsewhere."""
-    if "backbone" not in name:
-        return 1.0
-    has_neck = hasattr(getattr(model, "backbone", None), "bottom_up")
-    in_neck = has_neck and not name.startswith("backbone.bottom_up.")
-    if in_neck and solver.NECK_MULTIPLIER is not None:
-        return float(solver.NECK_MULTIPLIER)
-    return float(solver.BACKBONE_MULTIPLIER)
+def _depth_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """Factor of every parameter of the bottom-up network by its depth, 1 for the last part.
 
-
-def _layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
-    """Factor of every parameter of the backbone's bottom-up network, by its depth.
-
-    Depth counts the parts it is built of (stem, res2, ..., res5); the last one has the factor 1.
+    Parts are those of a `SplitBackbone`, otherwise the children (stem, res2, ..., res5).
     """
-    bottom_up = getattr(getattr(model, "backbone", None), "bottom_up", None)
+    bottom_up = dict(model.named_modules()).get(_BOTTOM_UP)
     if decay == 1.0 or bottom_up is None:
         return {}
-    # A network that is not built of five children says itself what its parts are.
-    cut = getattr(bottom_up, "parts", lambda: [[child] for child in bottom_up.children()])
-    parts = [[p for unit in part for p in unit.parameters()] for part in cut()]
-    parts = [part for part in parts if part]
-    depths = {id(p): depth for depth, part in enumerate(parts) for p in part}
+    if isinstance(bottom_up, SplitBackbone):
+        parts = bottom_up.parts()
+    else:
+        parts = [[child] for child in bottom_up.children()]
+    trained = [[p for module in part for p in module.parameters()] for part in parts]
+    trained = [part for part in trained if part]
+    depths = {id(p): depth for depth, part in enumerate(trained) for p in part}
     return {
-        name: decay ** (len(parts) - 1 - depths[id(p)])
+        name: decay ** (len(trained) - 1 - depths[id(p)])
         for name, p in model.named_parameters()
         if id(p) in depths
     }
 
 
 def _parameters_without_decay(model: nn.Module, kinds: Any) -> set[str]:
-    """Names of the parameters that are a norm's, a bias, or an embedding (learned proposals)."""
+    """Names of parameters of norms, biases and embeddings (learned proposals), as in `kinds`."""
     names = set()
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
@@ -108,17 +104,12 @@ def _parameters_without_decay(model: nn.Module, kinds: Any) -> set[str]:
 def clip_full_model(
     optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0
 ) -> torch.Tensor:
-    """Scale all gradients together so that their common norm is at most `max_norm`.
+    """Scale all gradients by one factor so that their common norm is at most `max_norm`.
 
-    Gradients must be unscaled before under a gradient scaler.
-
-    Args:
-        optimizer: over the parameters.
-        max_norm: infinity leaves the gradients as they are.
-        norm_type: order of the norm.
+    With a gradient scaler, unscale the gradients first. An infinite `max_norm` changes nothing.
 
     Returns:
-        The norm before clipping, a tensor on the device.
+        The norm before clipping, a 0-d tensor on the device.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)

@@ -1,4 +1,4 @@
-"""The length of a training and its learning rate over time."""
+"""Length of a training and its learning rate schedule."""
 
 import itertools
 import logging
@@ -17,63 +17,63 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def use_epochs(cfg: CfgNode, images: int) -> None:
-    """Turn ``SOLVER.EPOCHS`` into iterations, in place; it is zero afterwards.
+    """Convert ``SOLVER.EPOCHS`` into iterations, in place, and reset it.
 
-    Without ``EPOCHS.STEPS``, ``SOLVER.STEPS`` keep their place in the schedule.
+    Without ``EPOCHS.STEPS``, ``SOLVER.STEPS`` keep their relative position in the schedule.
 
     Args:
-        cfg: with ``SOLVER.IMS_PER_BATCH`` final.
-        images: of the training data.
+        cfg: with the final ``SOLVER.IMS_PER_BATCH``.
+        images: in the training data.
 
     Raises:
-        ConfigError: if the data hold less than one batch.
+        ConfigError: if there are fewer images than in a batch.
     """
-    epochs, batch = cfg.SOLVER.EPOCHS, cfg.SOLVER.IMS_PER_BATCH
+    solver, epochs, batch = cfg.SOLVER, cfg.SOLVER.EPOCHS, cfg.SOLVER.IMS_PER_BATCH
     if not epochs.MAX:
         return
-    per_epoch = images / batch
-
-    def iterations(count: float) -> int:
-        return max(1, round(count * per_epoch))
-
     if images < batch:
         raise ConfigError(
             f"SOLVER.EPOCHS.MAX is {epochs.MAX:g}, but an epoch of {images} images is less than "
             f"one batch. Write SOLVER.IMS_PER_BATCH {images} or less, or use SOLVER.MAX_ITER."
         )
-    stretch = iterations(epochs.MAX) / cfg.SOLVER.MAX_ITER
-    cfg.SOLVER.MAX_ITER = iterations(epochs.MAX)
+    per_epoch = images / batch
+
+    def iterations(count: float) -> int:
+        return max(1, round(count * per_epoch))
+
+    stretch = iterations(epochs.MAX) / solver.MAX_ITER
+    solver.MAX_ITER = iterations(epochs.MAX)
     if epochs.STEPS:
-        cfg.SOLVER.STEPS = tuple(iterations(step) for step in epochs.STEPS)
+        solver.STEPS = tuple(iterations(step) for step in epochs.STEPS)
     else:
-        cfg.SOLVER.STEPS = tuple(round(step * stretch) for step in cfg.SOLVER.STEPS)
+        solver.STEPS = tuple(round(step * stretch) for step in solver.STEPS)
     if epochs.WARMUP:
-        cfg.SOLVER.WARMUP_ITERS = iterations(epochs.WARMUP)
+        solver.WARMUP_ITERS = iterations(epochs.WARMUP)
     if epochs.CHECKPOINT:
-        cfg.SOLVER.CHECKPOINT_PERIOD = iterations(epochs.CHECKPOINT)
+        solver.CHECKPOINT_PERIOD = iterations(epochs.CHECKPOINT)
     if epochs.EVAL:
         cfg.TEST.EVAL_PERIOD = iterations(epochs.EVAL)
     _LOGGER.info(
         "%g epochs of %d images in batches of %d: MAX_ITER %d, STEPS %s, WARMUP_ITERS %d, "
         "CHECKPOINT_PERIOD %d, EVAL_PERIOD %d.",
-        *(epochs.MAX, images, batch, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS),
-        *(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
+        *(epochs.MAX, images, batch, solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS),
+        *(solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
     )
-    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER / 2:
+    if solver.WARMUP_ITERS >= solver.MAX_ITER / 2:
         _LOGGER.warning(
             "SOLVER.WARMUP_ITERS is %d of SOLVER.MAX_ITER %d: the learning rate reaches BASE_LR "
             "late or never. Write SOLVER.EPOCHS.WARMUP, such as 0.5.",
-            *(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER),
+            *(solver.WARMUP_ITERS, solver.MAX_ITER),
         )
     epochs.MAX, epochs.STEPS = 0.0, ()
     epochs.WARMUP = epochs.CHECKPOINT = epochs.EVAL = 0.0
 
 
 def scale_learning_rate(cfg: CfgNode) -> None:
-    """Scale ``BASE_LR`` from ``SOLVER.REFERENCE_BATCH`` to ``IMS_PER_BATCH`` images, in place.
+    """Scale ``BASE_LR`` linearly from ``SOLVER.REFERENCE_BATCH`` to ``IMS_PER_BATCH``, in place.
 
-    In proportion (arXiv 1706.02677); ``REFERENCE_BATCH`` is the batch itself afterwards, so doing
-    it twice is doing it once.
+    ``REFERENCE_BATCH`` is set to the batch size, so a second call has no effect (linear scaling
+    rule, arXiv 1706.02677).
     """
     solver = cfg.SOLVER
     if solver.REFERENCE_BATCH in (0, solver.IMS_PER_BATCH):
@@ -90,10 +90,10 @@ def scale_learning_rate(cfg: CfgNode) -> None:
 def build_lr_scheduler(
     cfg: CfgNode, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Detectron2's schedules, and ``WarmupCosineRestartsLR``.
+    """Build one of Detectron2's schedules, or ``WarmupCosineRestartsLR``.
 
-    That one falls along a cosine from ``BASE_LR`` to zero until each of ``SOLVER.STEPS``, where it
-    starts again, and until the end (arXiv 1608.03983, with cycles of any length).
+    The latter decays along a cosine from ``BASE_LR`` to zero and restarts at each of
+    ``SOLVER.STEPS`` (arXiv 1608.03983, with cycles of any length).
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupCosineRestartsLR":

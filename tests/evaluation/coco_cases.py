@@ -1,4 +1,4 @@
-"""What the tests of COCO metrics share."""
+"""Records, detections and data sets for tests of evaluators."""
 
 import numpy as np
 import torch
@@ -13,33 +13,21 @@ METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP90"]
 OBJECT = (0, 10.0, 10.0, 110.0, 110.0)  # 100 x 100: large, for COCO
 
 
-def register(records, classes=CLASSES, name=NAME):
-    DatasetCatalog.register(name, lambda: records)
-    MetadataCatalog.get(name).set(thing_classes=list(classes), evaluator_type="coco")
+def register(records, classes=CLASSES, kind="coco"):
+    DatasetCatalog.register(NAME, lambda: records)
+    MetadataCatalog.get(NAME).set(thing_classes=list(classes), evaluator_type=kind)
 
 
-def image_of(objects, image_id=0, side=200, **extra):
-    """A record with (label, x1, y1, x2, y2) as its objects."""
-    return {
-        "file_name": f"{image_id}.png",
-        "image_id": image_id,
-        "height": side,
-        "width": side,
-        "annotations": [
-            {
-                "bbox": list(box),
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": label,
-                "iscrowd": 0,
-                **extra,
-            }
-            for label, *box in objects
-        ],
-    }
+def image_of(objects, image_id=0):
+    """A record of 200 x 200 pixels with objects (label, x1, y1, x2, y2)."""
+    common = {"bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0}
+    annotations = [{"bbox": box, "category_id": label, **common} for label, *box in objects]
+    record = {"file_name": f"{image_id}.png", "image_id": image_id, "height": 200, "width": 200}
+    return {**record, "annotations": annotations}
 
 
 def output_of(record, detections):
-    """Model output with (label, score, x1, y1, x2, y2) as its detections."""
+    """Model output with detections (label, score, x1, y1, x2, y2)."""
     instances = Instances((record["height"], record["width"]))
     table = torch.tensor(detections, dtype=torch.float64).reshape(-1, 6)
     instances.pred_classes = table[:, 0].long()
@@ -48,12 +36,12 @@ def output_of(record, detections):
     return {"instances": instances}
 
 
-def evaluate(records, detections, **options):
-    """Metrics of detections, a list per record, on the data set under test."""
-    evaluator = CocoEvaluator(NAME, **options)
+def evaluate(records, detections, output_folder=None):
+    """Metrics of detections, a list per record, on the registered data set."""
+    evaluator = CocoEvaluator(NAME, output_folder)
     evaluator.reset()
-    for record, found in zip(records, detections, strict=True):
-        evaluator.process([record], [output_of(record, found)])
+    for record, of_image in zip(records, detections, strict=True):
+        evaluator.process([record], [output_of(record, of_image)])
     return evaluator.evaluate()["bbox"]
 
 
@@ -61,23 +49,23 @@ def perfect(record):
     return [(a["category_id"], 0.9, *a["bbox"]) for a in record["annotations"]]
 
 
-def measured_by_hand(objects, detections, **options):
+def evaluate_one(objects, detections):
     record = image_of(objects)
     register([record], ["one", "two"])
-    return evaluate([record], [detections], **options)
+    return evaluate([record], [detections])
 
 
 def jittered(record, generator):
     """Detections near the objects and elsewhere, some of another class, with random scores."""
     side = np.array([record["width"], record["height"]])
-    found = []
+    detections = []
     for annotation in record["annotations"] * 2:
         box = np.array(annotation["bbox"]).reshape(2, 2)
-        spread = 0.15 * (box[1] - box[0])
-        box = np.clip(box + generator.normal(0, 1, (2, 2)) * spread, 0, side)
+        noise = 0.15 * generator.normal(0, 1, (2, 2)) * (box[1] - box[0])
+        box = np.sort(np.clip(box + noise, 0, side), axis=0)
         label = annotation["category_id"] if generator.random() < 0.8 else generator.integers(5)
-        found.append((int(label), generator.random(), *np.sort(box, axis=0).ravel()))
+        detections.append((int(label), generator.random(), *box.ravel()))
     for _ in range(3):
         corners = np.sort(generator.uniform(0, 1, (2, 2)), axis=0) * side
-        found.append((int(generator.integers(5)), generator.random(), *corners.ravel()))
-    return found
+        detections.append((int(generator.integers(5)), generator.random(), *corners.ravel()))
+    return detections

@@ -3,8 +3,10 @@ import copy
 import pytest
 import torch
 from conftest import tiny_cfg
+from detectron2.modeling import build_model
 from torch import nn
 
+from dsrcnn.config import read_cfg
 from dsrcnn.solver import build_optimizer, clip_full_model
 
 
@@ -19,22 +21,21 @@ class Model(nn.Module):
         return self.head(self.backbone(x))
 
 
-def rates(optimizer, model):
-    by_id = {id(p): n for n, p in model.named_parameters()}
+def settings_of(cfg, model):
+    """Learning rate and weight decay of every trained parameter, by name."""
+    names = {id(p): n for n, p in model.named_parameters()}
     return {
-        by_id[id(p)]: (group["lr"], group["weight_decay"])
-        for group in optimizer.param_groups
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in build_optimizer(cfg, model).param_groups
         for p in group["params"]
     }
 
 
 @pytest.mark.parametrize("name", ["ADAMW", "SGD"])
-def test_backbone_has_its_own_rate_and_everything_decays(name):
-    model = Model()
+def test_the_backbone_has_its_own_rate_and_everything_decays(name):
     cfg = tiny_cfg("SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", 0.1)
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.5
-    found = rates(build_optimizer(cfg, model), model)
-    assert found == {
+    assert settings_of(cfg, Model()) == {
         "backbone.weight": (0.05, 1e-4),
         "backbone.bias": (0.05, 1e-4),
         "head.0.weight": (0.1, 1e-4),
@@ -43,17 +44,16 @@ def test_backbone_has_its_own_rate_and_everything_decays(name):
     }
 
 
-@pytest.mark.parametrize(("written", "neck"), [(None, 1e-5), (1.0, 1e-4)])
-def test_the_neck_is_part_of_the_backbone_or_has_its_own_rate(written, neck):
+@pytest.mark.parametrize(("multiplier", "neck"), [(None, 1e-5), (1.0, 1e-4)])
+def test_the_neck_is_part_of_the_backbone_unless_it_has_a_factor(multiplier, neck):
     model = nn.Module()
     model.backbone = nn.Module()
     model.backbone.bottom_up = nn.Linear(3, 3)
     model.backbone.fpn_lateral2 = nn.Linear(3, 3, bias=False)
     model.head = nn.Linear(3, 3, bias=False)
     cfg = tiny_cfg("SOLVER.BASE_LR", 1e-4, "SOLVER.BACKBONE_MULTIPLIER", 0.1)
-    cfg.SOLVER.NECK_MULTIPLIER = written
-    found = {name: rate for name, (rate, _) in rates(build_optimizer(cfg, model), model).items()}
-    assert found == {
+    cfg.SOLVER.NECK_MULTIPLIER = multiplier
+    assert {name: rate for name, (rate, _) in settings_of(cfg, model).items()} == {
         "backbone.bottom_up.weight": pytest.approx(1e-5),
         "backbone.bottom_up.bias": pytest.approx(1e-5),
         "backbone.fpn_lateral2.weight": pytest.approx(neck),
@@ -61,117 +61,88 @@ def test_the_neck_is_part_of_the_backbone_or_has_its_own_rate(written, neck):
     }
 
 
-def test_asag_trains_all_but_the_backbone_at_its_learning_rate():
-    from detectron2.modeling import build_model
-
-    from dsrcnn.config import read_cfg
-
-    for name in ("coco/asag_a_R50_100pro_1x", "crowdhuman/asag_s_R50_50e"):
-        with torch.device("meta"):
-            cfg = read_cfg(name, ["MODEL.DEVICE", "meta"])
-            model = build_model(cfg)
-        for key, (rate, decay) in rates(build_optimizer(cfg, model), model).items():
-            expected = 2e-5 if key.startswith("backbone.bottom_up.") else 2e-4
-            assert (rate, decay) == pytest.approx((expected, 1e-4)), key
+@pytest.mark.parametrize("name", ["coco/asag_a_R50_100pro_1x", "crowdhuman/asag_s_R50_50e"])
+def test_asag_trains_all_but_the_backbone_at_its_learning_rate(name):
+    cfg = read_cfg(name, ["MODEL.DEVICE", "meta"])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    for key, (rate, decay) in settings_of(cfg, model).items():
+        expected = 2e-5 if key.startswith("backbone.bottom_up.") else 2e-4
+        assert (rate, decay) == pytest.approx((expected, 1e-4)), key
 
 
-def test_official_model_has_300_parameters_to_train():
-    from detectron2.modeling import build_model
-
-    from dsrcnn.config import read_cfg
-
+def test_the_official_model_has_300_trained_parameters():
     cfg = read_cfg("coco/sparse_rcnn_R50_300pro_3x", ["MODEL.DEVICE", "meta"])
     with torch.device("meta"):
         model = build_model(cfg)
-    optimizer = build_optimizer(cfg, model)
-    assert sum(len(g["params"]) for g in optimizer.param_groups) == 300
+    assert len(settings_of(cfg, model)) == 300
 
 
-def test_grouped_and_fused_steps_equal_one_group_per_parameter():
+def test_grouped_and_fused_steps_equal_a_group_per_parameter():
     model = Model()
-    other = copy.deepcopy(model)
-    cfg = tiny_cfg("SOLVER.BASE_LR", 0.01)
-    ours = build_optimizer(cfg, model)
-    theirs = torch.optim.AdamW(
-        [{"params": [p]} for p in other.parameters() if p.requires_grad],
-        lr=0.01,
-        weight_decay=1e-4,
-        fused=False,
-    )
+    reference = copy.deepcopy(model)
+    groups = [{"params": [p]} for p in reference.parameters() if p.requires_grad]
+    optimizer = build_optimizer(tiny_cfg("SOLVER.BASE_LR", 0.01), model)
+    plain = torch.optim.AdamW(groups, lr=0.01, weight_decay=1e-4, fused=False)
     for _ in range(5):
         x = torch.randn(4, 3)
-        for m, optimizer in ((model, ours), (other, theirs)):
-            optimizer.zero_grad()
+        for m, o in ((model, optimizer), (reference, plain)):
+            o.zero_grad()
             m(x).square().mean().backward()
-            optimizer.step()
-    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+            o.step()
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_full_model_clipping_scales_all_gradients_by_one_factor():
+@pytest.mark.parametrize("gradient", [2.0, 1e-3])
+def test_clipping_scales_all_gradients_by_one_factor_if_their_norm_is_too_large(gradient):
     model = Model()
     optimizer = build_optimizer(tiny_cfg(), model)
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:
-        p.grad = torch.full_like(p, 2.0)
-    count = sum(p.numel() for p in trained)
-    norm = clip_full_model(optimizer, max_norm=1.0)
-    assert norm.item() == pytest.approx(2 * count**0.5)
+        p.grad = torch.full_like(p, gradient)
+    norm = gradient * sum(p.numel() for p in trained) ** 0.5
+    assert clip_full_model(optimizer, max_norm=1.0).item() == pytest.approx(norm)
     for p in trained:
-        torch.testing.assert_close(p.grad, torch.full_like(p, count**-0.5))
+        torch.testing.assert_close(p.grad, torch.full_like(p, gradient / max(norm, 1)))
 
 
-def test_small_gradients_are_not_clipped():
+def test_clipping_types_of_detectron2_still_work():
     model = Model()
-    optimizer = build_optimizer(tiny_cfg(), model)
-    for p in model.parameters():
-        p.grad = torch.full_like(p, 1e-3)
-    clip_full_model(optimizer, max_norm=1.0)
-    assert model.backbone.weight.grad.max().item() == pytest.approx(1e-3)
-
-
-def test_detectron2_clipping_types_still_work():
-    cfg = tiny_cfg("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value")
-    model = Model()
-    optimizer = build_optimizer(cfg, model)
+    optimizer = build_optimizer(tiny_cfg("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"), model)
     for p in model.parameters():
         p.grad = torch.full_like(p, 7.0)
     optimizer.step()
     assert model.backbone.weight.grad.max().item() == 1.0
 
 
-def settings_of(*opts):
-    from detectron2.modeling import build_model
-
+def detector_settings(*opts):
     cfg = tiny_cfg("SOLVER.BASE_LR", 1.0, "MODEL.BACKBONE.FREEZE_AT", 0, *opts)
-    model = build_model(cfg)
-    return rates(build_optimizer(cfg, model), model)
+    return settings_of(cfg, build_model(cfg))
 
 
-def test_layer_decay_falls_from_the_last_part_of_the_backbone_to_the_stem():
-    found = settings_of("SOLVER.LAYER_DECAY", 0.5, "SOLVER.BACKBONE_MULTIPLIER", 0.1)
+def test_layer_decay_decreases_from_the_last_part_of_the_backbone_to_the_stem():
+    opts = ["SOLVER.LAYER_DECAY", 0.5, "SOLVER.BACKBONE_MULTIPLIER", 0.1]
+    rates = {name: rate for name, (rate, _) in detector_settings(*opts).items()}
     bottom_up = "backbone.bottom_up"
-    assert found[f"{bottom_up}.res5.1.conv2.weight"][0] == pytest.approx(0.1)
-    assert found[f"{bottom_up}.res4.0.conv1.weight"][0] == pytest.approx(0.05)
-    assert found[f"{bottom_up}.stem.conv1.weight"][0] == pytest.approx(0.1 * 0.5**4)
-    assert found["backbone.fpn_output2.weight"][0] == pytest.approx(0.1)
-    assert found["head.head_series.0.linear1.weight"][0] == 1.0
+    assert rates[f"{bottom_up}.res5.1.conv2.weight"] == pytest.approx(0.1)
+    assert rates[f"{bottom_up}.res4.0.conv1.weight"] == pytest.approx(0.05)
+    assert rates[f"{bottom_up}.stem.conv1.weight"] == pytest.approx(0.1 * 0.5**4)
+    assert rates["backbone.fpn_output2.weight"] == pytest.approx(0.1)
+    assert rates["head.head_series.0.linear1.weight"] == 1.0
 
 
-def test_chosen_kinds_of_parameters_are_without_weight_decay():
-    found = settings_of("SOLVER.NO_DECAY", "('norm', 'bias', 'embedding')")
-    without = {name for name, (_, decay) in found.items() if decay == 0}
-    assert "head.head_series.0.norm1.weight" in without
-    assert "head.head_series.0.linear1.bias" in without
-    assert "head.head_series.0.self_attn.in_proj_bias" in without
+def test_norms_biases_embeddings_or_one_kind_alone_can_be_without_weight_decay():
+    settings = detector_settings("SOLVER.NO_DECAY", "('norm', 'bias', 'embedding')")
+    without = {name for name, (_, decay) in settings.items() if decay == 0}
+    for name in ("norm1.weight", "linear1.bias", "self_attn.in_proj_bias"):
+        assert f"head.head_series.0.{name}" in without
     assert "proposals.init_proposal_features.weight" in without
-    matrices = set(found) - without
+    matrices = set(settings) - without
     assert matrices
     assert all(n.endswith("weight") and "norm" not in n for n in matrices)
-
-
-def test_one_kind_alone_can_be_without_weight_decay():
-    found = settings_of("SOLVER.NO_DECAY", "('norm',)", "MODEL.SparseRCNN.DPG.ENABLED", True)
-    assert found["head.head_series.0.norm1.bias"][1] == 0
-    assert found["head.head_series.0.linear1.bias"][1] == 1e-4
-    assert found["proposals.expert_features"][1] == 1e-4
+    opts = ["SOLVER.NO_DECAY", "('norm',)", "MODEL.SparseRCNN.DPG.ENABLED", True]
+    settings = detector_settings(*opts)
+    assert settings["head.head_series.0.norm1.bias"][1] == 0
+    assert settings["head.head_series.0.linear1.bias"][1] == 1e-4
+    assert settings["proposals.expert_features"][1] == 1e-4

@@ -1,4 +1,4 @@
-"""Converters of other projects' checkpoints, on state dicts of their names and shapes."""
+"""Converters of published checkpoints, on state dicts with their names and shapes."""
 
 import argparse
 import runpy
@@ -8,226 +8,220 @@ from fractions import Fraction
 import pytest
 import torch
 import torchvision
-from conftest import REPOSITORY, batch
+from conftest import REPOSITORY, batch, tiny_cfg
 from detectron2.modeling import build_model
 
 from dsrcnn.config import read_cfg
-from dsrcnn.engine.checkpoint import ReportingCheckpointer
+from dsrcnn.engine.checkpoint import Checkpointer
 
 TOOLS = REPOSITORY / "tools"
 
 
 @pytest.fixture
 def convert(monkeypatch):
-    """Runs a tool in this process, which has imported what it needs."""
+    """Runs a converter in this process."""
     monkeypatch.syspath_prepend(str(TOOLS))
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        runpy.run_path(str(TOOLS / f"{name}.py"), run_name="__main__")
+        runpy.run_path(str(TOOLS / f"convert_{name}.py"), run_name="__main__")
 
     return run
 
 
-def theirs_of_adamixer(stages, logits):
-    """Names and shapes of an official AdaMixer checkpoint (ResNet-18 instead of 50)."""
-    shapes = {}
-    for key, value in torchvision.models.resnet18().state_dict().items():
-        if not key.startswith("fc."):
-            shapes[f"backbone.{key}"] = tuple(value.shape)
-    for index, channels in enumerate((64, 128, 256, 512)):
-        shapes[f"neck.lateral_convs.{index}.conv.weight"] = (64, channels, 1, 1)
-        shapes[f"neck.lateral_convs.{index}.conv.bias"] = (64,)
-    shapes |= {"neck.gn_out.weight": (64,), "neck.gn_out.bias": (64,)}
+def test_converted_torchvision_weights_give_the_same_features(tmp_path, convert):
+    published = torchvision.models.resnet18().eval()
+    torch.nn.init.normal_(published.bn1.running_mean)
+    source, target = tmp_path / "resnet18.pth", tmp_path / "R-18.pkl"
+    torch.save(published.state_dict(), source)
+    convert("torchvision", source, target)
+    model = build_model(tiny_cfg()).eval()
+    Checkpointer(model).load(str(target))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        features = model.backbone.bottom_up(image)["res5"]
+        x = published.maxpool(published.relu(published.bn1(published.conv1(image))))
+        expected = published.layer4(published.layer3(published.layer2(published.layer1(x))))
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+def with_biases(prefix, layers):
+    """Shapes of the weights and biases of layers, each (key, *shape of the weight)."""
+    weights = {f"{prefix}{key}.weight": tuple(shape) for key, *shape in layers}
+    return weights | {k.replace(".weight", ".bias"): shape[:1] for k, shape in weights.items()}
+
+
+def resnet18(prefix):
+    state = torchvision.models.resnet18().state_dict()
+    return {f"{prefix}{k}": tuple(v.shape) for k, v in state.items() if not k.startswith("fc.")}
+
+
+ATTENTION = {"in_proj_weight": (192, 64), "in_proj_bias": (192,)}
+MIXING = [
+    ("ffn_norm", 64), ("attention_norm", 64), ("sampling_n_mixing.norm", 64),
+    ("sampling_n_mixing.sampling_offset_generator.0", 4 * 8 * 3, 64),
+    ("sampling_n_mixing.adaptive_mixing.parameter_generator.0", 4 * 384, 64),
+    ("sampling_n_mixing.adaptive_mixing.out_proj", 64, 4 * 16 * 16),
+]  # fmt: skip
+
+
+def published_adamixer(stages, logits):
+    """An official AdaMixer checkpoint (ResNet-18 instead of 50)."""
+    shapes = resnet18("backbone.")
+    channels = enumerate((64, 128, 256, 512))
+    shapes |= with_biases("neck.lateral_convs.", [(f"{i}.conv", 64, c, 1, 1) for i, c in channels])
+    shapes |= with_biases("neck.", [("gn_out", 64)])
     shapes |= {"rpn_head.init_proposal_bboxes.weight": (12, 4)}
     shapes |= {"rpn_head.init_content_features.weight": (12, 64)}
-    stage = {
-        "attention.attn.in_proj_weight": (192, 64), "attention.attn.in_proj_bias": (192,),
-        "attention.attn.out_proj.weight": (64, 64), "attention.attn.out_proj.bias": (64,),
-        "attention_norm.weight": (64,), "attention_norm.bias": (64,), "iof_tau": (4,),
-        "ffn.layers.0.0.weight": (256, 64), "ffn.layers.0.0.bias": (256,),
-        "ffn.layers.1.weight": (64, 256), "ffn.layers.1.bias": (64,),
-        "ffn_norm.weight": (64,), "ffn_norm.bias": (64,),
-        "sampling_n_mixing.sampling_offset_generator.0.weight": (4 * 8 * 3, 64),
-        "sampling_n_mixing.sampling_offset_generator.0.bias": (4 * 8 * 3,),
-        "sampling_n_mixing.adaptive_mixing.parameter_generator.0.weight": (4 * 384, 64),
-        "sampling_n_mixing.adaptive_mixing.parameter_generator.0.bias": (4 * 384,),
-        "sampling_n_mixing.adaptive_mixing.out_proj.weight": (64, 4 * 16 * 16),
-        "sampling_n_mixing.adaptive_mixing.out_proj.bias": (64,),
-        "sampling_n_mixing.norm.weight": (64,), "sampling_n_mixing.norm.bias": (64,),
-        "fc_cls.weight": (logits, 64), "fc_cls.bias": (logits,),
-        "fc_reg.weight": (4, 64), "fc_reg.bias": (4,),
-    }  # fmt: skip
-    for tower in ("cls_fcs", "reg_fcs"):
-        stage |= {f"{tower}.0.weight": (64, 64), f"{tower}.0.bias": (64,)}
-        stage |= {f"{tower}.1.weight": (64,), f"{tower}.1.bias": (64,)}
+    layers = [*MIXING, ("attention.attn.out_proj", 64, 64), ("fc_cls", logits, 64)]
+    layers += [("ffn.layers.0.0", 256, 64), ("ffn.layers.1", 64, 256), ("fc_reg", 4, 64)]
+    layers += [(f"{k}.0", 64, 64) for k in ("cls_fcs", "reg_fcs")]
+    layers += [(f"{k}.1", 64) for k in ("cls_fcs", "reg_fcs")]
     for index in range(stages):
-        shapes |= {f"roi_head.bbox_head.{index}.{k}": shape for k, shape in stage.items()}
+        prefix = f"roi_head.bbox_head.{index}."
+        shapes |= with_biases(prefix, layers) | {f"{prefix}iof_tau": (4,)}
+        shapes |= {f"{prefix}attention.attn.{k}": shape for k, shape in ATTENTION.items()}
     return {k: torch.randn(shape) for k, shape in shapes.items()}
 
 
 def test_converted_adamixer_weights_fill_the_whole_model(tmp_path, convert):
-    source, target = tmp_path / "theirs.pth", tmp_path / "ours.pth"
-    theirs = theirs_of_adamixer(stages=3, logits=5)
-    torch.save({"state_dict": theirs, "meta": {"epoch": 12}}, source)
-    convert("convert_adamixer", source, target)
+    source, target = tmp_path / "published.pth", tmp_path / "converted.pth"
+    published = published_adamixer(stages=3, logits=5)
+    torch.save({"state_dict": published, "meta": {"epoch": 12}}, source)
+    convert("adamixer", source, target)
     options = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_CLASSES", 5]
     model = build_model(read_cfg("quick/adamixer_shapes", options))
-    ReportingCheckpointer(model, strict=True).load(str(target))
-    stage = model.head.head_series[1]
-    prefix, mixing = "roi_head.bbox_head.1.", "sampling_n_mixing"
-    for ours, key in (
-        (stage.attention.attention.in_proj_weight, "attention.attn.in_proj_weight"),
-        (stage.linear1.weight, "ffn.layers.0.0.weight"),
-        (
-            stage.adaptive_mixing.out_proj.weight,
-            "sampling_n_mixing.adaptive_mixing.out_proj.weight",
-        ),
-        (stage.mixing_norm.bias, f"{mixing}.norm.bias"),
+    Checkpointer(model, strict=True).load(str(target))
+    stage, backbone = model.head.head_series[1], model.backbone
+    prefix, mixing = "roi_head.bbox_head.1.", "roi_head.bbox_head.1.sampling_n_mixing."
+    for parameter, key in (
+        (stage.attention.attention.in_proj_weight, f"{prefix}attention.attn.in_proj_weight"),
+        (stage.linear1.weight, f"{prefix}ffn.layers.0.0.weight"),
+        (stage.adaptive_mixing.out_proj.weight, f"{mixing}adaptive_mixing.out_proj.weight"),
+        (stage.mixing_norm.bias, f"{mixing}norm.bias"),
+        (backbone.norm.weight, "neck.gn_out.weight"),
+        (backbone.bottom_up.res3[0].shortcut.weight, "backbone.layer2.0.downsample.0.weight"),
     ):
-        assert torch.equal(ours, theirs[prefix + key]), key
-    assert torch.equal(model.backbone.norm.weight, theirs["neck.gn_out.weight"])
-    assert torch.equal(
-        model.backbone.bottom_up.res3[0].shortcut.weight,
-        theirs["backbone.layer2.0.downsample.0.weight"],
-    )
+        assert torch.equal(parameter, published[key]), key
     torch.save({"state_dict": {"roi_head.bbox_head.0.other": torch.zeros(1)}}, source)
     with pytest.raises(SystemExit, match=r"1 unknown parameters, .* roi_head\.bbox"):
-        convert("convert_adamixer", source, target)
+        convert("adamixer", source, target)
 
 
-@pytest.mark.parametrize("tool", ["convert_adamixer", "convert_asag"])
-def test_files_that_cannot_be_read_or_trusted_are_one_message(tool, tmp_path, convert):
-    target = tmp_path / "ours.pth"
+@pytest.mark.parametrize("tool", ["adamixer", "asag", "torchvision"])
+def test_unreadable_and_untrusted_files_are_one_message(tool, tmp_path, convert):
+    target = tmp_path / "converted.pth"
     with pytest.raises(SystemExit, match=r"none\.pth"):
         convert(tool, tmp_path / "none.pth", target)
+    (tmp_path / "damaged.pth").write_bytes(b"no weights")
+    with pytest.raises(SystemExit, match=r"damaged\.pth"):
+        convert(tool, tmp_path / "damaged.pth", target)
     torch.save({"state_dict": {}, "meta": {"version": Fraction(1, 2)}}, tmp_path / "object.pth")
     with pytest.raises(SystemExit, match=r"Fraction.*--trust"):
         convert(tool, tmp_path / "object.pth", target)
     assert not target.exists()
 
 
-def test_adamixer_with_objects_beside_its_weights_is_read_if_trusted(tmp_path, convert):
-    source, target = tmp_path / "theirs.pth", tmp_path / "ours.pth"
-    theirs = theirs_of_adamixer(stages=1, logits=5)
-    torch.save({"state_dict": theirs, "meta": {"version": Fraction(1, 2)}}, source)
-    convert("convert_adamixer", source, target, "--trust")
+def test_a_trusted_file_may_hold_objects_beside_its_weights(tmp_path, convert):
+    source, target = tmp_path / "published.pth", tmp_path / "converted.pth"
+    published = published_adamixer(stages=1, logits=5)
+    torch.save({"state_dict": published, "meta": {"version": Fraction(1, 2)}}, source)
+    convert("adamixer", source, target, "--trust")
     features = torch.load(target)["model"]["init_proposal_features.weight"]
-    assert torch.equal(features, theirs["rpn_head.init_content_features.weight"])
+    assert torch.equal(features, published["rpn_head.init_content_features.weight"])
 
 
-def theirs_of_asag(kind, classes):
-    """Names and shapes of an official ASAG checkpoint, of the size of the quick configs."""
-    shapes = {}
-    for key, value in torchvision.models.resnet18().state_dict().items():
-        if not key.startswith("fc.") and not key.endswith("num_batches_tracked"):
-            shapes[f"backbone.0.body.{key}"] = tuple(value.shape)
+def towers(cls, reg, logits, deltas, classes):
+    """Shapes of the towers and predictions of a stage."""
+    layers = ((cls, (0,)), (reg, (0, 3, 6)))
+    shapes = {f"{tower}.{i}.weight": (64, 64) for tower, indices in layers for i in indices}
+    norms = [(f"{tower}.{i + 1}", 64) for tower, indices in layers for i in indices]
+    return shapes | with_biases("", [*norms, (logits, classes, 64), (deltas, 4, 64)])
 
-    def add(prefix, key, *shape):
-        shapes[f"{prefix}{key}.weight"], shapes[f"{prefix}{key}.bias"] = shape, shape[:1]
 
-    for i, channels in enumerate((64, 128, 256, 512)):
-        add("neck.", f"inner_blocks.{i}", 64, channels, 1, 1)
-        add("neck.", f"layer_blocks.{i}.0", 64, 64, 3, 3)  # as newer torchvision names it
-    for i in range(3):
-        add("anchor_generator.", f"compress.{i}.0", 32, 64, 1, 1)
-        add("anchor_generator.", f"compress.{i}.2", 8, 32, 3, 3)
-        for part in ("layernorm.{}.weight", "layernorm.{}.bias", "pos_embedding.{}.weight"):
-            shapes[f"anchor_generator.{part.format(i)}"] = (225, 8)
-    add("anchor_generator.", "P6", 8, 8, 3, 3)
+def stage_of_asag(kind, classes):
+    """Shapes of a decoder of ASAG-A or ASAG-S."""
+    if kind == "a":
+        layers = [*MIXING, ("attention.out_proj", 64, 64)]
+        layers += [("ffn.layers.0", 256, 64), ("ffn.layers.1", 64, 256)]
+        shapes = {f"attention.{k}": v for k, v in ATTENTION.items()} | {"iof_tau": (4,)}
+        shapes |= towers("cls_fcs", "reg_fcs", "fc_cls", "fc_reg", classes)
+    else:
+        layers = [("self_attn.out_proj", 64, 64), ("linear1", 256, 64), ("linear2", 64, 256)]
+        layers += [(f"norm{i}", 64) for i in (1, 2, 3)]
+        layers += [(f"inst_interact.norm{i}", size) for i, size in ((1, 16), (2, 64), (3, 64))]
+        layers += [("inst_interact.dynamic_layer", 2 * 64 * 16, 64)]
+        layers += [("inst_interact.out_layer", 64, 49 * 64)]
+        shapes = {f"self_attn.{k}": v for k, v in ATTENTION.items()}
+        shapes |= towers("cls_module", "reg_module", "class_logits", "bboxes_delta", classes)
+    return shapes | with_biases("", layers)
+
+
+def published_asag(kind, classes):
+    """An official ASAG checkpoint of the size of the quick configs."""
+    shapes = resnet18("backbone.0.body.")
+    shapes = {k: v for k, v in shapes.items() if not k.endswith("num_batches_tracked")}
+    channels = enumerate((64, 128, 256, 512))
+    layers = [(f"inner_blocks.{i}", 64, c, 1, 1) for i, c in channels]
+    layers += [(f"layer_blocks.{i}.0", 64, 64, 3, 3) for i in range(4)]  # torchvision's new names
+    shapes |= with_biases("neck.", layers)
+    layers = [(f"compress.{i}.0", 32, 64, 1, 1) for i in range(3)]
+    layers += [(f"compress.{i}.2", 8, 32, 3, 3) for i in range(3)]
     for name, outputs in (("proj_all", 100), ("proj_patch", 50)):
-        for i, shape in enumerate(((256, 1800), (256, 256), (outputs, 256))):
-            add("anchor_generator.", f"{name}.layers.{i}", *shape)
-    attention = {"in_proj_weight": (192, 64), "in_proj_bias": (192,)}
-
-    def towers(prefix, cls, reg, logits, deltas):
-        for tower, layers in ((cls, (0,)), (reg, (0, 3, 6))):
-            for i in layers:
-                shapes[f"{prefix}{tower}.{i}.weight"] = (64, 64)
-                add(prefix, f"{tower}.{i + 1}", 64)
-        add(prefix, logits, classes, 64)
-        add(prefix, deltas, 4, 64)
-
-    add("rpn.", "roi", 64, 64 * 49)
-    for i in (1, 2, 3):
-        add("rpn.", f"tokens_norm{i}", 64)
-    add("rpn.", "tokens_proj.layers.0", 256, 64)
-    add("rpn.", "tokens_proj.layers.1", 64, 256)
-    shapes |= {f"rpn.attn.{k}": v for k, v in attention.items()} | {"rpn.iof_tau": (4,)}
-    add("rpn.", "attn.out_proj", 64, 64)
-    towers("rpn.", "cls_fcs", "reg_fcs", "fc_cls", "fc_reg")
+        sizes = enumerate(((256, 1800), (256, 256), (outputs, 256)))
+        layers += [(f"{name}.layers.{i}", *size) for i, size in sizes]
+    shapes |= with_biases("anchor_generator.", [*layers, ("P6", 8, 8, 3, 3)])
+    for key in ("layernorm.{}.weight", "layernorm.{}.bias", "pos_embedding.{}.weight"):
+        shapes |= {f"anchor_generator.{key.format(i)}": (225, 8) for i in range(3)}
+    layers = [("roi", 64, 64 * 49), *((f"tokens_norm{i}", 64) for i in (1, 2, 3))]
+    layers += [("tokens_proj.layers.0", 256, 64), ("tokens_proj.layers.1", 64, 256)]
+    shapes |= with_biases("rpn.", [*layers, ("attn.out_proj", 64, 64)])
+    shapes |= {f"rpn.attn.{k}": v for k, v in ATTENTION.items()} | {"rpn.iof_tau": (4,)}
+    initial = towers("cls_fcs", "reg_fcs", "fc_cls", "fc_reg", classes)
+    shapes |= {f"rpn.{k}": v for k, v in initial.items()}
     shapes["decoder.decoder_embedding.weight"] = (4, 64)
-    for k in range(4):
-        if kind == "a":
-            prefix = f"decoder.bbox_head.{k}."
-            shapes |= {f"{prefix}attention.{key}": v for key, v in attention.items()}
-            shapes[f"{prefix}iof_tau"] = (4,)
-            mixing = "sampling_n_mixing."
-            for key, *shape in (
-                ("attention.out_proj", 64, 64), ("attention_norm", 64), ("ffn_norm", 64),
-                ("ffn.layers.0", 256, 64), ("ffn.layers.1", 64, 256), (f"{mixing}norm", 64),
-                (f"{mixing}sampling_offset_generator.0", 4 * 8 * 3, 64),
-                (f"{mixing}adaptive_mixing.parameter_generator.0", 4 * 384, 64),
-                (f"{mixing}adaptive_mixing.out_proj", 64, 4 * 16 * 16),
-            ):  # fmt: skip
-                add(prefix, key, *shape)
-            towers(prefix, "cls_fcs", "reg_fcs", "fc_cls", "fc_reg")
-        else:
-            prefix = f"decoder.head_series.{k}."
-            shapes |= {f"{prefix}self_attn.{key}": v for key, v in attention.items()}
-            interact = "inst_interact."
-            for key, *shape in (
-                ("self_attn.out_proj", 64, 64), ("linear1", 256, 64), ("linear2", 64, 256),
-                ("norm1", 64), ("norm2", 64), ("norm3", 64),
-                (f"{interact}dynamic_layer", 2 * 64 * 16, 64), (f"{interact}norm1", 16),
-                (f"{interact}norm2", 64), (f"{interact}norm3", 64),
-                (f"{interact}out_layer", 64, 49 * 64),
-            ):  # fmt: skip
-                add(prefix, key, *shape)
-            towers(prefix, "cls_module", "reg_module", "class_logits", "bboxes_delta")
-    found = {key: 0.05 * torch.randn(shape) for key, shape in shapes.items()}
-    return {k: torch.ones_like(v) if k.endswith("running_var") else v for k, v in found.items()}
+    series = "decoder.bbox_head" if kind == "a" else "decoder.head_series"
+    for i in range(4):
+        shapes |= {f"{series}.{i}.{k}": v for k, v in stage_of_asag(kind, classes).items()}
+    state = {key: 0.05 * torch.randn(shape) for key, shape in shapes.items()}
+    return {k: torch.ones_like(v) if k.endswith("running_var") else v for k, v in state.items()}
 
 
 @pytest.mark.parametrize("kind", ["a", "s"])
-def test_converted_asag_weights_fill_the_whole_model_and_one_decoder_can_be_kept(
+def test_converted_asag_weights_fill_the_whole_model_and_can_be_reduced_to_one_decoder(
     tmp_path, convert, kind
 ):
-    source, target, one = (tmp_path / f"{x}.pth" for x in ("theirs", "ours", "one"))
-    theirs = theirs_of_asag(kind, classes=5)
+    source, target, one = (tmp_path / f"{x}.pth" for x in ("published", "converted", "one"))
+    published = published_asag(kind, classes=5)
     options = argparse.Namespace(lr=1e-4, decoder=kind)
-    torch.save({"model": theirs, "args": options, "epoch": 11}, source)
-    convert("convert_asag", source, target)
+    torch.save({"model": published, "args": options, "epoch": 11}, source)
+    convert("asag", source, target)
     opts = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_CLASSES", 5, "MODEL.ASAG.USED_HEAD", 2]
     config = f"quick/asag_{kind}_shapes"
     model = build_model(read_cfg(config, opts)).eval()
-    ReportingCheckpointer(model, strict=True).load(str(target))
+    Checkpointer(model, strict=True).load(str(target))
     assert model.iteration > model.guided_iterations
-    assert torch.equal(model.initializer.roi_norm.weight, theirs["rpn.tokens_norm1.weight"])
-    assert torch.equal(model.backbone.fpn_output4.weight, theirs["neck.layer_blocks.2.0.weight"])
     stage = model.decoders.stages[3]
-    if kind == "a":
-        expected = theirs["decoder.bbox_head.3.sampling_n_mixing.norm.weight"]
-        assert torch.equal(stage.mixing_norm.weight, expected)
-    else:
-        expected = theirs["decoder.head_series.3.inst_interact.norm3.bias"]
-        assert torch.equal(stage.inst_interact.norm3.bias, expected)
-    # The published file cut to a decoder, and the converted one.
+    for parameter, key in (
+        (model.initializer.roi_norm.weight, "rpn.tokens_norm1.weight"),
+        (model.backbone.fpn_output4.weight, "neck.layer_blocks.2.0.weight"),
+        (stage.mixing_norm.weight, "decoder.bbox_head.3.sampling_n_mixing.norm.weight")
+        if kind == "a"
+        else (stage.inst_interact.norm3.bias, "decoder.head_series.3.inst_interact.norm3.bias"),
+    ):
+        assert torch.equal(parameter, published[key]), key
     opts += ["MODEL.ASAG.NUM_DECODERS", 1, "MODEL.ASAG.USED_HEAD", 0]
     inputs = batch([(96, 96)], [0])
     with torch.no_grad():
-        whole = model.predict(inputs)[0].logits
-    for file in (source, target):
-        convert("convert_asag", file, one, "--head", 2)
+        expected = model.raw_predictions(inputs)[0].logits
+    for file in (source, target):  # the published file and the converted one
+        convert("asag", file, one, "--head", 2)
         small = build_model(read_cfg(config, opts)).eval()
-        ReportingCheckpointer(small, strict=True).load(str(one))
+        Checkpointer(small, strict=True).load(str(one))
         with torch.no_grad():
-            torch.testing.assert_close(small.predict(inputs)[0].logits, whole)
+            torch.testing.assert_close(small.raw_predictions(inputs)[0].logits, expected)
     with pytest.raises(SystemExit, match="decoders 0 to 3"):
-        convert("convert_asag", source, one, "--head", 4)
+        convert("asag", source, one, "--head", 4)
     torch.save({"model": {"rpn.other": torch.zeros(1)}}, source)
     with pytest.raises(SystemExit, match=r"1 unknown parameters, such as rpn\.other"):
-        convert("convert_asag", source, one)
-    source.write_bytes(b"no weights")
-    with pytest.raises(SystemExit, match=r"theirs\.pth"):
-        convert("convert_asag", source, one)
+        convert("asag", source, one)

@@ -1,56 +1,35 @@
-"""The scripts under tools/, run as a user runs them."""
+"""Experiments, their chart, and the conversion of DPG to static proposals."""
 
 import csv
-import importlib.util
+import importlib
 import shutil
-import subprocess
 import sys
 
 import cv2
+import pytest
 import torch
-import torchvision
 from conftest import REPOSITORY, TINY, batch, tiny_cfg, write_coco
 from detectron2.modeling import build_model
-
-from dsrcnn.engine.checkpoint import ReportingCheckpointer
-
-TOOLS = REPOSITORY / "tools"
+from matplotlib.figure import Figure
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def load(monkeypatch):
+    """Imports a script as Python does when running it: from the folder of the scripts."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
+    return importlib.import_module
 
 
-def test_converted_torchvision_weights_give_torchvisions_features(tmp_path):
-    theirs = torchvision.models.resnet18().eval()
-    torch.nn.init.normal_(theirs.bn1.running_mean)
-    source, target = tmp_path / "resnet18.pth", tmp_path / "R-18.pkl"
-    torch.save(theirs.state_dict(), source)
-    command = [sys.executable, TOOLS / "convert_torchvision.py", source, target]
-    subprocess.run(command, check=True)
-    model = build_model(tiny_cfg()).eval()
-    ReportingCheckpointer(model).load(str(target))
-    image = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        ours = model.backbone.bottom_up(image)["res5"]
-        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
-        expected = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x))))
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_experiments_run_once_each_and_are_summed_up_over_seeds(tmp_path, monkeypatch, capsys):
+def test_experiments_run_once_each_and_are_averaged_over_seeds(tmp_path, monkeypatch, capsys, load):
     experiments = load("experiments")
     ran = []
 
     def fake_run(data, name, config, seed, opts):
         ran.append((name, config, seed))
         values = dict.fromkeys(experiments.MEASURED, f"{10.0 * seed:.2f}")
-        row = {"set": name, "config": config, "seed": seed, "opts": " ".join(opts), **values}
-        row |= {"iterations": 5, "minutes": "1.0", "machine": "m", "torch": "t"}
-        return [{**row, "nms": nms} for nms in ("off", "on")]
+        result = {"set": name, "config": config, "seed": seed, "opts": " ".join(opts), **values}
+        result |= {"iterations": 5, "minutes": "1.0", "machine": "m", "torch": "t"}
+        return [{**result, "nms": nms} for nms in ("off", "on")]
 
     monkeypatch.setattr(experiments, "run", fake_run)
     results = tmp_path / "results.csv"
@@ -61,7 +40,7 @@ def test_experiments_run_once_each_and_are_summed_up_over_seeds(tmp_path, monkey
         experiments.main()
     assert ran == [("a", "c", 1), ("a", "c", 3)]  # seed 1 was there already
     with results.open() as file:
-        assert [row["AP"] for row in csv.DictReader(file)] == ["10.00", "10.00", "30.00", "30.00"]
+        assert [r["AP"] for r in csv.DictReader(file)] == ["10.00", "10.00", "30.00", "30.00"]
     assert "| a | c | on | 1, 3 | 20.0 ± 14.1 |" in capsys.readouterr().out
     picture = tmp_path / "results.png"
     monkeypatch.setattr(sys, "argv", [*arguments, "1", "--plot", str(picture)])
@@ -69,7 +48,7 @@ def test_experiments_run_once_each_and_are_summed_up_over_seeds(tmp_path, monkey
     assert cv2.imread(str(picture)).std() > 5
 
 
-def test_an_experiment_trains_and_is_evaluated_without_and_with_suppression(tmp_path, monkeypatch):
+def test_an_experiment_trains_and_is_evaluated_without_and_with_nms(tmp_path, monkeypatch, load):
     experiments = load("experiments")
     data = tmp_path / "data" / "tiny"
     for split in ("train", "val"):
@@ -79,22 +58,85 @@ def test_an_experiment_trains_and_is_evaluated_without_and_with_suppression(tmp_
     opts = [*map(str, TINY), "MODEL.SparseRCNN.NUM_CLASSES", "0", "MODEL.BACKBONE.FREEZE_AT", "0"]
     opts += ["SOLVER.MAX_ITER", "6", "SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)"]
     rows = experiments.run(tmp_path / "data", "tiny", "small/sparse_rcnn_dla_R18_50pro", 3, opts)
-    assert [row["nms"] for row in rows] == ["off", "on"]
-    for row in rows:
-        assert set(row) <= set(experiments.FIELDS)
-        assert 0 <= float(row["AP"]) <= 100
-        assert float(row["duplicates"]) >= 0
-        assert row["iterations"] == 6
+    assert [r["nms"] for r in rows] == ["off", "on"]
+    for r in rows:
+        assert set(r) <= set(experiments.FIELDS)
+        assert 0 <= float(r["AP"]) <= 100
+        assert float(r["duplicates"]) >= 0
+        assert r["iterations"] == 6
 
 
-def test_a_model_whose_mixture_is_the_same_for_all_images_loses_nothing_when_frozen(
-    tmp_path, monkeypatch, capsys
+def entry(x, *, image=1, category=1, score=0.9, **more):
+    ids = {"image_id": image, "category_id": category}
+    return {**ids, "bbox": [x, 0, 10, 10], "score": score, **more}
+
+
+ANNOTATIONS = [entry(0), entry(50), entry(0, category=2), entry(80, iscrowd=1)]
+
+
+@pytest.mark.parametrize(
+    ("detections", "expected"),
+    [
+        ([entry(0), entry(51), entry(1, category=2)], 0),
+        ([entry(0), entry(1), entry(2)], 2 / 3),  # IoU 0.82 and 0.67
+        ([entry(0), entry(4)], 0),  # IoU 0.43: of no object
+        ([entry(0), entry(1, score=0.2)], 0),
+        ([entry(0), entry(0, image=2), entry(0, category=2)], 0),
+        ([entry(80), entry(80)], 0),
+    ],
+)
+def test_detections_of_an_object_beyond_the_first_are_duplicates(load, detections, expected):
+    duplicates_per_object = load("experiments").duplicates_per_object
+    assert duplicates_per_object(detections, ANNOTATIONS) == pytest.approx(expected)
+    assert duplicates_per_object(detections, []) == 0
+
+
+def row(config, seed, nms, ap, opts=""):
+    names = {"set": "cells", "config": f"small/{config}", "opts": opts}
+    return {**names, "seed": str(seed), "nms": nms, "AP": str(ap)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "bars", "dots"),
+    [
+        # A bar is the mean over seeds.
+        ([row("one", 1, "off", 10), row("one", 2, "off", 20)], ["one"], [(0, 15)], [[10, 20]]),
+        # Variants of a config stand together, in whatever order they were run.
+        (
+            [row("one", 1, "on", 10), row("two", 1, "on", 20), row("one", 1, "on", 30, "A.B 3")],
+            ["one", "one\nB 3", "two"],
+            [(0, 10), (1, 30), (2, 20)],
+            [[10], [30], [20]],
+        ),
+        # Two bars lie around their label, a single one on it.
+        (
+            [row("one", 1, "off", 10), row("one", 1, "on", 20), row("two", 1, "on", 30, "A.B 3")],
+            ["one", "two\nB 3"],
+            [(-0.18, 10), (0.18, 20), (1, 30)],
+            [[10], [20], [30]],
+        ),
+    ],
+)
+def test_results_are_drawn_as_bars_and_dots(monkeypatch, tmp_path, load, rows, labels, bars, dots):
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    load("draw_results").draw_results(rows, tmp_path / "results.png", metrics=["AP"])
+    panel = saved[0].axes[0]
+    assert [t.get_text() for t in panel.get_yticklabels()] == labels
+    drawn = [(p.get_y() + p.get_height() / 2, p.get_width()) for p in panel.patches]
+    assert drawn == [pytest.approx(bar) for bar in bars]
+    assert [list(line.get_xdata()) for line in panel.lines] == dots
+
+
+def test_a_mixture_that_is_the_same_for_all_images_can_be_frozen_without_loss(
+    tmp_path, monkeypatch, capsys, load
 ):
     freeze = load("freeze_proposals")
-    dpg = ["MODEL.SparseRCNN.DPG.ENABLED", "True", "MODEL.SparseRCNN.DPG.ZERO_INIT", "True"]
+    dpg = ["MODEL.SparseRCNN.DPG.ENABLED", "True"]
     dpg += ["DATASETS.TRAIN", "('shapes_train',)", "DATASETS.TEST", "()"]
     dynamic = build_model(tiny_cfg(*dpg)).eval()
-    dynamic.proposals.fc2.bias.data.normal_()  # unequal weights, but no look at the image
+    torch.nn.init.zeros_(dynamic.proposals.fc2.weight)  # unequal weights, the same for all images
+    torch.nn.init.normal_(dynamic.proposals.fc2.bias)
     source, target = tmp_path / "dynamic.pth", tmp_path / "static.pth"
     torch.save({"model": dynamic.state_dict()}, source)
     arguments = ["freeze_proposals.py", "--config-file", "coco/sparse_rcnn_R50_100pro_3x"]
@@ -106,5 +148,7 @@ def test_a_model_whose_mixture_is_the_same_for_all_images_loses_nothing_when_fro
     static.load_state_dict(torch.load(target)["model"], strict=True)
     inputs = batch([(64, 96)], [0])
     with torch.no_grad():
-        for a, b in zip(static.predict(inputs)[0], dynamic.predict(inputs)[0], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+        expected, _ = dynamic.raw_predictions(inputs)
+        frozen, _ = static.raw_predictions(inputs)
+    torch.testing.assert_close(frozen.logits, expected.logits, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(frozen.boxes, expected.boxes, rtol=1e-4, atol=1e-3)

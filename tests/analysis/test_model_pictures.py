@@ -1,0 +1,25 @@
+import numpy as np
+import pytest
+from conftest import tiny_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from dsrcnn.analysis.images import require_architecture
+from dsrcnn.analysis.proposals import draw_expert_weights
+from dsrcnn.errors import ConfigError
+from dsrcnn.modeling import ASAG, SparseRCNN
+
+
+def test_every_image_has_a_heat_map_of_its_weights():
+    weights = np.random.default_rng(0).dirichlet([1, 1, 1], (2, 9)).transpose(0, 2, 1)
+    one, two = (draw_expert_weights(weights[:n], ["a", "b"][:n]) for n in (1, 2))
+    assert one.shape[1] == two.shape[1]
+    assert two.shape[0] > one.shape[0]
+    assert two.std() > 10
+
+
+def test_a_registered_subclass_is_drawn_like_its_base(monkeypatch):
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "MyRCNN", type("MyRCNN", (SparseRCNN,), {}))
+    cfg = tiny_cfg("MODEL.META_ARCHITECTURE", "MyRCNN")
+    require_architecture(cfg, SparseRCNN, "dsrcnn draw assignment")
+    with pytest.raises(ConfigError, match=r"dsrcnn draw anchors needs ASAG .* is MyRCNN"):
+        require_architecture(cfg, ASAG, "dsrcnn draw anchors")
