@@ -1,16 +1,16 @@
-"""Every configuration key, the checks on them, and the only reader of YAML."""
+"""Config keys, their checks, and reading of configs."""
 
 from .defaults import add_dsrcnn_config
-from .load import read_cfg, shipped_configs
-from .validate import CASCADES, SPARSE_DETECTORS, check_config, check_model, choose_device
+from .load import config_step, load_cfg, read_cfg, shipped_configs
+from .validate import check_config, check_model, choose_device
 
 __all__ = [
-    "CASCADES",
-    "SPARSE_DETECTORS",
     "add_dsrcnn_config",
     "check_config",
     "check_model",
     "choose_device",
+    "config_step",
+    "load_cfg",
     "read_cfg",
     "shipped_configs",
 ]

@@ -1,12 +1,13 @@
 """Every key this package adds to Detectron2's config, with its default.
 
-The keys of the official Sparse R-CNN keep name, default and meaning, so its YAML files load
-unchanged. Detectron2's own keys are never shadowed.
+Keys of the official Sparse R-CNN keep their name, default and meaning, so that its YAML files load
+unchanged; keys of Detectron2 are never redefined. ``docs/CONFIG.md`` is generated from the comments
+in this file: a comment beside a key describes it, the comment above a node introduces the node.
 """
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_asag_keys", "add_data_keys", "add_dsrcnn_config", "add_training_keys"]
+__all__ = ["add_dsrcnn_config"]
 
 
 def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
@@ -16,385 +17,265 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
         cfg: usually ``detectron2.config.get_cfg()``.
     """
     _add_sparse_rcnn(cfg)
-    _add_dynamic_label_assignment(cfg)
-    _add_dynamic_proposals(cfg)
-    _add_suppression(cfg)
-    _add_recollection(cfg)
+    _add_dla(cfg)
+    _add_dpg(cfg)
+    _add_nms(cfg)
+    _add_sqr(cfg)
     _add_adamixer(cfg)
-    add_asag_keys(cfg)
+    _add_asag(cfg)
     _add_dynamic_rcnn(cfg)
     _add_backbones(cfg)
-    add_training_keys(cfg)
-    add_data_keys(cfg)
+    _add_model_training(cfg)
+    _add_custom_data(cfg)
+    _add_augmentation(cfg)
+    _add_solver(cfg)
+    _add_evaluation(cfg)
+    _add_log(cfg)
     return cfg
 
 
 def _add_sparse_rcnn(cfg: CfgNode) -> None:
+    # Sparse R-CNN (arXiv 2011.12450), and what all cascades share.
     node = cfg.MODEL.SparseRCNN = CfgNode()
-    node.NUM_CLASSES = 80  # 0: as many as the training data have
-    node.NUM_PROPOSALS = 300
+    node.NUM_CLASSES = 80  # 0: as many as the training data has
+    node.NUM_PROPOSALS = 300  # per image
     node.PROPOSALS = CfgNode()
-    node.PROPOSALS.BOXES = "image"  # where boxes start: image, center, grid or random
-
-    # The cascade
+    # Name in PROPOSALS_REGISTRY; "": the architecture's own, or DynamicProposals with DPG.ENABLED
+    node.PROPOSALS.NAME = ""
+    node.PROPOSALS.BOXES = "image"  # initial boxes: image, center, grid or random
     node.NHEADS = 8  # heads of the self-attention among proposals
-    node.DROPOUT = 0.0
-    node.DIM_FEEDFORWARD = 2048
+    node.DROPOUT = 0.0  # of attention, dynamic interaction and feed-forward network
+    node.DIM_FEEDFORWARD = 2048  # inner width of the feed-forward network
     node.ACTIVATION = "relu"  # of the feed-forward network: relu or gelu
     node.HIDDEN_DIM = 256  # channels of proposal features; equals MODEL.FPN.OUT_CHANNELS
     node.NUM_CLS = 1  # layers of the classification tower
     node.NUM_REG = 3  # layers of the box tower
-    node.NUM_HEADS = 6  # stages
-    node.NUM_DYNAMIC = 2  # convolutions each proposal generates; only 2 is defined
+    node.NUM_HEADS = 6  # stages of the cascade
+    node.NUM_DYNAMIC = 2  # dynamic convolutions; only 2 is defined
     node.DIM_DYNAMIC = 64  # channels between them
-
-    # Losses; without DLA the same weights build the matching cost
-    node.CLASS_WEIGHT = 2.0
-    node.GIOU_WEIGHT = 2.0
-    node.L1_WEIGHT = 5.0
-    # How well boxes fit, weighted by GIOU_WEIGHT and DLA.GIOU_COST: iou, giou, diou or ciou
-    node.OVERLAP = CfgNode()
-    node.OVERLAP.LOSS = "giou"
-    node.OVERLAP.COST = "giou"
-    node.DEEP_SUPERVISION = True  # losses on every stage, not only on the last
+    node.CLASS_WEIGHT = 2.0  # weight of the class loss and, without DLA, of the class cost
+    node.GIOU_WEIGHT = 2.0  # likewise of the overlap
+    node.L1_WEIGHT = 5.0  # likewise of the L1 distance
+    node.OVERLAP = "giou"  # overlap in loss and matching cost: iou, giou, diou or ciou
+    node.DEEP_SUPERVISION = True  # losses on every stage, not only on the last one
     node.NO_OBJECT_WEIGHT = 0.1  # weight of the background class without focal loss
-
-    # Focal loss
-    node.USE_FOCAL = True  # False: softmax with a background class
-    node.ALPHA = 0.25
-    node.GAMMA = 2.0
+    node.USE_FOCAL = True  # sigmoid focal loss; False: softmax with a background class
+    node.ALPHA = 0.25  # focal balance
+    node.GAMMA = 2.0  # focal exponent
     node.PRIOR_PROB = 0.01  # class score of an untrained model
 
 
-def _add_dynamic_label_assignment(cfg: CfgNode) -> None:
-    # DLA of Dynamic Sparse R-CNN (arXiv 2205.02101, section 3.1). What the paper leaves open is an
-    # option here; docs/METHODS.md says what is known and what was chosen.
+def _add_dla(cfg: CfgNode) -> None:
+    # Dynamic label assignment (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.1).
     node = cfg.MODEL.SparseRCNN.DLA = CfgNode()
     node.ENABLED = False  # False: one proposal per ground truth, by Hungarian matching
-    node.MATCHER = "OptimalTransportMatcher"  # or SimOTAMatcher, HungarianMatcher
-
-    # Weights of the matching cost; with DLA these, not those of the losses
-    node.CLASS_COST = 2.0
-    node.L1_COST = 5.0
-    node.GIOU_COST = 2.0
-
-    # Units: how many proposals a ground truth supplies
-    node.TOP_Q = 8  # dynamic units: the sum of this many largest IoUs
-    node.STATIC_UNITS = 0  # above 0: this many for every ground truth instead
-    node.UNIT_STEP = 0.5  # units fewer per stage before the last; 0: the same in every stage
-    node.MAX_POSITIVE_FRACTION = 0.8  # of an image's proposals, at most this part is positive
-    node.MIN_UNITS = 1  # the least a ground truth gets; 0: nothing where nothing fits it
-    node.ROUNDING = "floor"  # floor or round, to whole units
-    node.ORDER = "step_then_cap"  # or cap_then_step: which of the two limits comes first
-
-    # Transport
-    node.EPSILON = 0.1  # entropy, in units of the cost
-    node.ITERATIONS = 50  # Sinkhorn sweeps
-    node.DECISION = "rescale"  # plan to assignment: rescale, topk, or exact (on the host, slow)
-    node.REPAIR = 0  # passes that give a proposal to ground truths that got none
-
-    # What losses are divided by: positives of the set, or gt, the ground truths, as Sparse R-CNN
-    node.NORMALIZER = "positives"
-    node.LOG_PERIOD = 20  # iterations between entries on the assignment in the log; 0: none
+    node.MATCHER = "OptimalTransportMatcher"  # name in MATCHER_REGISTRY, such as SimOTAMatcher
+    node.CLASS_COST = 2.0  # weight of the class in the matching cost with DLA
+    node.L1_COST = 5.0  # of the L1 distance
+    node.GIOU_COST = 2.0  # of the overlap
+    node.TOP_Q = 8  # dynamic units: the sum of this many largest IoUs of a ground truth
+    node.STATIC_UNITS = 0  # above 0: this many units for every ground truth instead
+    node.UNIT_STEP = 0.5  # units-increasing strategy: units fewer per stage before the last
+    node.MAX_POSITIVE_FRACTION = 0.8  # largest fraction of an image's proposals that is positive
+    node.EPSILON = 0.1  # entropic regularization, in units of the cost
+    node.ITERATIONS = 50  # Sinkhorn iterations
+    node.NORMALIZER = "positives"  # losses are divided by: positives of the set, or gt
 
 
-def _add_dynamic_proposals(cfg: CfgNode) -> None:
-    # DPG of Dynamic Sparse R-CNN (arXiv 2205.02101, section 3.2); open questions as above.
+def _add_dpg(cfg: CfgNode) -> None:
+    # Dynamic proposal generation (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2).
     node = cfg.MODEL.SparseRCNN.DPG = CfgNode()
     node.ENABLED = False  # False: the same learned proposals for all images
-    node.NUM_EXPERTS = 4  # sets of proposals to mix from
-
-    # The network that looks at the image
-    node.STAIRCASE = True  # False: resize every level by itself, the paper's ablation
-    node.NORM = "BN"  # of the staircase: BN, SyncBN, FrozenBN, GN or none
-    node.REDUCE = "sum"  # over the channels of the map: sum or mean
-    node.RESIZE = 30  # side of the map
-    node.STANDARDIZE = True  # mean 0 and variance 1 for every map; False: as the paper, collapses
-    node.HIDDEN = 1500  # between its two linear layers
-    node.ZERO_INIT = False  # start the last layer at zero: all experts weigh the same
-    # Every logit standardized over the images of a step, of all processes. Without it, as perhaps
-    # in the paper, soon every image gets the same experts, and most experts are never used.
-    node.LOGIT_NORM = True
-    node.VALID_REGION = False  # resize the image alone, without the padding of the batch
-
-    # Softmax over experts: temperature, linear from start to end; evaluation uses the end
-    node.TAU_START = 30.0
-    node.TAU_END = 4.0  # of standardized logits; 1.0, as in dynamic convolution, without LOGIT_NORM
-    node.TAU_ITERS = None  # iterations; None: 10 / 36 of SOLVER.MAX_ITER
-
-    # Experts
-    node.BOX_JITTER = 0.0  # what tells their boxes apart at the start, relative to the box
-    node.TILING_NOISE = 0.0  # added to features when a static model is loaded
-
-    node.LOG_PERIOD = 20  # iterations between entries on the mixture in the log; 0: none
+    node.NUM_EXPERTS = 4  # sets of proposals to mix
+    node.STAIRCASE = True  # False: resize every level separately, the paper's ablation
+    node.NORM = "BN"  # norm of the staircase: BN, SyncBN, FrozenBN, GN or none
+    node.RESIZE = 30  # side of the map the linear layers see
+    node.STANDARDIZE = True  # zero mean and unit variance for every map; the paper has no such step
+    node.HIDDEN = 1500  # width between the two linear layers
+    node.LOGIT_NORM = True  # standardize every logit over the images of a step; not in the paper
+    node.VALID_REGION = False  # resize the image without the padding of the batch
+    node.TAU_START = 30.0  # softmax temperature at the start
+    node.TAU_END = 4.0  # temperature after annealing and in evaluation
+    node.TAU_ITERS = None  # iterations of linear annealing; None: 10 / 36 of SOLVER.MAX_ITER
+    node.BOX_JITTER = 0.0  # relative noise on the initial boxes of the experts
+    node.TILING_NOISE = 0.0  # noise on the features of the experts when a static model is loaded
 
 
-def _add_suppression(cfg: CfgNode) -> None:
+def _add_nms(cfg: CfgNode) -> None:
+    # Class-wise NMS at inference.
     node = cfg.MODEL.SparseRCNN.NMS = CfgNode()
-    # Suppression of duplicates at inference. None: with DLA if it assigns several
-    # proposals to an object, as those learn to be duplicates, and not otherwise.
-    node.ENABLED = None
-    node.THRESHOLD = 0.7  # IoU above which the lower score goes
-    node.CLASS_WISE = True  # only boxes of the same class are duplicates
+    node.ENABLED = None  # None: on with one-to-many assignment, off with one-to-one
+    node.THRESHOLD = 0.7  # IoU above which the lower score is removed
 
 
-def _add_recollection(cfg: CfgNode) -> None:
-    # Selective query recollection (arXiv 2212.07593): in training, stages also refine proposals as
-    # earlier stages left them. Inference and parameters stay the same.
+def _add_sqr(cfg: CfgNode) -> None:
+    # Selective query recollection (arXiv 2212.07593), in training only.
     node = cfg.MODEL.SparseRCNN.SQR = CfgNode()
-    node.ENABLED = False
-    node.MODE = "selective"  # from one and two stages back, or dense: from all stages before
-    node.START = 1  # stages that run plainly before recollection starts; NUM_HEADS: all of them
-    node.WINDOWS = ()  # instead of both: for each stage the first and last + 1 of all groups so far
-    node.REDUCTION = "sum"  # of the losses of a stage's groups, as the paper, or mean
-    node.DETACH_INIT_BOXES = True  # initial boxes learn from the first stage only
-    node.CHECKPOINT = False  # compute activations of recollecting stages again for the gradient
-    node.CHUNK = 0  # groups a stage refines at once, saves memory with CHECKPOINT; 0: all
-    node.LOG_PERIOD = 20  # iterations between entries on the plain cascade in the log; 0: none
+    node.ENABLED = False  # late stages also refine proposals as earlier stages left them
+    node.MODE = "selective"  # groups of the last two stages, or dense: of all earlier stages
+    node.START = 1  # stages without recollection; NUM_HEADS: all of them
+    node.ACTIVATION_CHECKPOINT = False  # recompute activations of recollecting stages
+    node.CHUNK = 0  # groups a stage refines at once; 0: all
 
 
 def _add_adamixer(cfg: CfgNode) -> None:
-    # The decoder of AdaMixer (arXiv 2203.16507); what all cascades share is MODEL.SparseRCNN.
+    # The decoder of AdaMixer (arXiv 2203.16507); all else is MODEL.SparseRCNN.
     node = cfg.MODEL.AdaMixer = CfgNode()
-    node.GROUPS = 4  # parts that channels are cut into
-    node.IN_POINTS = 32  # sampled by each proposal and group
-    node.OUT_POINTS = 128  # per group after the mixing
-    node.NUM_CLS = 1  # layers of the classification tower
-    node.NUM_REG = 1  # layers of the box tower
+    node.IN_POINTS = 32  # sampling points per proposal and group
+    node.OUT_POINTS = 128  # points per group after mixing
+
+
+def _add_asag(cfg: CfgNode) -> None:
+    # ASAG (arXiv 2308.09242); layers, classes and loss weights are those of MODEL.SparseRCNN.
+    node = cfg.MODEL.ASAG = CfgNode()
+    node.DECODER = "AdaMixer"  # decoder layer: AdaMixer (ASAG-A) or SparseRCNN (ASAG-S)
+    node.NUM_DECODERS = 4  # parallel decoders, all of them trained
+    node.USED_HEAD = -1  # index of the decoder used at inference; -1: the last
+    node.GUIDED_PART = 1 / 12  # fraction of the training with patches around ground truths
+
+    # The anchor generator.
+    node.ANCHORS = anchors = CfgNode()
+    anchors.FIXED = 50  # anchors per patch of P6 and P5
+    anchors.PROBED = 20  # anchors per patch of P4 and P3
+    anchors.HIDDEN = 1000  # width of the predictors
+    anchors.LOW = 0.1  # anchors with a location score between LOW and HIGH are probed further
+    anchors.HIGH = 0.7  # upper end of that range
+    anchors.MAX_PATCHES = 0  # probed patches per image and level; 0: no limit
+    anchors.INFERENCE_LEVEL = "P3P6"  # levels in use, in training too: P3P6, P4P6 or P5P6
+    anchors.OUTPUT = 0.1  # least location score of an output anchor
+    anchors.MIN = 5  # least number of anchors of an image
+    anchors.MAX = 200  # largest number of anchors of an image
+
+    # Denoising queries, in training only (ASAG-A-dn).
+    node.DN = CfgNode()
+    node.DN.ENABLED = False  # add noised ground-truth boxes to reconstruct
+    node.DN.NUM = 200  # per image
 
 
 def _add_dynamic_rcnn(cfg: CfgNode) -> None:
-    # Dynamic R-CNN (arXiv 2004.06002), for MODEL.ROI_HEADS.NAME DynamicROIHeads. Official names.
+    # Dynamic R-CNN (arXiv 2004.06002), for MODEL.ROI_HEADS.NAME DynamicROIHeads; official names.
     node = cfg.MODEL.DYNAMIC_RCNN = CfgNode()
-    node.IOU_ENABLED = True  # the threshold follows; False: MODEL.ROI_HEADS.IOU_THRESHOLDS
-    node.BETA_ENABLED = True  # the box loss follows; False: MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA
+    node.IOU_ENABLED = True  # dynamic foreground threshold; False: ROI_HEADS.IOU_THRESHOLDS
+    node.BETA_ENABLED = True  # dynamic box loss; False: ROI_BOX_HEAD.SMOOTH_L1_BETA
     node.KI = 75  # rank of the proposal whose IoU is the statistic, per image
-    node.KE = 10  # rank of the error, per image
+    node.KE = 10  # rank of the regression error, per image
     node.ITERATION_COUNT = 100  # iterations between updates
-    node.WARMUP_IOU = 0.4  # threshold at the start, and the least one
-    node.WARMUP_BETA = 1.0  # transition point at the start, and the largest one
-    node.MAX_IOU = 1.0  # largest threshold; lower it for crowds of KI objects and more an image
-    node.BETA_SOURCE = "sampled"  # errors of sampled foreground, or all: of all proposals
-    node.IOU_RANK = "image"  # the mean over images of each one's, or batch: among all
-    node.COUNT_GT = True  # ground truths among the proposals count
-    node.SYNC = True  # statistics of all processes
-    node.EPS = 1e-5  # a median error below it leaves the transition point as it is
-    node.LOG_PERIOD = 20  # iterations between entries in the log; 0: none
+    node.WARMUP_IOU = 0.4  # initial and smallest threshold
+    node.WARMUP_BETA = 1.0  # initial and largest transition point
+    node.MAX_IOU = 1.0  # largest threshold; lower it for crowds of KI objects and more
+    node.COUNT_GT = True  # count ground truths among the proposals
 
 
 def _add_backbones(cfg: CfgNode) -> None:
-    # For MODEL.BACKBONE.NAME build_timm_fpn_backbone or build_timm_backbone
+    # For MODEL.BACKBONE.NAME build_timm_fpn_backbone and build_timm_backbone.
     node = cfg.MODEL.TIMM = CfgNode()
-    node.NAME = "resnet50"  # any network of timm with strides 4, 8, 16 and 32
-    node.PRETRAINED = False  # begin with timm's weights, where MODEL.WEIGHTS is empty
-    node.WEIGHTS = ""  # a local file of them
-    node.NORM = ""  # instead of batch norms: FrozenBN, SyncBN or GN
-    node.DROP_PATH = 0.0  # stochastic depth
-    node.PIXEL_STATISTICS = True  # PIXEL_MEAN, PIXEL_STD and FORMAT are those of the network
-    # For build_timm_fpn_backbone and build_resnet_neck_backbone; channels and norm are MODEL.FPN's
+    node.NAME = "resnet50"  # a timm network with strides 4, 8, 16 and 32
+    node.PRETRAINED = False  # start from timm's weights if MODEL.WEIGHTS is empty
+    node.WEIGHTS = ""  # local file with such weights
+    node.NORM = ""  # replace batch norms: FrozenBN, SyncBN or GN
+    node.DROP_PATH = 0.0  # rate of stochastic depth
+    # For build_timm_fpn_backbone and build_resnet_neck_backbone; MODEL.FPN has channels and norm.
     node = cfg.MODEL.NECK = CfgNode()
     node.NAME = "FPN"  # FPN, PAFPN, BiFPN or ChannelMapper
-    node.ROUNDS = 3  # of BiFPN
-    node.SHARED_NORM = False  # of ChannelMapper: one norm for all levels
+    node.SHARED_NORM = False  # ChannelMapper: one norm for all levels
 
 
-def add_asag_keys(cfg: CfgNode) -> None:
-    """Add ``MODEL.ASAG``; layers, classes and loss weights are ``MODEL.SparseRCNN``'s."""
-    node = cfg.MODEL.ASAG = CfgNode()
-    node.DECODER = "AdaMixer"  # whose layer: AdaMixer (ASAG-A) or SparseRCNN (ASAG-S)
-    node.NUM_DECODERS = 4  # side by side, all are trained
-    node.USED_HEAD = -1  # which of them inference uses, from 0; -1: the last
-    node.QUERY_WEIGHTING = True  # matched queries teach by how sure they are and how well they fit
-    node.SMALL_OBJECT_WEIGHT = 4.0  # the most an object weighs; 1: all the same
-    # Two mistakes of the published code, in training: flipped patches learn boxes flipped in a
-    # wrong way, and norms of patches start at random. False: without them.
-    node.OFFICIAL_QUIRKS = False
-    node.TRAIN_PATCHES = 4  # of every image and probed level, at least
-    # Of the training, at its start, patches are around objects: one epoch of 12.
-    node.GUIDED_PART = 1 / 12
-    node.LOG_PERIOD = 20  # iterations between entries on anchors and patches in the log; 0: none
-
-    # The anchor generator
-    node.ANCHORS = anchors = CfgNode()
-    anchors.FIXED = 50  # anchors of each of the 5 patches of P6 and P5
-    anchors.PROBED = 20  # of each patch of P4 and P3
-    anchors.CELLS = 15  # per side of a patch
-    anchors.COMPRESSED = 8  # channels that patches are cut from
-    anchors.HIDDEN = 1000  # width of the predictors
-    # Anchors with a location score between these are looked at on a finer level
-    anchors.LOW = 0.1
-    anchors.HIGH = 0.7
-    anchors.OVERLAP = 0.25  # IoU of patches above which the better one is enough
-    anchors.MAX_PATCHES = 0  # of an image and level; 0: no limit; 15: the paper's fast setting
-    anchors.MIN_CHOSEN = 1  # anchors that are worth a level, in inference; 3: as above
-    anchors.INFERENCE_LEVEL = "P3P6"  # or P4P6, P5P6: levels that are used, in training too
-    # What is given out
-    anchors.OUTPUT = 0.1  # least location score
-    anchors.MIN = 5  # of an image
-    anchors.MAX = 200
-    anchors.MIN_SIDE = 3.0  # in pixels
-    # Losses
-    anchors.CLASS_WEIGHT = 8.0
-    anchors.L1_WEIGHT = 4.0
-    anchors.GIOU_WEIGHT = 2.0
-
-    # Denoising queries, in training only (ASAG-A-dn)
-    node.DN = CfgNode()
-    node.DN.ENABLED = False
-    node.DN.NUM = 200
-    node.DN.NOISE = 0.4  # of the boxes
-
-
-def add_data_keys(cfg: CfgNode) -> None:
-    """Add what `DATASETS` and `INPUT` have here."""
-    _add_custom_data(cfg)
-    _add_augmentation(cfg)
+def _add_model_training(cfg: CfgNode) -> None:
+    # Exponential moving average of the weights.
+    node = cfg.MODEL.EMA = CfgNode()
+    node.ENABLED = False  # evaluate the average, and store it beside the weights
+    node.DECAY = 0.9998  # per iteration
+    # Recompute activations in the backward pass: any of "backbone" and "stages"
+    cfg.MODEL.ACTIVATION_CHECKPOINT = ()
+    cfg.MODEL.COMPILE = False  # torch.compile for the stages of a cascade; needs a C++ compiler
+    cfg.MODEL.FREEZE = ()  # modules that stay as loaded, such as ("backbone",)
+    cfg.MODEL.TRUST_WEIGHTS = False  # run code that a pickled weight file may contain
 
 
 def _add_custom_data(cfg: CfgNode) -> None:
+    # Your data without Python; see datasets/README.md.
     node = cfg.DATASETS.CUSTOM = CfgNode()
-    node.NAME = ""  # registers NAME_train and NAME_test from the data below and uses them
-    node.FOLDER = ""  # in the layout of COCO, Pascal VOC or YOLO; or the files, one by one:
-    node.TRAIN_SPLIT = "train"  # of the folder; "": none
-    node.TEST_SPLIT = "val"
+    node.NAME = ""  # registers NAME_train and NAME_test
+    node.FOLDER = ""  # a folder in COCO, Pascal VOC or YOLO layout; or the files below
+    node.TRAIN_SPLIT = "train"  # split of the folder; "": none
+    node.TEST_SPLIT = "val"  # split of the folder; "": none
     node.TRAIN_JSON = ""  # COCO json
-    node.TRAIN_IMAGES = ""  # folder that its file names are relative to
-    node.TEST_JSON = ""
-    node.TEST_IMAGES = ""
-    node.CLASSES = ()  # names; filled from the json, saved with the config for prediction elsewhere
+    node.TRAIN_IMAGES = ""  # folder its file names are relative to
+    node.TEST_JSON = ""  # COCO json
+    node.TEST_IMAGES = ""  # folder its file names are relative to
+    node.CLASSES = ()  # class names; read from the data and saved with the config
 
 
 def _add_augmentation(cfg: CfgNode) -> None:
-    # PROB 0: never. Strengths are those of the 640-pixel recipe of liangheming/sparse_rcnnv1.
-    cfg.INPUT.PAD_TO = 0  # least side of padded batches; as large as MAX_SIZE_TRAIN: squares
-    cfg.INPUT.OPENCV = False  # decode and resize training images by OpenCV: faster than Pillow
+    cfg.INPUT.PAD_TO = 0  # least side of padded batches; MAX_SIZE_TRAIN gives squares
+    cfg.INPUT.OPENCV = False  # decode and resize training images with OpenCV, faster than Pillow
+    # Augmentation of training images; PROB 0 is off.
     node = cfg.INPUT.AUG = CfgNode()
+    node.ALBUMENTATIONS = ()  # applied first: [{name: CLAHE, p: 0.3}, ...]
     node.VERTICAL_FLIP = 0.0  # probability, beside INPUT.RANDOM_FLIP
-    node.MIN_VISIBLE = (
-        0.0  # objects of which less remains in the image are left out; 0.2 in mosaics
-    )
-    node.HSV = CfgNode()
-    node.HSV.PROB = 0.0
-    node.HSV.STRENGTHS = (0.014, 0.68, 0.36)  # of hue (of its circle), saturation and value
-    node.BLUR = CfgNode()
-    node.BLUR.PROB = 0.0
-    node.BLUR.MAX_SIZE = 5  # pixels
-    node.NOISE = CfgNode()
-    node.NOISE.PROB = 0.0
-    node.NOISE.MAX_SIGMA = 15.0  # grey levels
+    node.MIN_VISIBLE = 0.0  # drop objects of which less remains visible; 0.2 in mosaics
+    for name in ("HSV", "BLUR", "NOISE"):
+        node[name] = CfgNode({"PROB": 0.0})  # probability
     node.WARP = CfgNode()
-    node.WARP.PROB = 0.0
-    node.WARP.DEGREES = 10.0
-    node.WARP.SCALE = (0.8, 1.2)
-    node.WARP.TRANSLATE = 0.0  # of the sides
+    node.WARP.PROB = 0.0  # probability of an affine or perspective warp
+    node.WARP.DEGREES = 10.0  # largest rotation
+    node.WARP.SCALE = (0.8, 1.2)  # smallest and largest factor
+    node.WARP.TRANSLATE = 0.0  # fraction of the sides
     node.WARP.SHEAR = 0.0  # degrees
-    node.WARP.PERSPECTIVE = 0.0  # of the distance, below 0.5
-    node.ALBUMENTATIONS = ()  # before all others: [{name: CLAHE, p: 0.3}, ...]
-    # Of several images, after each was augmented by itself
+    node.WARP.PERSPECTIVE = 0.0  # fraction of the distance, below 0.5
     node.MOSAIC = CfgNode()
-    node.MOSAIC.PROB = 0.0
-    node.MOSAIC.SIZE = 640
-    node.MOSAIC.SCALE = (0.5, 1.5)
-    node.MOSAIC.TRANSLATE = 0.1  # of the size
-    node.MIXUP = CfgNode()
-    node.MIXUP.PROB = 0.0
-    node.MIXUP.ALPHA = 8.0
-    node.COPY_PASTE = CfgNode()
-    node.COPY_PASTE.PROB = 0.0
-    node.COPY_PASTE.OBJECTS = 3
-    node.COPY_PASTE.MAX_COVERED = 0.7  # objects of which more is covered are left out
-    node.PLAIN_END = 0.1  # part of the training at its end in which images are not combined
-    node.SCALE_JITTER = CfgNode()  # large-scale jitter (arXiv 2012.07177), instead of multi-scale
-    node.SCALE_JITTER.ENABLED = False
-    node.SCALE_JITTER.SIZE = 1024
-    node.SCALE_JITTER.RANGE = (0.1, 2.0)
-
-
-def add_training_keys(cfg: CfgNode) -> None:
-    """Add what `SOLVER`, `TEST` and `LOG` have here, and what training asks of `MODEL`."""
-    _add_solver(cfg)
-    _add_schedule_in_epochs(cfg)
-    _add_averaged_weights(cfg)
-    _add_memory_and_weights(cfg)
-    _add_evaluation_while_training(cfg)
-    _add_log(cfg)
-    _add_test_time_augmentation(cfg)
+    node.MOSAIC.PROB = 0.0  # probability
+    node.MOSAIC.SIZE = 640  # side in pixels
+    for name in ("MIXUP", "COPY_PASTE"):
+        node[name] = CfgNode({"PROB": 0.0})  # probability
+    node.PLAIN_END = 0.1  # last fraction of the training without mosaic, mixup and copy-paste
+    node.SCALE_JITTER = CfgNode()
+    node.SCALE_JITTER.SIZE = 0  # large-scale jitter (arXiv 2012.07177) to this size; 0: off
 
 
 def _add_solver(cfg: CfgNode) -> None:
     node = cfg.SOLVER
     node.OPTIMIZER = "ADAMW"  # ADAMW or SGD
     node.BACKBONE_MULTIPLIER = 1.0  # learning rate factor of the backbone
-    node.NECK_MULTIPLIER = None  # that of its neck (FPN); None: as the backbone, as officially
-    node.LAYER_DECAY = 1.0  # factor per part of the backbone (stem, res2, ...) below its last one
-    node.NO_DECAY = ()  # any of norm, bias, embedding: without weight decay; officially nothing
-    node.REFERENCE_BATCH = 0  # images BASE_LR is meant for; above 0 it is scaled to IMS_PER_BATCH
-    node.ACCUMULATE = 1  # parts that a batch is processed in, one after the other, to save memory
+    node.NECK_MULTIPLIER = None  # factor of its neck (FPN); None: that of the backbone
+    node.LAYER_DECAY = 1.0  # factor per part of the backbone (stem, res2, ...) before the last
+    node.NO_DECAY = ()  # no weight decay for: norm, bias, embedding
+    node.REFERENCE_BATCH = 0  # scale BASE_LR linearly from this batch size; 0: no scaling
+    node.ACCUMULATE = 1  # parts a batch is processed in, to save memory
     node.AMP.PRECISION = "bf16"  # with AMP.ENABLED: bf16, or fp16 with a gradient scaler
-    cfg.DETERMINISTIC = False  # deterministic algorithms on GPUs too, where torch has them
-
-
-def _add_schedule_in_epochs(cfg: CfgNode) -> None:
-    # Above 0, MAX replaces SOLVER.MAX_ITER; each of the others then replaces its key if set.
+    # A schedule in epochs: MAX replaces SOLVER.MAX_ITER, the others their counterparts if set.
     node = cfg.SOLVER.EPOCHS = CfgNode()
-    node.MAX = 0.0
+    node.MAX = 0.0  # SOLVER.MAX_ITER; 0: the schedule is in iterations
     node.STEPS = ()  # SOLVER.STEPS
     node.WARMUP = 0.0  # SOLVER.WARMUP_ITERS
     node.CHECKPOINT = 0.0  # SOLVER.CHECKPOINT_PERIOD
     node.EVAL = 0.0  # TEST.EVAL_PERIOD
+    cfg.DETERMINISTIC = False  # deterministic algorithms on GPUs too
 
 
-def _add_averaged_weights(cfg: CfgNode) -> None:
-    node = cfg.MODEL.EMA = CfgNode()
-    node.ENABLED = False  # evaluate, and store besides, an exponential average of the weights
-    node.DECAY = 0.9998  # per iteration
-    node.WARMUP = True  # at most (1 + n) / (10 + n) after n iterations: forget the start sooner
-
-
-def _add_memory_and_weights(cfg: CfgNode) -> None:
-    # Activation checkpointing: forget activations and compute them again for the gradient.
-    node = cfg.MODEL.CHECKPOINT = CfgNode()
-    node.BACKBONE = False  # its blocks
-    node.STAGES = False  # of the cascade, with their RoI features
-    cfg.MODEL.COMPILE = False  # torch.compile for the stages of the cascade; needs a C++ compiler
-    cfg.MODEL.FREEZE = ()  # modules that stay as loaded: ("backbone", "head.head_series.0")
-    cfg.MODEL.TRUST_WEIGHTS = False  # run code that a pickled weight file may hold
-
-
-def _add_evaluation_while_training(cfg: CfgNode) -> None:
-    cfg.TEST.LOSS = False  # also the losses on DATASETS.TEST, as validation/* in the log
+def _add_evaluation(cfg: CfgNode) -> None:
+    cfg.TEST.LOSS = False  # log the losses on DATASETS.TEST as validation/*
+    # The best model of a training.
     node = cfg.TEST.BEST = CfgNode()
-    node.METRIC = "bbox/AP"  # the model that is best by it is kept as model_best.pth; "": none
-    node.MODE = "max"  # max or min
-    node.PATIENCE = 0  # evaluations without a better model after which training ends; 0: never
+    node.METRIC = "bbox/AP"  # the best model by it is kept as model_best.pth; "": none
+    node.PATIENCE = 0  # stop after this many evaluations without improvement; 0: never
+    # Test-time augmentation; official keys.
+    node = cfg.TEST.AUG
+    # 800 comes last on purpose: the official code lists the plain scale after all others.
+    node.MIN_SIZES = (400, 500, 600, 640, 700, 900, 1000, 1100, 1200, 1300, 1400, 1800, 800)
+    node.CVPODS_TTA = True  # merge by soft box voting; False: by NMS
+    node.SCALE_FILTER = True  # keep a detection only if its size fits the scale
+    # Smallest and largest square root of the area to keep, one pair for every entry of MIN_SIZES
+    node.SCALE_RANGES = (
+        *([96, 10000], [96, 10000], [64, 10000], [64, 10000], [64, 10000], [0, 10000], [0, 10000]),
+        *([0, 256], [0, 256], [0, 192], [0, 192], [0, 96], [0, 10000]),
+    )
 
 
 def _add_log(cfg: CfgNode) -> None:
+    # Logging.
     node = cfg.LOG = CfgNode()
+    node.LEVEL = "normal"  # console output: normal, or verbose for all of Detectron2's messages
+    node.PERIOD = 20  # iterations between entries of statistics (dla/*, dpg/*, ...); 0: none
     node.IMAGES = 4  # images of the first test set drawn for TensorBoard at each evaluation
-    node.CSV = False  # metrics.csv beside metrics.json: iteration, name, value
-    node.WANDB_PROJECT = ""  # Weights & Biases, where wandb is installed
-
-
-def _add_test_time_augmentation(cfg: CfgNode) -> None:
-    node = cfg.TEST.AUG
-    # 800 comes last on purpose: the plain scale is listed after all others.
-    node.MIN_SIZES = (400, 500, 600, 640, 700, 900, 1000, 1100, 1200, 1300, 1400, 1800, 800)
-    node.CVPODS_TTA = True  # merge by soft box voting; False: by plain suppression
-    node.SCALE_FILTER = True  # keep a detection only where its size suits the scale
-    # Smallest and largest side (square root of the area) to keep, one pair per entry of MIN_SIZES.
-    node.SCALE_RANGES = (
-        [96, 10000],
-        [96, 10000],
-        [64, 10000],
-        [64, 10000],
-        [64, 10000],
-        [0, 10000],
-        [0, 10000],
-        [0, 256],
-        [0, 256],
-        [0, 192],
-        [0, 192],
-        [0, 96],
-        [0, 10000],
-    )
+    node.WANDB_PROJECT = ""  # Weights & Biases project, if wandb is installed

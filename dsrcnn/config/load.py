@@ -1,4 +1,4 @@
-"""Reading configs: a path or the name of a shipped file, plus ``KEY VALUE`` overrides."""
+"""Reading of configs: a path or a shipped name, plus ``KEY VALUE`` overrides."""
 
 import difflib
 import re
@@ -15,24 +15,24 @@ from .validate import check_config, choose_device
 __all__ = ["config_step", "find_config", "load_cfg", "read_cfg", "shipped_configs"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# In a clone the configs stand beside the package, in a built wheel inside it.
+# Beside the package in a clone, inside it in a wheel.
 _CONFIGS = next(
     (p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), _PACKAGE
 )
-_UNKNOWN = "key: "  # in yacs' message about a key that does not exist
-_WHOLE_FOR_FLOAT = "(<class 'float'> vs. <class 'int'>)"  # likewise about a value of another type
+_UNKNOWN = "key: "  # in the message of yacs about a key that does not exist
+_INT_FOR_FLOAT = "(<class 'float'> vs. <class 'int'>)"  # about an integer for a float
 
 
 def shipped_configs() -> list[str]:
-    """Names of the shipped configs, such as ``quick/sparse_rcnn_shapes``."""
+    """List the names of the shipped configs, such as ``quick/sparse_rcnn_shapes``."""
     return sorted(str(p.relative_to(_CONFIGS).with_suffix("")) for p in _CONFIGS.rglob("*.yaml"))
 
 
 def find_config(path_or_name: str | Path) -> Path:
-    """The file behind a path or the name of a shipped config.
+    """Return the file of a path or a shipped name.
 
     Raises:
-        ConfigError: if there is no such file; it lists what is close.
+        ConfigError: if there is no such file; it lists similar names.
     """
     path = Path(path_or_name)
     if path.is_file():
@@ -49,14 +49,14 @@ def find_config(path_or_name: str | Path) -> Path:
 
 
 def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
-    """Defaults, then the file, then the overrides; nothing is looked up or checked yet.
+    """Merge defaults, file and overrides, without any lookup or check.
 
     Args:
         path_or_name: YAML file or shipped name.
         opts: ``KEY, VALUE, KEY, VALUE ...``.
 
     Raises:
-        ConfigError: for a file that does not exist, an unknown key or a value of another type.
+        ConfigError: if the file does not exist, a key is unknown or a value has another type.
     """
     path = find_config(path_or_name)
     if len(opts) % 2:
@@ -67,26 +67,26 @@ def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
     cfg = add_dsrcnn_config(get_cfg())
     try:
         cfg.merge_from_file(str(path))
-        cfg.merge_from_list(_whole_to_float(cfg, opts))
+        cfg.merge_from_list(_int_to_float(cfg, opts))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except FileNotFoundError as error:
         raise ConfigError(f"{path} names a _BASE_ that does not exist: {error.filename}") from error
     except (KeyError, AssertionError) as error:
         raise ConfigError(_explain(cfg, str(error.args[0]), path)) from error
-    except (TypeError, AttributeError) as error:  # yacs looks for a key inside what is no mapping
+    except (TypeError, AttributeError) as error:  # yacs looks up a key in a value, not a node
         known = set(_all_keys(cfg))
         unknown = [str(key) for key in opts[0::2] if key not in known]
         text = f"{_UNKNOWN}{unknown[0]}" if unknown else "a config file holds lines KEY: VALUE."
         raise ConfigError(_explain(cfg, text, path)) from error
     except ValueError as error:
-        hint = ". Write the number with a decimal point." if _WHOLE_FOR_FLOAT in str(error) else ""
-        raise ConfigError(f"{path} or an override holds a wrong value. {error}{hint}") from error
+        hint = ". Write the number with a decimal point." if _INT_FOR_FLOAT in str(error) else ""
+        raise ConfigError(f"{path} or an override has a wrong value. {error}{hint}") from error
     return cfg
 
 
-def _whole_to_float(cfg: CfgNode, opts: Sequence[object]) -> list[object]:
-    """``UNIT_STEP 0`` means 0.0: yacs refuses whole numbers for keys that hold fractions."""
+def _int_to_float(cfg: CfgNode, opts: Sequence[object]) -> list[object]:
+    """Turn ``UNIT_STEP 0`` into 0.0, since yacs refuses integers for float keys."""
     words = list(opts)
     for index in range(0, len(words), 2):
         default: object = cfg
@@ -98,7 +98,7 @@ def _whole_to_float(cfg: CfgNode, opts: Sequence[object]) -> list[object]:
 
 
 def _explain(cfg: CfgNode, text: str, path: Path) -> str:
-    """What a yacs error says; for an unknown key, with the known keys closest to it."""
+    """Explain an error of yacs; for an unknown key, with the most similar known keys."""
     where = f"{path}, its _BASE_ or the overrides"
     if _UNKNOWN not in text:
         return f"{where} cannot be used: {text}"

@@ -1,29 +1,60 @@
 """From the last stage's predictions to Detectron2's `Instances`.
 
-Letters: ``B`` images, ``P`` proposals, ``C`` classes, ``K`` detections.
+Notation: ``K`` detections of an image.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
-__all__ = ["Detections", "detections_of", "select_detections", "suppress_duplicates"]
+from .matching.matcher import matcher_class
 
-_FAR = 1e5  # pixels; a diverged box farther out must not cost the others their digits
+__all__ = ["DetectionSettings", "Detections", "batched_nms", "select_detections", "to_instances"]
+
+_FAR = 1e5  # pixels; clamps boxes of a diverged model, which would cost the others their digits
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """Settings of `select_detections`.
+
+    Attributes:
+        limit: detections per image; negative for no limit.
+        focal: sigmoid scores; False for softmax with a background class.
+        nms_threshold: IoU of class-wise NMS; None for no NMS.
+        candidates: best scores that enter NMS with sigmoid scores; None or negative for ``P``.
+    """
+
+    limit: int = 100
+    focal: bool = True
+    nms_threshold: float | None = None
+    candidates: int | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "DetectionSettings":
+        """Read `TEST` and `MODEL.SparseRCNN`."""
+        node = cfg.MODEL.SparseRCNN
+        enabled = node.NMS.ENABLED
+        if enabled is None:  # on with one-to-many assignment
+            enabled = matcher_class(cfg).one_to_many
+        threshold = node.NMS.THRESHOLD if enabled else None
+        return cls(cfg.TEST.DETECTIONS_PER_IMAGE, node.USE_FOCAL, threshold)
 
 
 class Detections(NamedTuple):
-    """The detections of a batch; shapes do not depend on what is found.
+    """Detections of a batch; shapes do not depend on their number.
 
     Attributes:
-        scores: (B, K) in 0..1, best first.
+        scores: (B, K) in 0..1, descending.
         classes: (B, K) int64.
         boxes: (B, K, 4) xyxy in pixels of the network input.
-        kept: (B, K) bool, False for entries that are suppressed or beyond the limit.
+        kept: (B, K) bool, False for entries removed by NMS or beyond the limit.
     """
 
     scores: Tensor
@@ -35,81 +66,63 @@ class Detections(NamedTuple):
 def select_detections(
     logits: Tensor,
     boxes: Tensor,
+    settings: DetectionSettings,
     *,
-    limit: int,
-    focal: bool,
-    candidates: int | None = None,
-    nms_threshold: float | None = None,
-    nms_class_wise: bool = True,
     sizes: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Detections:
-    """The best detections of every image, by score, without threshold on the score.
+    """Select the best detections of every image by score, without a score threshold.
 
-    With focal classification a proposal may appear with several classes: the best of all P x C
-    scores are kept. With softmax every proposal keeps its best class.
+    With sigmoid scores a proposal may appear with several classes: the best of all P x C scores are
+    kept. With softmax every proposal keeps its best class.
 
     Args:
         logits: (B, P, C), with softmax (B, P, C + 1).
         boxes: (B, P, 4).
-        limit: detections per image, at most P are returned; negative for no other limit.
-        focal: which of the two.
-        candidates: scores that are looked at, with focal classification; then they, and not P, are
-            the other limit, and suppression is among them. Negative: P.
-        nms_threshold: of `suppress_duplicates` among the P best, before the limit; None for none.
-        nms_class_wise: likewise.
-        sizes: (B, 4) ``w, h, w, h``; overlaps are then those of boxes clipped to their image.
-        mask: (B, P) bool, False for proposals that do not count; None for none.
+        settings: limits and NMS.
+        sizes: (B, 4) ``w, h, w, h``; NMS then compares boxes clipped to their image.
+        mask: (B, P) bool, False for padding; None for none.
 
     Returns:
-        K = P with suppression, otherwise min(limit, P); with `candidates` they instead of P.
+        K = P (or `candidates`) with NMS, otherwise the smaller of it and the limit.
     """
     logits, boxes = logits.float(), boxes.float()
     most = boxes.shape[1]
-    if focal:
-        scores, rest = logits.sigmoid(), logits.shape[-1]
-        if candidates is not None and candidates >= 0:
-            most = min(candidates, scores[0].numel())
+    if settings.focal:
+        scores, num_classes = logits.sigmoid(), logits.shape[-1]
+        if settings.candidates is not None and settings.candidates >= 0:
+            most = min(settings.candidates, scores[0].numel())
     else:
         best, best_class = logits.softmax(dim=-1)[..., :-1].max(dim=-1)
-        scores, rest = best.unsqueeze(-1), 1
-    if mask is not None:  # behind all others
+        scores, num_classes = best.unsqueeze(-1), 1
+    if mask is not None:  # padding ranks last
         scores = scores.masked_fill(~mask.unsqueeze(-1), -1.0)
-    allowed = min(limit, most) if limit >= 0 else most
-    scores, flat = scores.flatten(1).topk(allowed if nms_threshold is None else most, dim=1)
-    proposal = flat // rest
-    classes = flat % rest if focal else best_class.gather(1, proposal)
-    chosen = boxes.take_along_dim(proposal.unsqueeze(-1), dim=1)
+    limit = min(settings.limit, most) if settings.limit >= 0 else most
+    count = limit if settings.nms_threshold is None else most
+    scores, flat = scores.flatten(1).topk(count, dim=1)
+    proposal = flat // num_classes
+    classes = flat % num_classes if settings.focal else best_class.gather(1, proposal)
+    selected = boxes.take_along_dim(proposal.unsqueeze(-1), dim=1)
     kept = scores >= 0
     scores = scores.clamp(min=0)
-    if nms_threshold is not None:
-        seen = chosen if sizes is None else chosen.clamp(min=0).minimum(sizes.unsqueeze(1))
-        kept = kept & suppress_duplicates(
-            scores, classes, seen, threshold=nms_threshold, class_wise=nms_class_wise
-        )
-        kept = kept & (kept.cumsum(dim=1) <= allowed)
-    return Detections(scores, classes, chosen, kept)
+    if settings.nms_threshold is not None:
+        visible = selected if sizes is None else selected.clamp(min=0).minimum(sizes.unsqueeze(1))
+        kept = kept & batched_nms(scores, classes, visible, settings.nms_threshold)
+        kept = kept & (kept.cumsum(dim=1) <= limit)
+    return Detections(scores, classes, selected, kept)
 
 
-def suppress_duplicates(
-    scores: Tensor,
-    classes: Tensor,
-    boxes: Tensor,
-    *,
-    threshold: float,
-    class_wise: bool = True,
-) -> Tensor:
-    """Suppression of duplicates (NMS), all images in one call.
+def batched_nms(scores: Tensor, classes: Tensor, boxes: Tensor, threshold: float) -> Tensor:
+    """Class-wise NMS of all images in one call.
 
-    One-to-many assignment teaches proposals to be duplicates, so it needs this (Dynamic Sparse
+    One-to-many assignment teaches proposals to be duplicates, so it needs NMS (Dynamic Sparse
     R-CNN, arXiv 2205.02101, with a threshold of 0.7).
 
     Args:
         scores: (B, K).
         classes: (B, K).
         boxes: (B, K, 4) xyxy in pixels.
-        threshold: of two boxes with a larger IoU, the one with the lower score goes.
-        class_wise: only boxes of the same class are duplicates.
+        threshold: of two boxes of a class with a larger IoU, the lower score is removed.
 
     Returns:
         (B, K) bool, True for what stays.
@@ -118,30 +131,30 @@ def suppress_duplicates(
     # classes would cost float32 boxes their last digits.
     places = boxes.detach().double().nan_to_num().clamp(-_FAR, _FAR)
     image = torch.arange(len(scores), device=boxes.device).unsqueeze(1)
-    cell = image * (classes.amax() + 1) + classes if class_wise else image
-    moved = places + (cell * (2 * _FAR + 1)).unsqueeze(-1)  # (B, K or 1, 1) places apart
+    cell = image * (classes.amax() + 1) + classes
+    moved = places + (cell * (2 * _FAR + 1)).unsqueeze(-1)
     stays = nms(moved.flatten(0, 1), scores.flatten().double(), threshold)
     kept = torch.zeros_like(scores, dtype=torch.bool).flatten()
     return kept.scatter(0, stays, torch.ones_like(stays, dtype=torch.bool)).view_as(scores)
 
 
-def detections_of(
-    found: Detections, index: int, network_size: tuple[int, int], record: dict[str, Any]
+def to_instances(
+    detections: Detections, index: int, network_size: tuple[int, int], record: dict[str, Any]
 ) -> Instances:
-    """One image's detections in the pixels of the original, clipped, without empty boxes.
+    """Scale one image's detections to the original image, clipped, without empty boxes.
 
     Args:
-        found: of the batch.
-        index: of the image in it.
+        detections: of the batch.
+        index: of the image in the batch.
         network_size: height and width of the network input before padding.
         record: the model input, with ``height`` and ``width`` of the original.
     """
-    kept = found.kept[index]
-    detections = Instances(network_size)
-    detections.pred_boxes = Boxes(torch.nan_to_num(found.boxes[index][kept]))
-    detections.scores = found.scores[index][kept]
-    detections.pred_classes = found.classes[index][kept]
+    kept = detections.kept[index]
+    instances = Instances(network_size)
+    instances.pred_boxes = Boxes(torch.nan_to_num(detections.boxes[index][kept]))
+    instances.scores = detections.scores[index][kept]
+    instances.pred_classes = detections.classes[index][kept]
     height, width = (
         record.get(k, s) for k, s in zip(("height", "width"), network_size, strict=True)
     )
-    return detector_postprocess(detections, height, width)
+    return detector_postprocess(instances, height, width)

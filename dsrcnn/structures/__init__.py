@@ -1,4 +1,4 @@
-"""The nouns that travel between the parts of a detector, and box arithmetic."""
+"""Data structures that the parts of a detector exchange, and box arithmetic."""
 
 from .boxes import (
     OVERLAPS,

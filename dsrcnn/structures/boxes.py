@@ -1,4 +1,4 @@
-"""Box formats and the delta coding of the cascade."""
+"""Box formats, delta coding and pairwise overlaps."""
 
 import math
 
@@ -19,22 +19,22 @@ __all__ = [
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is if it is float64."""
+    """Cast `x` to float32 unless it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-# Largest change of log-size in one stage, of Sparse R-CNN: a 16-pixel box may grow to 100,000.
+# Largest change of log-size in one stage (Sparse R-CNN): a 16-pixel box may grow to 100,000.
 MAX_LOG_SCALE = math.log(100_000.0 / 16)
 
 
 def box_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """Corners of boxes given by centre and size, (..., 4) to (..., 4)."""
-    centre, size = boxes_cxcywh.split(2, dim=-1)
-    return torch.cat([centre - 0.5 * size, centre + 0.5 * size], dim=-1)
+    """Convert center and size (..., 4) to corners."""
+    center, size = boxes_cxcywh.split(2, dim=-1)
+    return torch.cat([center - 0.5 * size, center + 0.5 * size], dim=-1)
 
 
 def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Centre and size of boxes given by their corners, (..., 4) to (..., 4)."""
+    """Convert corners (..., 4) to center and size."""
     low, high = boxes.split(2, dim=-1)
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
@@ -60,21 +60,21 @@ def apply_deltas(
     """
     boxes = at_least_float32(boxes)
     x1, y1, x2, y2 = boxes.unbind(-1)
-    # Divided one by one: a tensor of weights would cost a transfer to the device in every stage.
+    # One by one: a tensor of weights would be a transfer to the device in every stage.
     dx, dy, dw, dh = (
         d / w for d, w in zip(deltas.to(boxes.dtype).unbind(-1), weights, strict=True)
     )
     width, height = x2 - x1, y2 - y1
-    centre_x = dx * width + (x1 + 0.5 * width)
-    centre_y = dy * height + (y1 + 0.5 * height)
+    center_x = dx * width + (x1 + 0.5 * width)
+    center_y = dy * height + (y1 + 0.5 * height)
     half_width = 0.5 * dw.clamp(max=max_log_scale).exp() * width
     half_height = 0.5 * dh.clamp(max=max_log_scale).exp() * height
     return torch.stack(
         [
-            centre_x - half_width,
-            centre_y - half_height,
-            centre_x + half_width,
-            centre_y + half_height,
+            center_x - half_width,
+            center_y - half_height,
+            center_x + half_width,
+            center_y + half_height,
         ],
         dim=-1,
     )
@@ -82,11 +82,11 @@ def apply_deltas(
 
 OVERLAPS = ("iou", "giou", "diou", "ciou")
 
-_SMALLEST_SIDE = 1e-6  # pixels; of a box without width or height, which has no aspect ratio
+_SMALLEST_SIDE = 1e-6  # pixels; gives empty boxes an aspect ratio
 
 
 def pairwise_overlaps(boxes1: Tensor, boxes2: Tensor, kind: str = "giou") -> tuple[Tensor, Tensor]:
-    """IoU of every pair, and a measure that tells boxes apart where IoU does not.
+    """Compute the IoU of every pair, and a refinement that also separates disjoint boxes.
 
     Degenerate boxes (no width or height, or corners in the wrong order) count as empty; they give
     finite values and gradients and never raise.
@@ -94,13 +94,13 @@ def pairwise_overlaps(boxes1: Tensor, boxes2: Tensor, kind: str = "giou") -> tup
     Args:
         boxes1: (..., P, 4) xyxy.
         boxes2: (..., M, 4) xyxy, same leading axes.
-        kind: "iou"; "giou", less the share of the hull that neither covers (arXiv 1902.09630);
-            "diou", less the squared distance of the centres by the squared diagonal of the hull
-            (arXiv 1911.08287); "ciou", less a difference of aspect ratios on top (same paper,
-            whose trade-off factor has no gradient).
+        kind: "iou"; "giou", minus the fraction of the hull that neither covers (arXiv 1902.09630);
+            "diou", minus the squared center distance over the squared diagonal of the hull (arXiv
+            1911.08287); "ciou", minus a difference of aspect ratios as well (same paper; its
+            trade-off factor has no gradient).
 
     Returns:
-        IoU and the measure, both (..., P, M). Both are 1 for equal boxes and at most 1.
+        IoU and the refinement, both (..., P, M) and 1 for equal boxes.
     """
     tiny = torch.finfo(boxes1.dtype).tiny
     area1 = (boxes1[..., 2:] - boxes1[..., :2]).clamp(min=0).prod(dim=-1).unsqueeze(-1)
@@ -132,33 +132,36 @@ def pairwise_overlaps(boxes1: Tensor, boxes2: Tensor, kind: str = "giou") -> tup
 
 
 def _aspect_angle(boxes: Tensor) -> Tensor:
-    """Arc tangent of width by height, (..., 4) to (...)."""
+    """Arc tangent of width over height, (..., 4) to (...)."""
     width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=_SMALLEST_SIDE).unbind(-1)
     return torch.atan2(width, height)
 
 
-_EPSILON = 1e-7  # of the published code
+_EPSILON = 1e-7  # as in AdaMixer's code
 
 
 def boxes_to_xyzr(boxes: Tensor, *, unit: float = 1.0, ratio_scale: float = 1.0) -> Tensor:
-    """From xyxy in pixels (..., 4) to xyzr, in float32 at least.
+    """Convert xyxy in pixels (..., 4) to AdaMixer's xyzr, in float32 at least.
+
+    It is the center, ``z = log2(sqrt(w h) / unit)`` and ``r = ratio_scale log2(h / w)`` (arXiv
+    2203.16507, section 3.2).
 
     Args:
-        boxes: of positive size; others become very small ones.
-        unit: pixels that x, y and the scale are measured in.
+        boxes: of positive size; empty boxes become very small ones.
+        unit: pixels per unit of x, y and the scale.
         ratio_scale: factor of the ratio's logarithm.
     """
     boxes = at_least_float32(boxes) / unit
     low, high = boxes.split(2, dim=-1)
-    centre, size = (low + high) / 2, (high - low).clamp(min=_EPSILON)
+    center, size = (low + high) / 2, (high - low).clamp(min=_EPSILON)
     width, height = size.unbind(-1)
     z = 0.5 * torch.log2(width * height + _EPSILON)
     r = ratio_scale * torch.log2(height / (width + _EPSILON) + _EPSILON)
-    return torch.cat([centre, z.unsqueeze(-1), r.unsqueeze(-1)], dim=-1)
+    return torch.cat([center, z.unsqueeze(-1), r.unsqueeze(-1)], dim=-1)
 
 
 def xyzr_to_boxes(xyzr: Tensor, *, unit: float = 1.0, ratio_scale: float = 1.0) -> Tensor:
-    """The inverse of `boxes_to_xyzr`; sizes are limited to 2^20 units, so they stay finite."""
-    centre, z, r = xyzr[..., :2], xyzr[..., 2], xyzr[..., 3] / (2 * ratio_scale)
+    """Invert `boxes_to_xyzr`; sizes are limited to 2^20 units, so they stay finite."""
+    center, z, r = xyzr[..., :2], xyzr[..., 2], xyzr[..., 3] / (2 * ratio_scale)
     size = torch.exp2(torch.stack([z - r, z + r], dim=-1).clamp(max=20.0))
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1) * unit
+    return torch.cat([center - size / 2, center + size / 2], dim=-1) * unit

@@ -1,10 +1,11 @@
-"""Named tuples that the parts of a detector hand to each other.
+"""Named tuples that the parts of a detector pass to each other.
 
-Letters: ``B`` images, ``P`` proposals, ``M`` ground truths (padded), ``C`` classes, ``D`` channels,
-``Q`` prediction sets. Boxes are xyxy in pixels of the network input, float32 also under autocast.
+Notation, throughout the package: ``B`` images, ``P`` proposals, ``M`` ground truths (padded), ``C``
+classes, ``D`` channels, ``L`` levels, ``S`` stages, ``Q`` prediction sets (``S``, or more with
+SQR). Boxes are xyxy in pixels of the network input, float32 also under autocast.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ __all__ = ["Predictions", "Proposals", "Targets", "TermWeights"]
 
 
 class Proposals(NamedTuple):
-    """What the cascade starts from: a box and a feature per proposal.
+    """Input of the cascade: a box and a feature per proposal.
 
     Attributes:
         boxes: (B, P, 4) xyxy in pixels.
@@ -24,13 +25,13 @@ class Proposals(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What a cascade says.
+    """Per-stage predictions of the cascade.
 
     Attributes:
         logits: (Q, B, P, C) raw class scores; C + 1 entries with softmax classification.
         boxes: (Q, B, P, 4) xyxy in pixels.
-        stage: (Q,) int64, the 0-based stage each prediction set comes from.
-        mask: (B, P) bool, False for proposals that are padding; None where there are none.
+        stage: (Q,) int64, 0-based stage of each prediction set.
+        mask: (B, P) bool, False for padded proposals; None without padding.
     """
 
     logits: Tensor
@@ -38,19 +39,13 @@ class Predictions(NamedTuple):
     stage: Tensor
     mask: Tensor | None = None
 
-    def of_sets(self, index: Any) -> "Predictions":
-        """Some of the prediction sets, by what indexes a tensor."""
-        return self._replace(
-            logits=self.logits[index], boxes=self.boxes[index], stage=self.stage[index]
-        )
-
     def of_proposals(self, index: slice) -> "Predictions":
-        """Some of the proposals, without a mask."""
+        """Select proposals; the result has no mask."""
         return Predictions(self.logits[:, :, index], self.boxes[:, :, index], self.stage)
 
 
 class Targets(NamedTuple):
-    """The ground truth of a batch, padded to the image with the most objects.
+    """Ground truth of a batch, padded to the image with the most objects.
 
     Attributes:
         boxes: (B, M, 4) xyxy in pixels, zero in the padding.
@@ -66,7 +61,7 @@ class Targets(NamedTuple):
 
 
 class TermWeights(NamedTuple):
-    """How much class, L1 and generalised IoU count, in the losses or in the matching cost."""
+    """Weights of class, L1 and overlap term, in the losses or in the matching cost."""
 
     class_: float = 2.0
     l1: float = 5.0

@@ -1,4 +1,4 @@
-"""What the processes of one training share."""
+"""Collectives that also work in a single process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,38 +8,42 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["each_for_itself", "gathered_over_processes", "mean_over_processes"]
+__all__ = ["all_gather", "local_reductions", "reduce_mean"]
 
-_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Average a tensor over all processes; it stays on its device."""
-    if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
-        return value
-    value = value.clone()
-    dist.all_reduce(value)
-    return value / dist.get_world_size()
+_LOCAL: ContextVar[bool] = ContextVar("local_reductions", default=False)
 
 
-def gathered_over_processes(value: Tensor) -> Tensor:
-    """The tensors (...) of all processes as one (W, ...); they have the same shape everywhere."""
-    if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
-        return value.unsqueeze(0)
-    found = [torch.empty_like(value) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, value.contiguous())
-    return torch.stack(found)
+def _is_single() -> bool:
+    return _LOCAL.get() or not (dist.is_available() and dist.is_initialized())
+
+
+def reduce_mean(tensor: Tensor) -> Tensor:
+    """Average a tensor over all processes; the result stays on its device."""
+    if _is_single():
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor / dist.get_world_size()
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """Stack the tensors (...) of all W processes, of equal shape, to (W, ...)."""
+    if _is_single():
+        return tensor.unsqueeze(0)
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor.contiguous())
+    return torch.stack(gathered)
 
 
 @contextmanager
-def each_for_itself() -> Iterator[None]:
-    """Without averaging inside.
+def local_reductions() -> Iterator[None]:
+    """Turn the collectives of this module into no-ops inside.
 
     For work that is split unevenly, such as an evaluation: a process with one image more would wait
-    for others that are done, forever.
+    forever for processes that are done.
     """
-    token = _ALONE.set(True)
+    token = _LOCAL.set(True)
     try:
         yield
     finally:
-        _ALONE.reset(token)
+        _LOCAL.reset(token)

@@ -2,7 +2,7 @@
 
 from .adamixer import AdaMixerDecoder, AdaMixerStage, PositionalStage
 from .cascade import Cascade, DynamicHead
-from .rcnn_head import RCNNHead, RoIFeatures
+from .rcnn_head import RCNNHead, RoIFeatures, Stage, StageSettings, stride_of
 
 __all__ = [
     "AdaMixerDecoder",
@@ -12,4 +12,7 @@ __all__ = [
     "PositionalStage",
     "RCNNHead",
     "RoIFeatures",
+    "Stage",
+    "StageSettings",
+    "stride_of",
 ]

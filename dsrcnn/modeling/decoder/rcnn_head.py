@@ -1,4 +1,10 @@
-"""RoI features of the cascade: the pyramid is laid out once, every stage pools from it."""
+"""One stage of the cascade and its RoI features (Sparse R-CNN section 3.2).
+
+Notation: ``G`` groups of proposals (1, or more with SQR), ``K`` positions of a RoI.
+"""
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -10,11 +16,21 @@ from ...layers.dynamic_conv import DynamicConv
 from ...layers.roi_align import FeatureTable, pool_rois
 from ...structures import apply_deltas, at_least_float32
 
-__all__ = ["RCNNHead", "RoIFeatures"]
+__all__ = ["RCNNHead", "RoIFeatures", "Stage", "StageSettings", "stride_of"]
+
+
+def stride_of(name: str) -> int:
+    """Return the stride of a pyramid level by its name: ``p3`` has 8."""
+    if not (name.startswith("p") and name[1:].isdigit()):
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.IN_FEATURES names {name!r}; the cascade pools from pyramid levels. "
+            "Write [p2, p3, p4, p5]."
+        )
+    return 2 ** int(name[1:])
 
 
 class RoIFeatures(nn.Module):
-    """Pools a fixed grid of features for every box; has no parameters."""
+    """Pool a fixed grid of features for every box; without parameters."""
 
     @configurable
     def __init__(
@@ -48,7 +64,7 @@ class RoIFeatures(nn.Module):
         self.aligned = aligned
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.ROI_BOX_HEAD`; strides follow the names ``p2`` ... of the features."""
         node = cfg.MODEL.ROI_BOX_HEAD
         if node.POOLER_TYPE != "ROIAlignV2":
@@ -72,23 +88,62 @@ class RoIFeatures(nn.Module):
             return FeatureTable.from_levels([at_least_float32(f) for f in features], self.strides)
 
     def forward(self, table: FeatureTable, boxes: Tensor) -> Tensor:
-        """Pool boxes (B, R, 4) into (B * R, K * K, D); no gradient reaches the boxes."""
+        """Pool boxes (B, R, 4) into (B * R, K, D); no gradient reaches the boxes."""
         return pool_rois(
             table, boxes, cells=self.resolution, samples=self.samples, aligned=self.aligned
         )
 
 
-def stride_of(name: str) -> int:
-    """Stride of a pyramid level by its name: ``p3`` has 8."""
-    if not (name.startswith("p") and name[1:].isdigit()):
-        raise ConfigError(
-            f"MODEL.ROI_HEADS.IN_FEATURES names {name!r}; the cascade pools from pyramid levels. "
-            "Write [p2, p3, p4, p5]."
+@dataclass(frozen=True)
+class StageSettings:
+    """Sizes that the stages of all decoders share.
+
+    Attributes:
+        channels: ``D``.
+        num_logits: outputs of the classifier: ``C``, or ``C + 1`` with softmax.
+        attention_heads: heads of the self-attention.
+        feedforward_channels: inner width of the feed-forward network.
+        num_cls: layers of the classification tower.
+        num_reg: layers of the box tower.
+        activation: of the feed-forward network, "relu" or "gelu".
+    """
+
+    channels: int
+    num_logits: int
+    attention_heads: int
+    feedforward_channels: int
+    num_cls: int
+    num_reg: int
+    activation: str
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "StageSettings":
+        """Read `MODEL.SparseRCNN`."""
+        node = cfg.MODEL.SparseRCNN
+        return cls(
+            channels=node.HIDDEN_DIM,
+            num_logits=node.NUM_CLASSES + (0 if node.USE_FOCAL else 1),
+            attention_heads=node.NHEADS,
+            feedforward_channels=node.DIM_FEEDFORWARD,
+            num_cls=node.NUM_CLS,
+            num_reg=node.NUM_REG,
+            activation=node.ACTIVATION,
         )
-    return 2 ** int(name[1:])
 
 
-class RCNNHead(nn.Module):
+class Stage(nn.Module):
+    """Base of the stages of all decoders."""
+
+    def initialize(self, prior_probability: float | None) -> None:
+        """Initialize the parameters.
+
+        Args:
+            prior_probability: class score of an untrained model, None for softmax classification.
+        """
+        raise NotImplementedError
+
+
+class RCNNHead(Stage):
     """Self-attention among proposals, dynamic interaction with their RoIs, class and box.
 
     Parameter names follow the official checkpoints. No parameter depends on the number of proposals
@@ -99,78 +154,58 @@ class RCNNHead(nn.Module):
     def __init__(
         self,
         *,
-        channels: int,
-        num_logits: int,
-        attention_heads: int,
-        feedforward_channels: int,
+        settings: StageSettings,
         dynamic_channels: int,
         roi_positions: int,
-        num_cls: int,
-        num_reg: int,
         dropout: float = 0.0,
-        activation: str = "relu",
         tower_activation: str = "relu",
     ) -> None:
-        """Make one stage.
+        """Build one stage.
 
         Args:
-            channels: ``D``.
-            num_logits: outputs of the classifier: ``C``, or ``C + 1`` with softmax.
-            attention_heads: heads of the self-attention.
-            feedforward_channels: inner width of the feed-forward network.
-            dynamic_channels: channels between the two generated convolutions.
-            roi_positions: ``K``, cells of a pooled RoI.
-            num_cls: layers of the classification tower.
-            num_reg: layers of the box tower.
+            settings: sizes.
+            dynamic_channels: channels between the two dynamic convolutions.
+            roi_positions: ``K``.
             dropout: dropout of attention, interaction and feed-forward network.
-            activation: of the feed-forward network, "relu" or "gelu".
             tower_activation: of the towers.
         """
         super().__init__()
+        channels, hidden = settings.channels, settings.feedforward_channels
         self.self_attn = nn.MultiheadAttention(
-            channels, attention_heads, dropout=dropout, batch_first=True
+            channels, settings.attention_heads, dropout=dropout, batch_first=True
         )
         self.inst_interact = DynamicConv(channels, dynamic_channels, roi_positions)
-        self.linear1 = nn.Linear(channels, feedforward_channels)
+        self.linear1 = nn.Linear(channels, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(feedforward_channels, channels)
+        self.linear2 = nn.Linear(hidden, channels)
         self.norm1 = nn.LayerNorm(channels)
         self.norm2 = nn.LayerNorm(channels)
         self.norm3 = nn.LayerNorm(channels)
         self.dropout1 = nn.Dropout(dropout)
         self.dropout2 = nn.Dropout(dropout)
         self.dropout3 = nn.Dropout(dropout)
-        self.activation = activation_from_name(activation)
-        self.cls_module = linear_norm_act(channels, num_cls, activation=tower_activation)
-        self.reg_module = linear_norm_act(channels, num_reg, activation=tower_activation)
-        self.class_logits = nn.Linear(channels, num_logits)
+        self.activation = activation_from_name(settings.activation)
+        self.cls_module = linear_norm_act(channels, settings.num_cls, activation=tower_activation)
+        self.reg_module = linear_norm_act(channels, settings.num_reg, activation=tower_activation)
+        self.class_logits = nn.Linear(channels, settings.num_logits)
         self.bboxes_delta = nn.Linear(channels, 4)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        """Read `MODEL.SparseRCNN` and the pooler's resolution."""
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.SparseRCNN` and the resolution of the pooler."""
         node = cfg.MODEL.SparseRCNN
         return {
-            "channels": node.HIDDEN_DIM,
-            "num_logits": node.NUM_CLASSES + (0 if node.USE_FOCAL else 1),
-            "attention_heads": node.NHEADS,
-            "feedforward_channels": node.DIM_FEEDFORWARD,
+            "settings": StageSettings.from_config(cfg),
             "dynamic_channels": node.DIM_DYNAMIC,
             "roi_positions": cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION**2,
-            "num_cls": node.NUM_CLS,
-            "num_reg": node.NUM_REG,
             "dropout": node.DROPOUT,
-            "activation": node.ACTIVATION,
         }
 
     def initialize(self, prior_probability: float | None) -> None:
-        """Xavier for all matrices; with focal loss the classifier starts at the prior.
+        """Initialize matrices by Xavier and, with focal loss, the classifier's bias by the prior.
 
-        The official code finds the classifier by the size of its last axis, which also hits other
-        parameters for some class counts; here it is addressed by name.
-
-        Args:
-            prior_probability: class score of an untrained model, None for softmax classification.
+        The official code selects the classifier by the size of its last axis, which also matches
+        other parameters for some class counts; here it is addressed by name.
         """
         initialize_xavier(self)
         if prior_probability is not None:
@@ -189,7 +224,7 @@ class RCNNHead(nn.Module):
             roi_features: (B * G * P, K, D), pooled at `boxes`.
             boxes: (B, G, P, 4) xyxy in pixels.
             proposal_features: (B, G, P, D).
-            mask: (B, P) or (B, P, P) bool, False for what must not be attended to; with one group.
+            mask: (B, P) or (B, P, P) bool, False for keys to ignore; with one group.
 
         Returns:
             Logits (B, G, P, C), boxes (B, G, P, 4) and object features (B, G, P, D), the proposal
@@ -209,11 +244,11 @@ class RCNNHead(nn.Module):
     def _attend(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """Self-attention among the proposals of one group of one image."""
         x = features.flatten(0, 1)
-        hidden = None
+        ignored = None
         if mask is not None:
             pairs = mask if mask.dim() == 3 else mask.unsqueeze(1).expand(-1, x.shape[1], -1)
-            hidden = ~pairs.repeat_interleave(self.self_attn.num_heads, dim=0)
-        attended = self.self_attn(x, x, x, attn_mask=hidden, need_weights=False)[0]
+            ignored = ~pairs.repeat_interleave(self.self_attn.num_heads, dim=0)
+        attended = self.self_attn(x, x, x, attn_mask=ignored, need_weights=False)[0]
         return attended.view_as(features)
 
     def _refine(self, features: Tensor, boxes: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """Losses, dense over an assignment."""
 
-from .criterion import LossCounts, SetCriterion
+from .criterion import LossNormalizers, SetCriterion
 
-__all__ = ["LossCounts", "SetCriterion"]
+__all__ = ["LossNormalizers", "SetCriterion"]

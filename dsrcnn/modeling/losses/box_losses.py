@@ -1,7 +1,4 @@
-"""Box losses per proposal.
-
-Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals.
-"""
+"""Box losses of positive proposals."""
 
 import torch
 from torch import Tensor
@@ -12,30 +9,30 @@ __all__ = ["box_losses"]
 
 
 def box_losses(
-    boxes: Tensor, wanted: Tensor, positive: Tensor, sizes: Tensor, overlap: str = "giou"
+    boxes: Tensor, targets: Tensor, positive: Tensor, sizes: Tensor, overlap: str = "giou"
 ) -> tuple[Tensor, Tensor]:
-    """L1 and overlap loss of positive proposals (Sparse R-CNN section 3.4: generalised IoU).
+    """L1 and overlap loss of positive proposals (Sparse R-CNN section 3.4: GIoU).
 
-    Background proposals are replaced before the losses, not multiplied by zero after them: a
-    background box that is not finite can then harm neither the losses nor the gradients.
+    Background proposals are replaced before the losses, not multiplied by zero after them, so that
+    a background box that is not finite affects neither losses nor gradients.
 
     Args:
         boxes: (Q, B, P, 4) predicted, xyxy in pixels.
-        wanted: (Q, B, P, 4) ground truth of each proposal; any values for background.
+        targets: (Q, B, P, 4) target box of each proposal; any values for background.
         positive: (Q, B, P) bool.
         sizes: (B, 4) ``w, h, w, h`` of each image; L1 compares boxes divided by it.
-        overlap: of `pairwise_overlaps`; the loss is 1 minus it.
+        overlap: see `pairwise_overlaps`; the loss is 1 minus it.
 
     Returns:
-        Two tensors (Q,): sums over all positives of a set.
+        Two tensors (Q,): sums over the positives of a set.
     """
     placeholder = boxes.new_zeros(4)
     placeholder[2:] = 1.0  # filled on the device: a tensor from a list would be a transfer
     keep = positive.unsqueeze(-1)
     boxes = torch.where(keep, boxes, placeholder)
-    wanted = torch.where(keep, wanted.to(boxes.dtype), placeholder)
-    l1 = ((boxes - wanted).abs() / sizes.unsqueeze(1)).sum(dim=(1, 2, 3))
-    # Pairs of one proposal with one ground truth each. (torchvision's losses of these names select
-    # by a mask, which makes the host wait for the device.)
-    _, overlaps = pairwise_overlaps(boxes.unsqueeze(-2), wanted.unsqueeze(-2), overlap)
+    targets = torch.where(keep, targets.to(boxes.dtype), placeholder)
+    l1 = ((boxes - targets).abs() / sizes.unsqueeze(1)).sum(dim=(1, 2, 3))
+    # One proposal with one target each. torchvision's losses of these names select by a mask, which
+    # synchronizes with the device.
+    _, overlaps = pairwise_overlaps(boxes.unsqueeze(-2), targets.unsqueeze(-2), overlap)
     return l1, (1 - overlaps.flatten(2)).masked_fill(~positive, 0.0).sum(dim=(1, 2))

@@ -1,8 +1,4 @@
-"""Set losses over a dense assignment (Sparse R-CNN section 3.4).
-
-Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals, ``M`` ground truths, ``C`` classes,
-``S`` stages.
-"""
+"""Set losses over a dense assignment (Sparse R-CNN section 3.4)."""
 
 from typing import Any, NamedTuple
 
@@ -11,27 +7,29 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ...structures import Predictions, Targets, TermWeights, at_least_float32
-from ...utils.distributed import mean_over_processes
+from ...utils.distributed import reduce_mean
+from ...utils.events import ScalarLog
+from ...utils.training import iteration_ends, training_context
 from .box_losses import box_losses
 from .class_losses import cross_entropy_losses, focal_losses
 
-__all__ = ["LossCounts", "SetCriterion"]
+__all__ = ["LossNormalizers", "SetCriterion"]
 
 
-class LossCounts(NamedTuple):
-    """What losses are divided by.
+class LossNormalizers(NamedTuple):
+    """Divisors of the losses.
 
     Attributes:
-        learners: positives of every set (Q,), or ground truths (), see `SetCriterion`.
+        num_positives: positives of every set (Q,), or ground truths (), see `SetCriterion`.
         class_weight: (Q,) sum of the class weights of all proposals, with softmax only.
     """
 
-    learners: Tensor
+    num_positives: Tensor
     class_weight: Tensor | None = None
 
 
 class SetCriterion(nn.Module):
-    """Class, L1 and overlap loss of every stage, given who learns what."""
+    """Class, L1 and overlap loss of every stage, given an assignment."""
 
     empty_weight: Tensor
 
@@ -49,7 +47,7 @@ class SetCriterion(nn.Module):
         no_object_weight: float = 0.1,
         normalizer: str = "gt",
         overlap: str = "giou",
-        reduction: str = "sum",
+        log: ScalarLog | None = None,
     ) -> None:
         """Set the losses.
 
@@ -57,18 +55,17 @@ class SetCriterion(nn.Module):
             num_classes: ``C``.
             num_stages: ``S``.
             weights: factor of each loss.
-            deep_supervision: whether predictions of all stages come, or of the last one only.
+            deep_supervision: whether predictions come from all stages, or from the last one only.
             focal: focal classification; False for softmax with a background class.
             alpha: focal balance.
             gamma: focal exponent.
             no_object_weight: weight of the background class with softmax.
             normalizer: "gt" divides by the number of ground truths, as Sparse R-CNN does;
-                "positives" by the number of proposals of the set that learn an object, for
-                one-to-many assignments. Both are the same where every ground truth has one
-                proposal. The softmax class loss uses neither: it is a weighted mean.
-            overlap: which of `pairwise_overlaps` is learned; its loss has its name.
-            reduction: over the prediction sets of a stage, "sum" or "mean"; there is one of each
-                unless proposals are recollected (SQR).
+                "positives" by the number of positive proposals of the set, for one-to-many
+                assignment. Both are equal if every ground truth has one proposal. The softmax class
+                loss uses neither: it is a weighted mean.
+            overlap: see `pairwise_overlaps`; the loss is named after it.
+            log: with recollection (SQR), for the losses of the plain cascade (``plain/*``).
         """
         super().__init__()
         self.num_classes = num_classes
@@ -80,8 +77,9 @@ class SetCriterion(nn.Module):
         self.gamma = gamma
         self.normalizer = normalizer
         self.overlap = overlap
-        self.reduction = reduction
-        if not focal:  # only then a part of official checkpoints
+        self.log = log or ScalarLog(0)
+        self._plain_sums: dict[str, Tensor] = {}  # of the parts of this iteration so far
+        if not focal:  # only then part of official checkpoints
             class_weights = torch.ones(num_classes + 1)
             class_weights[-1] = no_object_weight
             self.register_buffer("empty_weight", class_weights)
@@ -100,58 +98,55 @@ class SetCriterion(nn.Module):
             "gamma": node.GAMMA,
             "no_object_weight": node.NO_OBJECT_WEIGHT,
             "normalizer": node.DLA.NORMALIZER if node.DLA.ENABLED else "gt",
-            "overlap": node.OVERLAP.LOSS,
-            "reduction": node.SQR.REDUCTION,
+            "overlap": node.OVERLAP,
+            "log": ScalarLog(cfg.LOG.PERIOD if node.SQR.ENABLED else 0),
         }
 
     @property
     def counts_targets_only(self) -> bool:
-        """Whether `count` can do without predictions and assignment."""
+        """Whether `count` needs neither predictions nor an assignment."""
         return self.focal and self.normalizer == "gt"
 
-    def count(self, targets: Targets, assignment: Tensor | None = None) -> LossCounts:
-        """What this batch of this process adds to the divisors of the losses.
+    def count(self, targets: Targets, assignment: Tensor | None = None) -> LossNormalizers:
+        """Count what a batch of this process adds to the normalizers.
 
         Args:
             targets: ground truth of the batch.
-            assignment: (Q, B, P); None where `counts_targets_only`.
+            assignment: (Q, B, P); None if `counts_targets_only`.
         """
         dtype = targets.sizes.dtype
         if assignment is None:
-            return LossCounts(targets.mask.sum().to(dtype))
+            return LossNormalizers(targets.mask.sum().to(dtype))
         positive = assignment >= 0
         counts = positive.sum(dim=(1, 2)) if self.normalizer == "positives" else targets.mask.sum()
         class_weight = None
         if not self.focal:
             classes, _ = self._gather(targets, assignment, positive)
             class_weight = self.empty_weight[classes].sum(dim=(1, 2))
-        return LossCounts(counts.to(dtype), class_weight)
+        return LossNormalizers(counts.to(dtype), class_weight)
 
-    def normalizers(self, parts: list[LossCounts]) -> LossCounts:
-        """Divisors for a batch that was counted in parts: sums, averaged over processes.
+    def normalizers(self, counts: list[LossNormalizers]) -> LossNormalizers:
+        """Sum the counts of all parts of a batch and average them over processes.
 
-        One collective for all sets. They stay tensors: reading them would stall the device. The
-        class weights remain those of the process, as the softmax loss is a mean of its own.
+        There is one collective for all sets. The result stays on the device, since reading it would
+        stall. Class weights stay those of the process: the softmax loss is its own mean.
         """
-        learners = torch.stack([p.learners for p in parts]).sum(dim=0)
-        weights = [p.class_weight for p in parts if p.class_weight is not None]
+        positives = torch.stack([c.num_positives for c in counts]).sum(dim=0)
+        weights = [c.class_weight for c in counts if c.class_weight is not None]
         total = torch.stack(weights).sum(dim=0) if weights else None
-        return LossCounts(mean_over_processes(learners).clamp(min=1), total)
+        return LossNormalizers(reduce_mean(positives).clamp(min=1), total)
 
     def forward(
-        self,
-        predictions: Predictions,
-        targets: Targets,
-        assignment: Tensor,
-        normalizers: LossCounts | None = None,
+        self, predictions: Predictions, targets: Targets, assignment: Tensor
     ) -> dict[str, Tensor]:
-        """Weighted losses of every stage.
+        """Compute the weighted losses of every stage.
+
+        They are divided by the normalizers of the `TrainingContext`, or by those of this batch.
 
         Args:
             predictions: of all stages.
             targets: ground truth of the batch.
-            assignment: (Q, B, P) int64, -1 = background.
-            normalizers: of a larger batch that this is a part of; None: this is the batch.
+            assignment: (Q, B, P) int64, -1 for background.
 
         Returns:
             ``loss_ce``, ``loss_bbox`` and ``loss_giou`` (or of another overlap) of the last stage,
@@ -159,34 +154,36 @@ class SetCriterion(nn.Module):
             contributes to ``loss_ce`` only; all losses stay connected to the graph.
         """
         positive = assignment >= 0
-        classes, wanted = self._gather(targets, assignment, positive)
+        classes, boxes = self._gather(targets, assignment, positive)
         # Never in half precision: the sums run over all proposals and classes.
-        logits, boxes = (at_least_float32(x) for x in predictions[:2])
-        sizes = targets.sizes.to(boxes.dtype)
-        l1, overlap = box_losses(boxes, wanted, positive, sizes, self.overlap)
+        logits, predicted = (at_least_float32(x) for x in predictions[:2])
+        sizes = targets.sizes.to(predicted.dtype)
+        l1, overlap = box_losses(predicted, boxes, positive, sizes, self.overlap)
+        normalizers = training_context().normalizers
         if normalizers is None:
             normalizers = self.normalizers([self.count(targets, assignment)])
-        normalizer = normalizers.learners
         if self.focal:
-            ce = focal_losses(logits, classes, alpha=self.alpha, gamma=self.gamma) / normalizer
+            ce = focal_losses(logits, classes, alpha=self.alpha, gamma=self.gamma)
+            ce = ce / normalizers.num_positives
         else:
             ce = cross_entropy_losses(logits, classes, self.empty_weight.to(logits.dtype))
-            assert normalizers.class_weight is not None  # `count` gives it with softmax
             ce = ce / normalizers.class_weight
         per_set = {
             "loss_ce": self.weights.class_ * ce,
-            "loss_bbox": self.weights.l1 * l1 / normalizer,
-            f"loss_{self.overlap}": self.weights.giou * overlap / normalizer,
+            "loss_bbox": self.weights.l1 * l1 / normalizers.num_positives,
+            f"loss_{self.overlap}": self.weights.giou * overlap / normalizers.num_positives,
         }
+        if self.log.is_due():
+            self._log_plain(per_set, predictions.stage)
         return self._by_stage(per_set, predictions.stage)
 
     def _gather(
         self, targets: Targets, assignment: Tensor, positive: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Class (Q, B, P) and box (Q, B, P, 4) that each proposal learns."""
+        """Target class (Q, B, P) and box (Q, B, P, 4) of each proposal."""
         if targets.mask.shape[1] == 0:
-            wanted = targets.boxes.new_zeros(*assignment.shape, 4)
-            return torch.full_like(assignment, self.num_classes), wanted
+            boxes = targets.boxes.new_zeros(*assignment.shape, 4)
+            return torch.full_like(assignment, self.num_classes), boxes
         index = assignment.clamp(min=0)
         image = torch.arange(index.shape[1], device=index.device).view(1, -1, 1)
         labels = targets.labels[image, index]
@@ -196,13 +193,28 @@ class SetCriterion(nn.Module):
         """Sum the sets of each stage and name the sums as the official code does."""
         losses = {}
         supervised = self.num_stages - self.first_stage
-        place = stage - self.first_stage
         for name, values in per_set.items():
-            empty = values.new_zeros(supervised)
-            sums = empty.index_add(0, place, values)
-            if self.reduction == "mean":
-                sums = sums / empty.index_add(0, place, torch.ones_like(values))
+            sums = values.new_zeros(supervised).index_add(0, stage - self.first_stage, values)
             for offset, value in enumerate(sums.unbind()):
                 index = self.first_stage + offset
                 losses[name if index == self.num_stages - 1 else f"{name}_{index}"] = value
         return losses
+
+    @torch.no_grad()
+    def _sum_plain(self, per_set: dict[str, Tensor], stage: Tensor) -> None:
+        """Add the losses of the plain cascade: the last set of every stage is its."""
+        stages = stage.tolist()
+        last = [i for i, number in enumerate(stages) if number not in stages[i + 1 :]]
+        plain = {name: values.detach()[last] for name, values in per_set.items()}
+        for name, value in self._by_stage(plain, stage[last]).items():
+            self._plain_sums[name] = self._plain_sums.get(name, 0.0) + value
+
+    def _log_plain(self, per_set: dict[str, Tensor], stage: Tensor) -> None:
+        """Log the plain cascade's losses, which sums over groups cannot be compared with."""
+        self._sum_plain(per_set, stage)
+        if not iteration_ends():
+            return
+        means = reduce_mean(torch.stack(list(self._plain_sums.values())))
+        scalars = dict(zip(self._plain_sums, means.unbind(), strict=True))
+        self.log.write("plain", {**scalars, "total_loss": means.sum()})
+        self._plain_sums = {}

@@ -1,17 +1,14 @@
-"""Which proposal learns which ground truth: costs and assignments, without heads or proposals."""
+"""Costs and assignments: which proposal learns which ground truth.
 
-from .assignment import (
-    decide_exact,
-    decide_rescaled,
-    decide_top_units,
-    limit_positives,
-    repair_unmatched,
-)
+Nothing here depends on heads or proposals. Importing it registers the matchers.
+"""
+
+from .assignment import assign_cheapest, assign_from_plan, limit_positives
 from .costs import CostSettings, pairwise_costs
 from .hungarian import HungarianMatcher, assign_one_to_one
-from .matcher import MATCHER_REGISTRY, Matcher, build_matcher
+from .matcher import MATCHER_REGISTRY, Matcher, UnitMatcher, build_matcher
 from .optimal_transport import OptimalTransportMatcher
-from .simota import SimOTAMatcher, assign_cheapest
+from .simota import SimOTAMatcher
 from .sinkhorn import assign_exact, column_error, sinkhorn
 from .units import UnitRule, assign_units, unit_offsets
 
@@ -22,19 +19,17 @@ __all__ = [
     "Matcher",
     "OptimalTransportMatcher",
     "SimOTAMatcher",
+    "UnitMatcher",
     "UnitRule",
     "assign_cheapest",
     "assign_exact",
+    "assign_from_plan",
     "assign_one_to_one",
     "assign_units",
     "build_matcher",
     "column_error",
-    "decide_exact",
-    "decide_rescaled",
-    "decide_top_units",
     "limit_positives",
     "pairwise_costs",
-    "repair_unmatched",
     "sinkhorn",
     "unit_offsets",
 ]

@@ -1,7 +1,6 @@
 """Matching costs of every ground truth with every proposal (Sparse R-CNN section 3.4, equation 1).
 
-Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals, ``M`` ground truths, ``C`` classes.
-Ground truths are rows, proposals columns: ground truths supply, proposals demand.
+Ground truths are rows and proposals columns: ground truths supply, proposals demand.
 """
 
 from typing import NamedTuple
@@ -14,20 +13,20 @@ from ...structures import Predictions, Targets, TermWeights, at_least_float32, p
 
 __all__ = ["WORST_COST", "CostSettings", "bounded_costs", "class_cost", "pairwise_costs"]
 
-# Costs that are not finite (a diverging model), and costs beyond it, rank behind every real cost.
-# Small enough that float32 still resolves hundredths beside it, as potentials of transport must.
+# Bound of all costs; those of a diverging model rank behind every real cost. Small enough that
+# float32 resolves hundredths beside it, as the potentials of the transport must.
 WORST_COST = 1e4
 
 
 class CostSettings(NamedTuple):
-    """How costs are computed.
+    """Settings of `pairwise_costs`.
 
     Attributes:
         weights: of the class, L1 and overlap term.
         focal: focal classification; False for softmax.
         alpha: focal balance.
         gamma: focal exponent.
-        overlap: of `pairwise_overlaps`, generalised IoU in Sparse R-CNN.
+        overlap: see `pairwise_overlaps`; GIoU in Sparse R-CNN.
     """
 
     weights: TermWeights = TermWeights()
@@ -38,26 +37,26 @@ class CostSettings(NamedTuple):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "CostSettings":
-        """Read `MODEL.SparseRCNN`: DLA has weights of its own, else the loss weights count."""
+        """Read `MODEL.SparseRCNN`; without DLA the weights are those of the losses."""
         node = cfg.MODEL.SparseRCNN
         weights = TermWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT)
         if node.DLA.ENABLED:
             weights = TermWeights(node.DLA.CLASS_COST, node.DLA.L1_COST, node.DLA.GIOU_COST)
-        return cls(weights, node.USE_FOCAL, node.ALPHA, node.GAMMA, node.OVERLAP.COST)
+        return cls(weights, node.USE_FOCAL, node.ALPHA, node.GAMMA, node.OVERLAP)
 
 
 def class_cost(
     logits: Tensor, labels: Tensor, *, focal: bool, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Cost of predicting each ground truth's class.
+    """Cost of the class of each ground truth.
 
     With focal classification it is the focal loss of the class as a positive minus the focal loss
-    as a negative; all other classes cancel. With softmax it is minus the probability.
+    as a negative; all other classes cancel. With softmax it is the negative probability.
 
     Args:
         logits: (Q, B, P, C), with softmax (Q, B, P, C + 1).
         labels: (B, M) int64.
-        focal: which of the two.
+        focal: focal classification; False for softmax.
         alpha: focal balance.
         gamma: focal exponent.
 
@@ -66,10 +65,10 @@ def class_cost(
     """
     index = labels[None, :, None, :].expand(*logits.shape[:3], -1)
     scores = logits if focal else logits.softmax(dim=-1)
-    chosen = scores.gather(-1, index).mT.contiguous()  # gathered first: M columns instead of C
+    selected = scores.gather(-1, index).mT.contiguous()  # gathered first: M columns instead of C
     if not focal:
-        return -chosen
-    probability = chosen.sigmoid()
+        return -selected
+    probability = selected.sigmoid()
     positive = alpha * (1 - probability) ** gamma * -(probability + 1e-8).log()
     negative = (1 - alpha) * probability**gamma * -(1 - probability + 1e-8).log()
     return positive - negative
@@ -81,11 +80,10 @@ def pairwise_costs(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of class, L1 and overlap cost, in float32 (float64 stays).
 
-    Boxes are compared by L1 after division by the image size, by their overlap in pixels. Seen as
-    transport with focal classification, this is the cost of a ground truth minus the cost of
-    background for the same proposal: the classes that are not the ground truth's cancel (arXiv
-    2205.02101 section 3.1). With softmax, which the paper does not treat, background simply costs
-    nothing.
+    L1 compares boxes divided by the image size. As a transport cost with focal classification, this
+    is the cost of a ground truth minus the cost of background for the same proposal: all other
+    classes cancel (arXiv 2205.02101 section 3.1). With softmax, which the paper does not treat,
+    background has no cost.
 
     Returns:
         Costs and IoUs, both (Q, B, M, P); entries of padded ground truths have no meaning.
@@ -93,9 +91,9 @@ def pairwise_costs(
     sets, images = predictions.boxes.shape[:2]
     logits, boxes = (at_least_float32(x) for x in predictions[:2])
     sizes = targets.sizes.to(boxes.dtype).unsqueeze(1)
-    wanted = targets.boxes.to(boxes.dtype)
-    rows = wanted.expand(sets, images, -1, -1)
-    l1 = torch.cdist((wanted / sizes).expand_as(rows), boxes / sizes, p=1.0)
+    target_boxes = targets.boxes.to(boxes.dtype)
+    rows = target_boxes.expand(sets, images, -1, -1)
+    l1 = torch.cdist((target_boxes / sizes).expand_as(rows), boxes / sizes, p=1.0)
     iou, overlap = pairwise_overlaps(rows, boxes, settings.overlap)
     weights = settings.weights
     classes = class_cost(
@@ -105,5 +103,5 @@ def pairwise_costs(
 
 
 def bounded_costs(cost: Tensor) -> Tensor:
-    """Costs of any shape, finite: what is no number, or beyond `WORST_COST`, is as bad as it."""
+    """Clamp costs of any shape to `WORST_COST`, which also replaces NaN."""
     return cost.nan_to_num(nan=WORST_COST).clamp(-WORST_COST, WORST_COST)

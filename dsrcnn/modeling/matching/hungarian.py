@@ -1,15 +1,15 @@
-"""One-to-one assignment (DETR's and Sparse R-CNN's bipartite matching, solved on the host)."""
+"""One-to-one assignment: bipartite matching of DETR and Sparse R-CNN, solved on the host."""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ...structures import Targets
+from ...utils.events import ScalarLog
 from .costs import CostSettings
 from .matcher import MATCHER_REGISTRY, Matcher
 
@@ -17,9 +17,9 @@ __all__ = ["HungarianMatcher", "assign_one_to_one"]
 
 
 def assign_one_to_one(cost: Tensor, mask: Tensor) -> Tensor:
-    """Cheapest one-to-one assignment of each of R independent problems.
+    """Solve R independent one-to-one assignments of least cost.
 
-    With more ground truths than proposals every proposal gets one and the rest stays unassigned.
+    With more ground truths than proposals every proposal gets one and the rest stays unmatched.
 
     Args:
         cost: (R, M, P), finite where `mask` is True.
@@ -33,26 +33,23 @@ def assign_one_to_one(cost: Tensor, mask: Tensor) -> Tensor:
     assignment = np.full((host.shape[0], host.shape[2]), -1, dtype=np.int64)
     for row, problem in zip(assignment, host, strict=True):
         real = np.flatnonzero(np.isfinite(problem[:, 0]))
-        objects, proposals = linear_sum_assignment(problem[real])
-        row[proposals] = real[objects]
+        targets, proposals = linear_sum_assignment(problem[real])
+        row[proposals] = real[targets]
     return torch.from_numpy(assignment).to(cost.device)
 
 
 @MATCHER_REGISTRY.register()
 class HungarianMatcher(Matcher):
-    """One proposal per ground truth, chosen anew for every stage and image."""
+    """One proposal per ground truth, matched separately for every stage and image."""
 
     @configurable
-    def __init__(self, *, costs: CostSettings) -> None:
-        """Set how costs are computed."""
-        super().__init__(costs=costs)
+    def __init__(self, *, costs: CostSettings, log: ScalarLog | None = None) -> None:
+        """Set the costs, see `Matcher`."""
+        super().__init__(costs=costs, log=log)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read `MODEL.SparseRCNN`."""
-        return {"costs": CostSettings.from_config(cfg)}
-
-    def assign(self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets) -> Tensor:
-        """See `assign_one_to_one`."""
+    def assign(
+        self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Solve all sets and images, see `assign_one_to_one`."""
         mask = targets.mask.expand(len(cost), -1, -1).flatten(0, 1)
-        return assign_one_to_one(cost.flatten(0, 1), mask).view(*cost.shape[:2], -1)
+        return assign_one_to_one(cost.flatten(0, 1), mask).view(*cost.shape[:2], -1), {}

@@ -1,61 +1,90 @@
-"""What all matchers share, and the registry they are chosen from.
+"""Base of all matchers, the registry that selects them, and the base of one-to-many matchers."""
 
-Letters: ``Q`` prediction sets, ``B`` images, ``P`` proposals, ``M`` ground truths, ``S`` stages.
-"""
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...config.validate import check_name
 from ...structures import Predictions, Targets
-from ...utils.events import storage_in_turn
+from ...utils.events import ScalarLog
 from .costs import CostSettings, bounded_costs, pairwise_costs
-from .units import UnitRule, unit_statistics
+from .units import UnitRule
 
-__all__ = ["MATCHER_REGISTRY", "AssignmentLog", "Matcher", "UnitMatcher", "build_matcher"]
+__all__ = ["MATCHER_REGISTRY", "Matcher", "UnitMatcher", "build_matcher", "matcher_class"]
 
 MATCHER_REGISTRY = Registry("MATCHER")
 MATCHER_REGISTRY.__doc__ = """
 Matchers: which proposal learns which ground truth.
 
-A matcher is built from a config and called as ``matcher(predictions, targets)`` with
-`Predictions` and `Targets`. It returns an assignment (Q, B, P) int64: the index of the ground
-truth a proposal learns, -1 for background.
+A matcher is a `Matcher`, built from a config and called as ``matcher(predictions, targets)`` with
+`Predictions` and `Targets`. It returns an assignment (Q, B, P) int64: the index of the ground truth
+a proposal learns, -1 for background. ``MODEL.SparseRCNN.DLA.MATCHER`` selects one.
 """
 
 
 class Matcher(nn.Module):
-    """Costs first, for all sets and images at once; a subclass turns them into an assignment."""
+    """Compute costs for all prediction sets and images; a subclass turns them into an assignment.
 
-    def __init__(self, *, costs: CostSettings) -> None:
-        """Set how costs are computed."""
+    Attributes:
+        one_to_many: whether a ground truth may get several proposals, so that inference needs NMS.
+    """
+
+    one_to_many: ClassVar[bool] = False
+
+    def __init__(self, *, costs: CostSettings, log: ScalarLog | None = None) -> None:
+        """Set the costs, and where statistics are logged (``dla/*``).
+
+        Args:
+            costs: how costs are computed.
+            log: for the number of positives, of unmatched ground truths and more by stage.
+        """
         super().__init__()
         self.costs = costs
+        self.log = log or ScalarLog(0)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.SparseRCNN`; statistics are logged with DLA."""
+        period = cfg.LOG.PERIOD if cfg.MODEL.SparseRCNN.DLA.ENABLED else 0
+        return {"costs": CostSettings.from_config(cfg), "log": ScalarLog(period)}
 
     def extra_repr(self) -> str:
         """Settings for the printed model."""
         return f"weights={tuple(self.costs.weights)}, focal={self.costs.focal}"
 
-    @torch.no_grad()
     def forward(self, predictions: Predictions, targets: Targets) -> Tensor:
-        """Assign all prediction sets and images.
+        """Assign the proposals of all prediction sets and images.
 
         Returns:
-            (Q, B, P) int64: index of the ground truth a proposal learns, -1 = background.
+            (Q, B, P) int64: index of the ground truth a proposal learns, -1 for background.
         """
-        if targets.mask.shape[1] == 0:  # known on the host: a batch without any ground truth
-            return targets.labels.new_full(predictions.boxes.shape[:3], -1)
-        return self.assign(*self.finite_costs(predictions, targets), predictions.stage, targets)
+        log = self.log.is_due()  # not known any more once gradients are off
+        with torch.no_grad():
+            if targets.mask.shape[1] == 0:  # known on the host: a batch without any ground truth
+                assignment = targets.labels.new_full(predictions.boxes.shape[:3], -1)
+                statistics: dict[str, Tensor] = {}
+            else:
+                cost, iou = self.finite_costs(predictions, targets)
+                assignment, statistics = self.assign(cost, iou, predictions.stage, targets)
+            if log:
+                statistics = _count(assignment, targets) | statistics
+                scalars = _mean_by_stage(statistics, predictions.stage)
+        if log:
+            self.log.write("dla", scalars)
+        return assignment
 
     def finite_costs(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Costs and IoUs (Q, B, M, P), never in half precision, finite whatever the model says."""
+        """Costs and IoUs (Q, B, M, P), never in half precision, finite for any predictions."""
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             cost, iou = pairwise_costs(predictions, targets, self.costs)
         return bounded_costs(cost), iou.nan_to_num(nan=0.0)
 
-    def assign(self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets) -> Tensor:
+    def assign(
+        self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Turn costs into an assignment.
 
         Args:
@@ -65,125 +94,70 @@ class Matcher(nn.Module):
             targets: for ``mask``: entries of padded ground truths have no meaning.
 
         Returns:
-            (Q, B, P).
+            The assignment (Q, B, P), and statistics (Q,) to log, by name.
         """
         raise NotImplementedError
 
-    @torch.no_grad()
-    def statistics(
-        self, predictions: Predictions, targets: Targets, assignment: Tensor
-    ) -> dict[str, Tensor]:
-        """What to log about an assignment, per prediction set.
 
-        Returns:
-            ``positives``, proposals that learn an object, and ``unmatched``, ground truths that
-            nobody learns: (Q,) each, means over the images.
+class UnitMatcher(Matcher):
+    """Base of matchers that give a ground truth as many proposals as it has units."""
+
+    one_to_many = True
+
+    def __init__(self, *, units: UnitRule, **kwargs: Any) -> None:
+        """Set the rule for the units.
+
+        Args:
+            units: how many proposals a ground truth supplies.
+            **kwargs: of `Matcher`.
         """
-        objects = torch.arange(targets.mask.shape[1], device=assignment.device)
-        learned = (assignment.unsqueeze(-2) == objects.unsqueeze(-1)).any(dim=-1)
-        return {
-            "positives": (assignment >= 0).sum(dim=-1).float().mean(dim=-1),
-            "unmatched": (targets.mask & ~learned).sum(dim=-1).float().mean(dim=-1),
-        }
+        super().__init__(**kwargs)
+        self.units = units
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.SparseRCNN`."""
+        return {**super().from_config(cfg), "units": UnitRule.from_config(cfg)}
+
+    def extra_repr(self) -> str:
+        """Settings for the printed model."""
+        return f"{super().extra_repr()}, {self.units}"
 
 
-def build_matcher(cfg: CfgNode) -> Matcher:
-    """The matcher of ``MODEL.SparseRCNN.DLA``; without DLA one proposal per ground truth.
+def matcher_class(cfg: CfgNode) -> type[Matcher]:
+    """Return the matcher class of ``MODEL.SparseRCNN.DLA``, Hungarian matching without DLA.
 
     Raises:
         ConfigError: if no matcher of the name is registered.
     """
     dla = cfg.MODEL.SparseRCNN.DLA
     name = dla.MATCHER if dla.ENABLED else "HungarianMatcher"
-    if name not in MATCHER_REGISTRY:
-        known = ", ".join(sorted(member for member, _ in MATCHER_REGISTRY))
-        raise ConfigError(f"MODEL.SparseRCNN.DLA.MATCHER is {name!r}; write one of {known}.")
-    matcher: Matcher = MATCHER_REGISTRY.get(name)(cfg)
+    check_name("MODEL.SparseRCNN.DLA.MATCHER", name, MATCHER_REGISTRY)
+    matcher: type[Matcher] = MATCHER_REGISTRY.get(name)
     return matcher
 
 
-class UnitMatcher(Matcher):
-    """Has units, a repair, and tells about the units in the log."""
-
-    def __init__(self, *, costs: CostSettings, units: UnitRule, repair: int) -> None:
-        """Set what all of them have.
-
-        Args:
-            costs: how costs are computed.
-            units: how many proposals a ground truth supplies.
-            repair: passes of `repair_unmatched`.
-        """
-        super().__init__(costs=costs)
-        self.units = units
-        self.repair = repair
-
-    def extra_repr(self) -> str:
-        """Settings for the printed model."""
-        return f"{super().extra_repr()}, {self.units}, repair={self.repair}"
-
-    @torch.no_grad()
-    def statistics(
-        self, predictions: Predictions, targets: Targets, assignment: Tensor
-    ) -> dict[str, Tensor]:
-        """Adds the units (`unit_statistics`) and what `plan_statistics` tells."""
-        found = super().statistics(predictions, targets, assignment)
-        if targets.mask.shape[1] == 0:
-            return found
-        cost, iou = self.finite_costs(predictions, targets)
-        units = self.units(iou, targets.mask, predictions.stage)
-        found |= unit_statistics(units, targets.mask)
-        return found | self.plan_statistics(cost, units, targets.mask)
-
-    def plan_statistics(self, cost: Tensor, units: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """What a matcher has to tell beyond units: nothing, unless it says otherwise.
-
-        Args:
-            cost: (Q, B, M, P), finite.
-            units: (Q, B, M).
-            mask: (B, M) bool.
-
-        Returns:
-            Tensors (Q,) by name.
-        """
-        return {}
+def build_matcher(cfg: CfgNode) -> Matcher:
+    """Build the matcher of `matcher_class`."""
+    return matcher_class(cfg)(cfg)
 
 
-class AssignmentLog:
-    """Writes a matcher's statistics into Detectron2's event storage, every `period` iterations.
+def _count(assignment: Tensor, targets: Targets) -> dict[str, Tensor]:
+    """Positives, and ground truths without a proposal: (Q,) each, means over the images."""
+    index = torch.arange(targets.mask.shape[1], device=assignment.device)
+    matched = (assignment.unsqueeze(-2) == index.unsqueeze(-1)).any(dim=-1)
+    return {
+        "positives": (assignment >= 0).sum(dim=-1).float().mean(dim=-1),
+        "unmatched": (targets.mask & ~matched).sum(dim=-1).float().mean(dim=-1),
+    }
 
-    They are computed for the log alone, and read from the device in one transfer: iterations in
-    between pay nothing. Names are ``dla/<statistic>_<stage>``, stages counted from 0 as in the
-    losses, and ``dla/<statistic>`` for the last one.
-    """
 
-    def __init__(self, period: int, num_stages: int) -> None:
-        """Set the period in iterations and the number of stages."""
-        self.period = period
-        self.num_stages = num_stages
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> "AssignmentLog | None":
-        """Read `MODEL.SparseRCNN.DLA`; None where nothing is to be logged."""
-        node = cfg.MODEL.SparseRCNN
-        if not (node.DLA.ENABLED and node.DLA.LOG_PERIOD):
-            return None
-        return cls(node.DLA.LOG_PERIOD, node.NUM_HEADS)
-
-    def __call__(
-        self, matcher: Matcher, predictions: Predictions, targets: Targets, assignment: Tensor
-    ) -> None:
-        """Log this iteration if it is its turn."""
-        storage = storage_in_turn(self.period)
-        if storage is None:
-            return
-        found = matcher.statistics(predictions, targets, assignment)
-        stages = predictions.stage.float()
-        rows = torch.stack([stages, *(v.float() for v in found.values())]).cpu()
-        for stage in range(self.num_stages):
-            of_stage = rows[1:, rows[0] == stage]
-            if of_stage.shape[1]:
-                suffix = "" if stage == self.num_stages - 1 else f"_{stage}"
-                means = dict(zip(found, of_stage.mean(dim=1).tolist(), strict=True))
-                storage.put_scalars(
-                    smoothing_hint=False, **{f"dla/{k}{suffix}": v for k, v in means.items()}
-                )
+def _mean_by_stage(statistics: dict[str, Tensor], stage: Tensor) -> dict[str, Tensor]:
+    """Means over the sets of each stage: ``<name>_<stage>``, ``<name>`` for the last stage."""
+    stages = sorted(set(stage.tolist()))
+    scalars = {}
+    for number in stages:
+        suffix = "" if number == stages[-1] else f"_{number}"
+        for name, values in statistics.items():
+            scalars[name + suffix] = values[stage == number].float().mean()
+    return scalars

@@ -1,10 +1,10 @@
-"""Optimal transport from ground truths to proposals: entropic (on any device) and exact (oracle).
+"""Optimal transport from ground truths to proposals: entropic, and exact on the CPU.
 
-Rows supply, columns demand one unit each. In an image the rows are its ground truths, whose supply
+Rows supply, columns demand one unit each. The rows of an image are its ground truths, whose supply
 is their units, and background, which supplies the rest (Dynamic Sparse R-CNN, arXiv 2205.02101,
 section 3.1; OTA, arXiv 2103.14259, section 3.1).
 
-Letters: ``R`` rows, ``P`` proposals; ``...`` any leading axes, all problems are solved at once.
+Notation: ``R`` rows; ``...`` any leading axes, all problems are solved at once.
 """
 
 import numpy as np
@@ -17,33 +17,32 @@ from ...structures import at_least_float32
 __all__ = ["assign_exact", "column_error", "sinkhorn"]
 
 
-# Scaling factors are multiplied into the potentials after this many sweeps, and plan entries below
-# e^-60 count as zero in between. In the worst case a sweep raises an entry by about P squared,
-# three sweeps with 1000 proposals by e^41: what was dropped would then still be below e^-18.
-_SWEEPS_PER_UPDATE = 3
-_LOG_NOTHING = -60.0
+# Scaling factors are multiplied into the potentials after this many iterations, and plan entries
+# below e^-60 count as zero in between. In the worst case an iteration raises an entry by about P
+# squared, three with 1000 proposals by e^41: dropped entries would then still be below e^-18.
+_ITERATIONS_PER_UPDATE = 3
+_LOG_ZERO = -60.0
 
 
 @torch.no_grad()
 def sinkhorn(cost: Tensor, supply: Tensor, *, epsilon: float = 0.1, iterations: int = 50) -> Tensor:
     """Transport plan of least cost minus ``epsilon`` times its entropy (arXiv 1306.0895).
 
-    A sweep scales the columns to their demand, then the rows to their supply, so row sums are exact
-    and what has not converged shows in the column sums. The state is a potential, a logarithm, for
-    each row and column; between its updates a few sweeps run on the plan itself, which is the same
-    arithmetic without exponentials (stabilised scaling, arXiv 1610.06519 section 3.1), and many
-    times faster: without it most of the time goes into entries too small for a normal float.
+    An iteration scales the columns to their demand, then the rows to their supply, so row sums are
+    exact and column sums show the convergence. The state is a logarithmic potential for each row
+    and column; between its updates a few iterations run on the plan itself, which is the same
+    arithmetic without exponentials (stabilized scaling, arXiv 1610.06519 section 3.1) and many
+    times faster: without it most of the time is spent on denormal entries.
 
-    In float32 whatever autocast says. A fixed number of sweeps without any decision on values:
-    nothing waits for the device, and the whole can be compiled or captured in a CUDA graph.
+    Computed in float32 also under autocast. The number of iterations is fixed and no decision
+    depends on values: nothing synchronizes, and it can be compiled or captured in a CUDA graph.
 
     Args:
         cost: (..., R, P), finite wherever its row has supply.
-        supply: (..., R), at least 0, summing to P. Rows of zero supply are ignored whatever their
-            cost.
-        epsilon: strength of the entropy, in units of the cost. Small is close to the exact plan and
-            slow to converge.
-        iterations: sweeps.
+        supply: (..., R), at least 0, summing to P. Rows without supply are ignored.
+        epsilon: strength of the entropy, in units of the cost. Small values are close to the exact
+            plan and slow to converge.
+        iterations: Sinkhorn iterations.
 
     Returns:
         (..., R, P), at least 0.
@@ -55,10 +54,10 @@ def sinkhorn(cost: Tensor, supply: Tensor, *, epsilon: float = 0.1, iterations: 
         rows = torch.zeros_like(supply).masked_fill(absent, -torch.inf)
         columns = -(rows.unsqueeze(-1) + gain).logsumexp(dim=-2)  # log of a demand of 1 is 0
         rows = supply.log() - (columns.unsqueeze(-2) + gain).logsumexp(dim=-1)
-        for done in range(1, iterations, _SWEEPS_PER_UPDATE):
+        for done in range(1, iterations, _ITERATIONS_PER_UPDATE):
             plan = _plan(rows, columns, gain)
             row_scale = torch.ones_like(rows)
-            for _ in range(min(_SWEEPS_PER_UPDATE, iterations - done)):
+            for _ in range(min(_ITERATIONS_PER_UPDATE, iterations - done)):
                 column_scale = (plan * row_scale.unsqueeze(-1)).sum(dim=-2).reciprocal()
                 row_sum = (plan * column_scale.unsqueeze(-2)).sum(dim=-1)
                 row_scale = supply / row_sum.masked_fill(absent, 1.0)
@@ -68,11 +67,11 @@ def sinkhorn(cost: Tensor, supply: Tensor, *, epsilon: float = 0.1, iterations: 
 
 def _plan(rows: Tensor, columns: Tensor, gain: Tensor) -> Tensor:
     log_plan = rows.unsqueeze(-1) + columns.unsqueeze(-2) + gain
-    return log_plan.masked_fill(log_plan < _LOG_NOTHING, -torch.inf).exp()
+    return log_plan.masked_fill(log_plan < _LOG_ZERO, -torch.inf).exp()
 
 
 def column_error(plan: Tensor) -> Tensor:
-    """Largest difference of a column sum from its demand of 1: how far a plan is from converged.
+    """Largest difference of a column sum from its demand of 1, zero at convergence.
 
     Args:
         plan: (..., R, P).
@@ -84,17 +83,17 @@ def column_error(plan: Tensor) -> Tensor:
 
 
 def assign_exact(cost: Tensor, supply: Tensor) -> Tensor:
-    """The cheapest assignment of proposals to rows, on the host: what `sinkhorn` approximates.
+    """Exact assignment of least cost, on the CPU, which `sinkhorn` approximates.
 
-    With whole supplies the plan of least cost is whole too: a linear assignment in which every row
-    stands as often as it supplies.
+    With integer supplies the plan of least cost is integer, too: a linear assignment in which every
+    row is repeated as often as it supplies.
 
     Args:
         cost: (R, P), finite wherever its row has supply.
-        supply: (R,) whole numbers, summing to P.
+        supply: (R,) integers, summing to P.
 
     Returns:
-        (P,) int64 on the device of `cost`, the row each proposal gets its unit from.
+        (P,) int64 on the device of `cost`: the row each proposal is assigned to.
 
     Raises:
         ValueError: if supply and demand differ.
@@ -105,8 +104,8 @@ def assign_exact(cost: Tensor, supply: Tensor) -> Tensor:
             f"The supplies sum to {units.sum()}, but there are {cost.shape[1]} proposals; "
             "transport needs as much supply as demand."
         )
-    # The largest supplier, usually background, need not be repeated: subtracting its cost from
-    # every row changes no plan and leaves it free of cost, so it takes whatever the others leave.
+    # The largest supplier, usually background, need not be repeated: with its cost subtracted from
+    # every row, which changes no plan, it is free and takes all columns that are left.
     host = cost.cpu().double().numpy()
     slack = int(units.argmax())
     others = np.repeat(np.arange(len(units)), np.where(np.arange(len(units)) == slack, 0, units))

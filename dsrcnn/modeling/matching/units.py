@@ -1,11 +1,10 @@
 """Units: how many proposals each ground truth supplies (arXiv 2205.02101, section 3.1).
 
 A ground truth that many proposals already fit gets many units (dynamic-k estimation), early stages
-get fewer than late ones (units-increasing strategy), and a part of the proposals always stays
+get fewer than late ones (units-increasing strategy), and some of the proposals always stay
 background (the 80 % cap).
 
-Letters: ``M`` ground truths, ``P`` proposals, ``Q`` prediction sets, ``S`` stages; ``...`` any
-leading axes.
+Notation: ``...`` any leading axes.
 """
 
 from typing import NamedTuple
@@ -14,13 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-__all__ = [
-    "UnitRule",
-    "assign_units",
-    "sum_of_largest_ious",
-    "unit_offsets",
-    "unit_statistics",
-]
+__all__ = ["UnitRule", "assign_units", "sum_of_largest_ious", "unit_offsets", "unit_statistics"]
 
 
 class UnitRule(NamedTuple):
@@ -28,14 +21,10 @@ class UnitRule(NamedTuple):
 
     Attributes:
         num_stages: ``S``.
-        top_q: how many of the largest IoUs of a ground truth are summed up.
+        top_q: number of the largest IoUs of a ground truth that are summed.
         static_units: if above 0, every ground truth gets this many instead.
         unit_step: units fewer per stage before the last; 0 for the same in all stages.
-        max_positive_fraction: of the proposals of an image, at most this part learns an object.
-        min_units: the least a ground truth gets, 1 or 0. With 0 nobody learns an object in the
-            stages in which nothing fits it.
-        rounding: "floor" or "round".
-        order: "step_then_cap", or "cap_then_step".
+        max_positive_fraction: largest fraction of an image's proposals that is positive.
     """
 
     num_stages: int
@@ -43,9 +32,6 @@ class UnitRule(NamedTuple):
     static_units: int = 0
     unit_step: float = 0.5
     max_positive_fraction: float = 0.8
-    min_units: int = 1
-    rounding: str = "floor"
-    order: str = "step_then_cap"
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "UnitRule":
@@ -57,17 +43,14 @@ class UnitRule(NamedTuple):
             static_units=node.STATIC_UNITS,
             unit_step=node.UNIT_STEP,
             max_positive_fraction=node.MAX_POSITIVE_FRACTION,
-            min_units=node.MIN_UNITS,
-            rounding=node.ROUNDING,
-            order=node.ORDER,
         )
 
     def max_positives(self, proposals: int) -> int:
-        """How many of `proposals` may learn an object: at least one."""
+        """Largest number of positives among `proposals`, at least one."""
         return max(1, int(self.max_positive_fraction * proposals + 1e-6))
 
     def __call__(self, iou: Tensor, mask: Tensor, stage: Tensor) -> Tensor:
-        """Units of all sets and images.
+        """Compute the units of all sets and images.
 
         Args:
             iou: (Q, B, M, P).
@@ -85,9 +68,6 @@ class UnitRule(NamedTuple):
             max_positives=self.max_positives(iou.shape[-1]),
             top_q=self.top_q,
             static_units=self.static_units,
-            min_units=self.min_units,
-            rounding=self.rounding,
-            order=self.order,
         )
 
 
@@ -128,55 +108,42 @@ def assign_units(
     max_positives: int,
     top_q: int = 8,
     static_units: int = 0,
-    min_units: int = 1,
-    rounding: str = "floor",
-    order: str = "step_then_cap",
 ) -> Tensor:
-    """Units of every ground truth: estimate, subtract the stage's offset, cap, round, at least 1.
+    """Estimate the units, subtract the stage's offset, cap, round down, at least 1.
 
-    The cap scales all ground truths of an image by one factor. As nobody gets less than 1 after it,
-    a crowd may still exceed it; then the units beyond the first are scaled down. Of more ground
-    truths than ``max_positives``, those which fit proposals best get 1 and the others nothing; of
-    equal ones the first.
+    The cap scales all ground truths of an image by one factor. Since every ground truth gets at
+    least 1 after it, a crowd may still exceed the cap; then the units beyond the first are scaled
+    down. With more ground truths than ``max_positives``, those that fit proposals best get 1 and
+    the others 0; ties go to the first.
 
     Args:
         iou: (..., M, P) with proposals, finite.
         mask: (..., M) bool, True for real ground truths.
-        offset: (..., 1) or a number, what the stage subtracts.
+        offset: (..., 1) or a number, subtracted for the stage.
         max_positives: largest sum of the units of an image.
         top_q: of the estimate.
         static_units: replaces the estimate if above 0.
-        min_units: 1 or 0.
-        rounding: "floor" or "round".
-        order: "step_then_cap", or "cap_then_step", which subtracts the offset last.
 
     Returns:
         (..., M) int64, 0 in the padding.
     """
     fit = sum_of_largest_ious(iou, top_q)
-    wanted = torch.full_like(fit, static_units) if static_units > 0 else fit
-    if order == "step_then_cap":
-        wanted = _scale_to(wanted - offset, mask, max_positives)
-    else:
-        wanted = _scale_to(wanted, mask, max_positives) - offset
-    units = (_floor(wanted) if rounding == "floor" else wanted.round()).clamp(min=min_units)
+    estimate = torch.full_like(fit, static_units) if static_units > 0 else fit
+    units = _floor(_scale_to(estimate - offset, mask, max_positives)).clamp(min=1)
     first = units.clamp(max=1)
     room = max_positives - first.masked_fill(~mask, 0).sum(dim=-1, keepdim=True)
     units = first + _floor(_scale_to(units - first, mask, room.clamp(min=0)))
     order_by_fit = fit.masked_fill(~mask, -1).argsort(dim=-1, descending=True, stable=True)
-    chosen = mask & (order_by_fit.argsort(dim=-1) < max_positives)
-    return units.masked_fill(~chosen, 0).long()
+    supplied = mask & (order_by_fit.argsort(dim=-1) < max_positives)
+    return units.masked_fill(~supplied, 0).long()
 
 
 def unit_statistics(units: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What to log about units.
+    """Mean and largest units of the real ground truths of each set, (Q,) each, to log.
 
     Args:
         units: (Q, B, M).
         mask: (B, M) bool.
-
-    Returns:
-        ``units_mean`` and ``units_max`` of the real ground truths of each set, (Q,) each.
     """
     real = mask.sum().clamp(min=1)
     return {
@@ -186,12 +153,12 @@ def unit_statistics(units: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 
 def _floor(values: Tensor) -> Tensor:
-    """Round down, but not what rounding of float32 has left just below a whole number."""
+    """Round down, except values that float32 rounding left just below a whole number."""
     return (values + 1e-4).floor()
 
 
 def _scale_to(values: Tensor, mask: Tensor, limit: Tensor | int) -> Tensor:
-    """Scale by one factor, where the sum over real ground truths exceeds the limit."""
+    """Scale by one factor per image if the sum over real ground truths exceeds the limit."""
     total = values.clamp(min=0).masked_fill(~mask, 0).sum(dim=-1, keepdim=True)
     factor = (limit / total.clamp(min=1e-6)).clamp(max=1)
     return values * factor

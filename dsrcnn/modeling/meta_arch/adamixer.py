@@ -1,9 +1,12 @@
 """AdaMixer (arXiv 2203.16507): the whole detector."""
 
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from ..decoder import AdaMixerDecoder
+from ...config.validate import check_adamixer
+from ..decoder.adamixer import AdaMixerDecoder
 from .sparse_rcnn import SparseRCNN
 
 __all__ = ["AdaMixer"]
@@ -11,13 +14,21 @@ __all__ = ["AdaMixer"]
 
 @META_ARCH_REGISTRY.register()
 class AdaMixer(SparseRCNN):
-    """Sparse R-CNN's way of the data with another decoder and another kind of proposals.
+    """Sparse R-CNN with AdaMixer's decoder and content queries.
 
-    Matching, losses, DLA, DPG, SQR and postprocessing are the same; so are their keys, under
-    ``MODEL.SparseRCNN``. ``MODEL.AdaMixer`` has those of the decoder.
+    Matching, losses, DLA, DPG, SQR and post-processing are those of `SparseRCNN`, with their keys
+    under ``MODEL.SparseRCNN``; ``MODEL.AdaMixer`` has those of the decoder.
     """
 
+    default_proposals = "ContentQueries"
+
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read the whole model from a config."""
         return {**super().from_config(cfg), "head": AdaMixerDecoder(cfg)}
+
+    @classmethod
+    def check_config(cls, cfg: CfgNode) -> None:
+        """Check the keys of cascades and of the decoder."""
+        super().check_config(cfg)
+        check_adamixer(cfg)

@@ -1,71 +1,59 @@
-"""From Detectron2's model inputs to tensors: a padded image batch and padded targets.
+"""Base of all sparse detectors: from images to features, and from predictions to detections."""
 
-Letters: ``B`` images, ``M`` ground truths.
-"""
-
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import ImageList
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...config import check_model
+from ...config.validate import ArchitectureConfig, check_model, check_sparse_rcnn
 from ...errors import ConfigError
 from ...layers.activation_checkpoint import checkpoint_blocks
 from ...layers.norm import fold_frozen_norms
 from ...structures import Predictions, Targets
-from ..postprocessing import detections_of, select_detections
+from ...utils.training import TrainableModel
+from ..postprocessing import DetectionSettings, select_detections, to_instances
 
-__all__ = ["SparseDetector", "batch_images", "image_sizes", "pad_targets"]
+__all__ = ["ImageBatch", "SparseDetector", "pad_targets", "size_tensor"]
 
 
-def batch_images(
-    inputs: list[dict],
-    pixel_mean: Tensor,
-    pixel_std: Tensor,
-    size_divisibility: int,
-    pad_to: int = 0,
-) -> ImageList:
-    """Normalise every image, then pad all with zeros at the right and bottom to one size.
+class ImageBatch(NamedTuple):
+    """Normalized images, padded to one size.
 
-    Args:
-        inputs: dictionaries with ``image`` (3, H, W).
-        pixel_mean: (3, 1, 1).
-        pixel_std: (3, 1, 1).
-        size_divisibility: both padded sides become multiples of it.
-        pad_to: and at least this.
+    Attributes:
+        tensor: (B, 3, H, W).
+        sizes: (B, 4) ``w, h, w, h`` of each image before padding, in pixels.
+        image_sizes: (height, width) of each image before padding.
     """
-    device = pixel_mean.device
-    images = [(x["image"].to(device, non_blocking=True) - pixel_mean) / pixel_std for x in inputs]
-    sizes = [(x.shape[-2], x.shape[-1]) for x in images]
-    height, width = sizes[0]  # the first image takes all others along
-    images[0] = F.pad(images[0], (0, max(pad_to - width, 0), 0, max(pad_to - height, 0)))
-    return ImageList(ImageList.from_tensors(images, size_divisibility).tensor, sizes)
+
+    tensor: Tensor
+    sizes: Tensor
+    image_sizes: list[tuple[int, int]]
 
 
-def image_sizes(sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
-    """(B, 4) ``w, h, w, h`` in pixels from a list of (height, width)."""
-    rows = [(width, height, width, height) for height, width in sizes]
+def size_tensor(image_sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
+    """Turn (height, width) pairs into a tensor (B, 4) of ``w, h, w, h``."""
+    rows = [(width, height, width, height) for height, width in image_sizes]
     return torch.tensor(rows, dtype=torch.float32).to(device, non_blocking=True)
 
 
-def pad_targets(inputs: list[dict], sizes: Tensor) -> Targets:
-    """Ground truth of the batch, padded to the image with most objects.
+def pad_targets(batched_inputs: list[dict[str, Any]], sizes: Tensor) -> Targets:
+    """Collect the ground truth of a batch, padded to the image with most objects.
 
-    Lengths are known on the host, so padding needs no synchronisation.
+    Counts are known on the host, so padding needs no synchronization.
 
     Args:
-        inputs: dictionaries with ``instances`` (``gt_boxes``, ``gt_classes``).
-        sizes: (B, 4) from `image_sizes`; its device is used.
+        batched_inputs: dictionaries with ``instances`` (``gt_boxes``, ``gt_classes``).
+        sizes: (B, 4) from `size_tensor`; its device is used.
 
     Raises:
         KeyError: if an input has no ``instances``.
     """
-    instances = [x["instances"] for x in inputs]
+    instances = [x["instances"] for x in batched_inputs]
     counts = torch.tensor([len(x) for x in instances])
     mask = torch.arange(int(counts.max())) < counts.unsqueeze(1)
     boxes = pad_sequence([x.gt_boxes.tensor.float() for x in instances], batch_first=True)
@@ -74,8 +62,8 @@ def pad_targets(inputs: list[dict], sizes: Tensor) -> Targets:
     return Targets(boxes.view(*mask.shape, 4), labels.view(mask.shape), mask, sizes)
 
 
-class SparseDetector(nn.Module):
-    """Backbone, batches, detections; what is between them is up to subclasses."""
+class SparseDetector(TrainableModel, ArchitectureConfig):
+    """Backbone, preprocessing and post-processing; subclasses add what is in between."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -87,28 +75,20 @@ class SparseDetector(nn.Module):
         in_features: list[str],
         pixel_mean: list[float],
         pixel_std: list[float],
-        focal: bool = True,
-        detections_per_image: int = 100,
-        candidates: int | None = None,
-        nms_threshold: float | None = None,
-        nms_class_wise: bool = True,
-        checkpoint_backbone: bool = False,
-        pad_to: int = 0,
+        detection: DetectionSettings,
+        checkpoint_backbone: bool,
+        pad_to: int,
     ) -> None:
-        """Put the parts together.
+        """Assemble the detector.
 
         Args:
             backbone: images (B, 3, H, W) to a dictionary of pyramid levels (B, D, H_l, W_l).
-            in_features: names of the levels that are used, finest first.
+            in_features: names of the levels in use, finest first.
             pixel_mean: per channel, in the order of ``INPUT.FORMAT``.
-            pixel_std: likewise.
-            focal: focal classification; False for softmax.
-            detections_per_image: upper limit of detections; see `select_detections`.
-            candidates: see `select_detections`.
-            nms_threshold: of `suppress_duplicates`; None for no suppression.
-            nms_class_wise: whether only boxes of the same class are duplicates.
-            checkpoint_backbone: compute the activations of its blocks again for the gradient.
-            pad_to: least side of the batches that images are padded to, in pixels.
+            pixel_std: per channel.
+            detection: settings of the post-processing.
+            checkpoint_backbone: recompute the activations of the backbone in the backward pass.
+            pad_to: least side of a padded batch, in pixels.
 
         Raises:
             ConfigError: if the backbone lacks one of the levels.
@@ -118,27 +98,21 @@ class SparseDetector(nn.Module):
         if not set(in_features) <= set(levels):
             raise ConfigError(
                 f"MODEL.ROI_HEADS.IN_FEATURES names {', '.join(in_features)}, but MODEL.BACKBONE "
-                f"gives {', '.join(levels)}; write a MODEL.BACKBONE.NAME with a neck, such as "
+                f"has {', '.join(levels)}; write a MODEL.BACKBONE.NAME with a neck, such as "
                 "build_resnet_fpn_backbone or build_timm_fpn_backbone."
             )
         # Same numbers, fewer passes over memory: frozen norms inside the convolutions, and the
-        # layout in which both CPU and GPU convolve fastest.
+        # memory format in which CPUs and GPUs convolve fastest.
         fold_frozen_norms(backbone)
         self.backbone = backbone.to(memory_format=torch.channels_last)
         if checkpoint_backbone:
             checkpoint_blocks(self.backbone)
         self.in_features = in_features
+        self.detection = detection
         self.pad_to = pad_to
-        self.focal = focal
-        self.detections_per_image = detections_per_image
-        self.candidates = candidates
-        self.nms_threshold = nms_threshold
-        self.nms_class_wise = nms_class_wise
         # Not persistent: official checkpoints do not have them.
-        self.register_buffer(
-            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
-        )
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -148,91 +122,99 @@ class SparseDetector(nn.Module):
             ConfigError: if the config contradicts itself.
         """
         check_model(cfg)
-        node = cfg.MODEL.SparseRCNN
-        suppress = node.NMS.ENABLED
-        if suppress is None:  # "where the assignment is one-to-many"
-            suppress = node.DLA.ENABLED and node.DLA.MATCHER != "HungarianMatcher"
         return {
             "backbone": build_backbone(cfg),
             "in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "focal": node.USE_FOCAL,
-            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "nms_threshold": node.NMS.THRESHOLD if suppress else None,
-            "nms_class_wise": node.NMS.CLASS_WISE,
-            "checkpoint_backbone": cfg.MODEL.CHECKPOINT.BACKBONE,
+            "detection": DetectionSettings.from_config(cfg),
+            "checkpoint_backbone": "backbone" in cfg.MODEL.ACTIVATION_CHECKPOINT,
             "pad_to": cfg.INPUT.PAD_TO,
         }
 
+    @classmethod
+    def check_config(cls, cfg: CfgNode) -> None:
+        """Check the keys that all sparse detectors share; see `check_model`."""
+        check_sparse_rcnn(cfg)
+
     @property
     def device(self) -> torch.device:
-        """Where the model is now; inputs are moved there."""
+        """Device of the model; inputs are moved there."""
         return self.pixel_mean.device
 
     @property
-    def uses_every_level(self) -> bool:
-        """Whether everything that the backbone learns has a consumer."""
+    def all_parameters_get_gradients(self) -> bool:
+        """Whether every level with parameters is used."""
         outputs = list(self.backbone.output_shape())
-        top = getattr(self.backbone, "top_block", None)
+        top = getattr(self.backbone, "top_block", None)  # an attribute of Detectron2's FPN
         if top is not None and not list(top.parameters()):
-            outputs = outputs[: -top.num_levels]  # pooled, nothing is learned there
+            outputs = outputs[: -top.num_levels]  # pooled, without parameters
         return set(outputs) <= set(self.in_features)
 
-    def predict(
-        self, inputs: list[dict[str, Any]]
-    ) -> tuple[Predictions, Tensor, list[tuple[int, int]]]:
-        """Run the network.
+    def raw_predictions(
+        self, batched_inputs: list[dict[str, Any]], *, all_stages: bool = False
+    ) -> tuple[Predictions, ImageBatch]:
+        """Run the network without post-processing.
 
         Args:
-            inputs: Detectron2's model inputs.
+            batched_inputs: Detectron2's model inputs.
+            all_stages: return the predictions of all stages in evaluation mode, too.
 
         Returns:
-            Predictions, sizes (B, 4) as ``w, h, w, h``, and each image's (height, width), all in
-            pixels of the network input.
+            Predictions with boxes in pixels of the network input, and the images.
         """
         raise NotImplementedError
 
-    def extract(
-        self, inputs: list[dict[str, Any]]
-    ) -> tuple[list[Tensor], Tensor, list[tuple[int, int]]]:
-        """Run the backbone.
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageBatch:
+        """Normalize the images and pad them with zeros at the right and bottom to one size.
 
-        Returns:
-            Pyramid levels (B, D, H_l, W_l), finest first, and sizes as `predict` gives them.
+        Sides are at least `pad_to` and multiples of the backbone's size divisibility.
+
+        Args:
+            batched_inputs: dictionaries with ``image`` (3, H, W).
         """
-        divisor = self.backbone.size_divisibility
-        images = batch_images(inputs, self.pixel_mean, self.pixel_std, divisor, self.pad_to)
-        sizes = image_sizes(images.image_sizes, self.device)
+        images = [
+            (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+            for x in batched_inputs
+        ]
+        sizes = [(x.shape[-2], x.shape[-1]) for x in images]
+        height, width = sizes[0]  # `from_tensors` pads the batch to the largest image
+        padding = (0, max(self.pad_to - width, 0), 0, max(self.pad_to - height, 0))
+        images[0] = F.pad(images[0], padding)
+        batch = ImageList.from_tensors(images, self.backbone.size_divisibility).tensor
+        return ImageBatch(batch, size_tensor(sizes, self.device), sizes)
+
+    def extract_features(self, images: ImageBatch) -> list[Tensor]:
+        """Run the backbone; returns pyramid levels (B, D, H_l, W_l), finest first."""
         levels = self.backbone(images.tensor.contiguous(memory_format=torch.channels_last))
-        features = [levels[name] for name in self.in_features]
-        return features, sizes, images.image_sizes
+        return [levels[name] for name in self.in_features]
 
     def postprocess(
         self,
         predictions: Predictions,
-        network_sizes: list[tuple[int, int]],
-        inputs: list[dict[str, Any]],
+        images: ImageBatch,
+        batched_inputs: list[dict[str, Any]],
     ) -> list[dict[str, Any]]:
-        """Detections of the last prediction set, in pixels of the original images.
+        """Select the detections of the last prediction set, in pixels of the original images.
 
         Args:
             predictions: of the network.
-            network_sizes: (height, width) of each network input before padding.
-            inputs: the model inputs, for ``height`` and ``width`` of the originals.
+            images: the network input.
+            batched_inputs: with ``height`` and ``width`` of the original images.
+
+        Returns:
+            One dictionary with ``instances`` per image.
         """
-        found = select_detections(
+        detections = select_detections(
             predictions.logits[-1],
             predictions.boxes[-1],
-            limit=self.detections_per_image,
-            focal=self.focal,
-            candidates=self.candidates,
-            nms_threshold=self.nms_threshold,
-            nms_class_wise=self.nms_class_wise,
-            sizes=image_sizes(network_sizes, predictions.boxes.device),
+            self.detection,
+            sizes=images.sizes,
             mask=predictions.mask,
         )
         return [
-            {"instances": detections_of(found, i, size, record)}
-            for i, (size, record) in enumerate(zip(network_sizes, inputs, strict=True))
+            {"instances": to_instances(detections, index, size, record)}
+            for index, (size, record) in enumerate(
+                zip(images.image_sizes, batched_inputs, strict=True)
+            )
         ]

@@ -1,11 +1,10 @@
-"""Where proposals come from."""
+"""Sources of proposals; importing it registers them."""
 
 from .build import PROPOSALS_REGISTRY, ProposalSource, build_proposals
-from .dynamic import DynamicProposals, TemperatureSchedule, mixing_statistics
-from .learned import INITIAL_BOXES, ContentQueries, LearnedProposals, initial_boxes
+from .dynamic import DynamicProposals, TemperatureSchedule
+from .learned import ContentQueries, LearnedProposals
 
 __all__ = [
-    "INITIAL_BOXES",
     "PROPOSALS_REGISTRY",
     "ContentQueries",
     "DynamicProposals",
@@ -13,6 +12,4 @@ __all__ = [
     "ProposalSource",
     "TemperatureSchedule",
     "build_proposals",
-    "initial_boxes",
-    "mixing_statistics",
 ]

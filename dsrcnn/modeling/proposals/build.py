@@ -4,32 +4,49 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from ...config.validate import check_name
+from ...errors import ConfigError
+
 __all__ = ["PROPOSALS_REGISTRY", "ProposalSource", "build_proposals"]
 
 PROPOSALS_REGISTRY = Registry("PROPOSALS")
 PROPOSALS_REGISTRY.__doc__ = """
-Sources of proposals: what the cascade starts from.
+Sources of proposals: the input of the cascade.
 
-A source is built from a config and called as ``source(features, sizes)`` with pyramid levels
-(B, D, H_l, W_l), finest first, and sizes (B, 4) as ``w, h, w, h`` in pixels. It returns
-`Proposals`. It is a `ProposalSource`, which is told about the end of every training iteration.
+A source is a `ProposalSource`, built from a config and called as ``source(features, sizes)`` with
+pyramid levels (B, D, H_l, W_l), finest first, and sizes (B, 4) as ``w, h, w, h`` in pixels. It
+returns `Proposals`. ``MODEL.SparseRCNN.PROPOSALS.NAME`` selects one.
 """
+
+_DPG = "DynamicProposals"
 
 
 class ProposalSource(nn.Module):
-    """What all sources of proposals have in common."""
+    """Base of all sources of proposals."""
 
     def end_iteration(self) -> None:
-        """A training iteration is over; for schedules. A batch may have come in several parts."""
+        """Advance schedules: called once per training iteration, after its last forward pass."""
 
 
-def build_proposals(cfg: CfgNode) -> ProposalSource:
-    """Learned proposals, or with ``MODEL.SparseRCNN.DPG.ENABLED`` those mixed for each image.
+def build_proposals(cfg: CfgNode, default: str = "LearnedProposals") -> ProposalSource:
+    """Build the source named by ``MODEL.SparseRCNN.PROPOSALS.NAME``.
 
-    AdaMixer's are learned in a way of their own.
+    Args:
+        cfg: an empty name is `default`, or DPG's source with ``MODEL.SparseRCNN.DPG.ENABLED``.
+        default: the architecture's own source.
+
+    Raises:
+        ConfigError: if the name is not registered, or has no DPG though that is enabled.
     """
-    name = "ContentQueries" if cfg.MODEL.META_ARCHITECTURE == "AdaMixer" else "LearnedProposals"
-    if cfg.MODEL.SparseRCNN.DPG.ENABLED:
-        name = "DynamicProposals"
-    source: ProposalSource = PROPOSALS_REGISTRY.get(name)(cfg)
+    node = cfg.MODEL.SparseRCNN
+    name = node.PROPOSALS.NAME or (_DPG if node.DPG.ENABLED else default)
+    check_name("MODEL.SparseRCNN.PROPOSALS.NAME", name, PROPOSALS_REGISTRY)
+    source_class = PROPOSALS_REGISTRY.get(name)
+    if node.DPG.ENABLED and not issubclass(source_class, PROPOSALS_REGISTRY.get(_DPG)):
+        raise ConfigError(
+            f"MODEL.SparseRCNN.PROPOSALS.NAME is {name!r}, but MODEL.SparseRCNN.DPG.ENABLED is "
+            f"True, which needs {_DPG} or a subclass of it. Write one of them, or DPG.ENABLED "
+            "False."
+        )
+    source: ProposalSource = source_class(cfg)
     return source

@@ -1,7 +1,8 @@
 """DPG, dynamic proposal generation: proposals mixed from experts for every image.
 
-Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2. Letters: ``B`` images, ``P`` proposals, ``D``
-channels, ``E`` experts, ``L`` levels.
+Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2.
+
+Notation: ``E`` experts.
 """
 
 import logging
@@ -16,48 +17,49 @@ from torch import Tensor, nn
 
 from ...layers.norm import ImageNorm
 from ...structures import Proposals, at_least_float32, box_cxcywh_to_xyxy
-from ...utils.events import storage_in_turn
+from ...utils.events import ScalarLog
 from ..decoder.rcnn_head import stride_of
 from .build import PROPOSALS_REGISTRY, ProposalSource
 from .learned import initial_boxes
-from .staircase import StairStep, climb, resize_nearest, summarize
+from .staircase import StairStep, fuse_levels, resize_nearest
 
 __all__ = ["DynamicProposals", "LogitNorm", "TemperatureSchedule", "mixing_statistics"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class TemperatureSchedule(NamedTuple):
     """Linear from `start` to `end` over `iterations` training steps, then `end`.
 
-    Annealing as in dynamic convolution (arXiv 1912.03458, section 3.3), whose method Dynamic Sparse
-    R-CNN takes over.
+    High at first, so that all experts learn; annealing as in dynamic convolution (arXiv 1912.03458,
+    section 3.3), whose method Dynamic Sparse R-CNN adopts.
 
     Attributes:
-        start: at step 0.
-        end: from step `iterations` on, and in evaluation.
-        iterations: how long; 0 for `end` from the first step on.
+        start: temperature at step 0.
+        end: temperature from step `iterations` on, and in evaluation.
+        iterations: length of the annealing; 0 for `end` from the first step on.
     """
 
-    start: float = 30.0
-    end: float = 1.0
-    iterations: int = 75000
+    start: float
+    end: float
+    iterations: int
 
     def at(self, step: Tensor) -> Tensor:
         """Temperature of a training step, a tensor on the device of `step`."""
-        done = (step / max(self.iterations, 1)).clamp(max=1.0)
+        progress = (step / max(self.iterations, 1)).clamp(max=1.0)
         if self.iterations == 0:
-            done = done * 0 + 1
-        return self.start + (self.end - self.start) * done
+            progress = progress * 0 + 1
+        return self.start + (self.end - self.start) * progress
 
 
 class LogitNorm(nn.Module):
-    """Mean 0 and variance 1 over images for every logit, in float32.
+    """Standardize every logit over images, in float32.
 
-    The mean over experts, to which a softmax is blind, is taken off before: otherwise all logits of
-    an image could go up and down together, and the experts would still weigh the same.
+    The mean over experts, which a softmax ignores, is subtracted before: otherwise all logits of an
+    image could rise and fall together while the experts keep equal weights.
     """
 
     def __init__(self, experts: int, proposals: int) -> None:
-        """Make running statistics for ``E * P`` logits."""
         super().__init__()
         self.norm = ImageNorm(experts * proposals)
 
@@ -70,42 +72,39 @@ class LogitNorm(nn.Module):
 
 @torch.no_grad()
 def mixing_statistics(weights: Tensor) -> dict[str, Tensor]:
-    """Sum up the weights of a batch.
+    """Measure whether a mixture of experts selects, and whether it depends on the image.
 
     Args:
         weights: (B, E, P), summing to 1 over the experts.
 
     Returns:
-        Scalars: ``entropy``, mean over images and proposals, 1 for equal weights and 0 for a choice
-        of one expert; ``dead``, share of the experts of all proposals that have a weight of less
-        than 0.01 on every image; with several images ``variation``, mean total-variation distance
-        between the weights of two of them, 0 if all get the same proposals and at most 1.
+        Scalars: ``entropy``, mean over images and proposals, 1 for equal weights and 0 for one
+        expert alone; ``dead``, fraction of the experts of all proposals with a weight below 0.01 on
+        every image; with several images ``variation``, mean total-variation distance between the
+        weights of two images, from 0 (all get the same proposals) to 1.
     """
     images, experts, _ = weights.shape
     plogp = weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
     entropy = -plogp.sum(dim=1).mean() / math.log(max(experts, 2))
-    found = {"entropy": entropy, "dead": (weights.amax(dim=0) < 0.01).float().mean()}
+    statistics = {"entropy": entropy, "dead": (weights.amax(dim=0) < 0.01).float().mean()}
     if images > 1:
         by_proposal = weights.permute(2, 0, 1)
         distance = torch.cdist(by_proposal, by_proposal, p=1.0) / 2
-        found["variation"] = distance.sum(dim=(1, 2)).mean() / (images * (images - 1))
-    return found
-
-
-_LOGGER = logging.getLogger(__name__)
+        statistics["variation"] = distance.sum(dim=(1, 2)).mean() / (images * (images - 1))
+    return statistics
 
 
 @PROPOSALS_REGISTRY.register()
 class DynamicProposals(ProposalSource):
-    """Every proposal has ``E`` experts; the image decides how they are mixed.
+    """Mix ``E`` experts per proposal by weights that depend on the image.
 
-    A small network looks at the whole pyramid and gives each proposal a softmax over its experts.
-    The same weights mix boxes and features, so a mixed box lies between those of its experts.
+    A small network maps the whole pyramid to a softmax over the experts of each proposal. The same
+    weights mix boxes and features, so a mixed box lies between those of its experts.
 
     Attributes:
-        expert_boxes: (E, P, 4) centre and size as fractions of the image.
+        expert_boxes: (E, P, 4) center and size as fractions of the image.
         expert_features: (E, P, D).
-        step: training iterations so far; they set the temperature.
+        step: training iterations so far, which set the temperature.
     """
 
     step: Tensor
@@ -123,15 +122,13 @@ class DynamicProposals(ProposalSource):
         box_jitter: float = 0.0,
         staircase: bool = True,
         norm: str = "BN",
-        reduce: str = "sum",
         standardize: bool = True,
         resize: int = 30,
         hidden: int = 1500,
-        zero_init: bool = False,
         logit_norm: bool = True,
         valid_region: bool = False,
         tiling_noise: float = 0.0,
-        log_period: int = 0,
+        log: ScalarLog | None = None,
     ) -> None:
         """Build experts and weight network.
 
@@ -141,34 +138,33 @@ class DynamicProposals(ProposalSource):
             temperature: of the softmax.
             strides: of the ``L`` levels, finest first.
             num_experts: ``E``.
-            boxes: where boxes start, see `initial_boxes`.
-            box_jitter: standard deviation of what tells the boxes of experts apart at the start,
+            boxes: see `initial_boxes`.
+            box_jitter: standard deviation of the noise on the initial boxes of the experts,
                 relative to the box.
-            staircase: False resizes every level by itself instead.
+            staircase: False resizes every level separately instead.
             norm: of the staircase, see `StairStep`.
-            reduce: "sum" or "mean" over the channels of the map.
-            standardize: give the map of every image mean 0 and variance 1. Without it a few steps
-                of the optimizer move all logits so far that the softmax picks one expert for good.
+            standardize: give the map of every image zero mean and unit variance. Without it a few
+                optimizer steps move all logits so far that the softmax selects one expert forever.
             resize: side of the map that the linear layers see.
             hidden: width between them.
-            zero_init: start the last layer at zero, so that all experts weigh the same.
-            logit_norm: standardize every logit over the images of all processes. Without it what is
-                common to all images grows much faster than what tells them apart, until they all
-                get the same experts and the others learn no more. Two images are told apart by a
-                sign alone, which no gradient changes: a batch should have four at least.
-            valid_region: resize only the image, padded as it would be alone, and not the padding of
-                the batch. Neighbours then reach an image's proposals only through the backbone, at
-                its border, and not at all where padded sizes are equal.
-            tiling_noise: standard deviation of what is added to features when a static model is
-                loaded. Experts that are the same hear nothing of what the network could learn.
-            log_period: iterations between entries on the mixture in the training log; 0 for none.
+            logit_norm: standardize every logit over the images of all processes. Without it the
+                part common to all images grows much faster than the differences between them, until
+                they all get the same experts and the others stop learning. Two images differ by a
+                sign only, which has no gradient: use batches of at least four.
+            valid_region: resize the image only, padded as it would be alone, without the padding of
+                the batch. Other images of the batch then affect proposals only through the backbone
+                at the image border, and not at all if padded sizes are equal.
+            tiling_noise: standard deviation of the noise on features when a static model is loaded.
+                Identical experts receive identical gradients, so the mixing weights would never
+                matter.
+            log: for statistics of the mixture (``dpg/*``).
         """
         super().__init__()
         start = initial_boxes(boxes, num_proposals).expand(num_experts, -1, -1)
-        centre, size = start.split(2, dim=-1)
-        noise = box_jitter * torch.randn(2, *centre.shape)
-        # Relative to the box, so that none turns inside out.
-        jittered = torch.cat([centre + noise[0] * size, size * noise[1].exp()], dim=-1)
+        center, size = start.split(2, dim=-1)
+        noise = box_jitter * torch.randn(2, *center.shape)
+        # Relative to the box, so that sizes stay positive.
+        jittered = torch.cat([center + noise[0] * size, size * noise[1].exp()], dim=-1)
         self.expert_boxes = nn.Parameter(jittered)
         self.expert_features = nn.Parameter(torch.randn(num_experts, num_proposals, channels))
         steps = range(1, len(strides)) if staircase else ()
@@ -176,17 +172,13 @@ class DynamicProposals(ProposalSource):
         self.fc1 = nn.Linear(resize**2, hidden)
         self.fc2 = nn.Linear(hidden, num_experts * num_proposals)
         self.logit_norm = LogitNorm(num_experts, num_proposals) if logit_norm else nn.Identity()
-        if zero_init:
-            nn.init.zeros_(self.fc2.weight)
-            nn.init.zeros_(self.fc2.bias)
-        self.reduce = reduce
         self.standardize = standardize
         self.resize = resize
         self.valid_region = valid_region
         self.strides = list(strides)
         self.temperature = temperature
         self.tiling_noise = tiling_noise
-        self.log_period = log_period
+        self.log = log or ScalarLog(0)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     @classmethod
@@ -206,16 +198,14 @@ class DynamicProposals(ProposalSource):
             "box_jitter": dpg.BOX_JITTER,
             "staircase": dpg.STAIRCASE,
             "norm": dpg.NORM,
-            "reduce": dpg.REDUCE,
             "standardize": dpg.STANDARDIZE,
             "resize": dpg.RESIZE,
             "hidden": dpg.HIDDEN,
-            "zero_init": dpg.ZERO_INIT,
             "logit_norm": dpg.LOGIT_NORM,
             "valid_region": dpg.VALID_REGION,
             "temperature": TemperatureSchedule(dpg.TAU_START, dpg.TAU_END, annealing),
             "tiling_noise": dpg.TILING_NOISE,
-            "log_period": dpg.LOG_PERIOD,
+            "log": ScalarLog(cfg.LOG.PERIOD),
         }
 
     def forward(self, features: list[Tensor], sizes: Tensor) -> Proposals:
@@ -229,103 +219,89 @@ class DynamicProposals(ProposalSource):
             Boxes (B, P, 4) xyxy in pixels and features (B, P, D).
         """
         logits = self.logits(features, sizes)
-        weights = self.choose(logits)
-        if self.training and torch.is_grad_enabled():
-            self._log(logits, weights)
+        weights = self.mixing_weights(logits)
+        if self.training and self.log.is_due():
+            spread = logits.std(dim=1, correction=0).mean()
+            statistics = {"tau": self.current_temperature(), **mixing_statistics(weights)}
+            self.log.write("dpg", {**statistics, "spread": spread})
         boxes, mixed = self.mix(weights)
         return Proposals(box_cxcywh_to_xyxy(boxes) * sizes.unsqueeze(1), mixed)
 
     def end_iteration(self) -> None:
-        """A step of the temperature passes."""
+        """Advance the temperature by one step."""
         self.step += 1
 
-    def mix(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum the experts up by weight.
-
-        Args:
-            weights: (B, E, P).
-
-        Returns:
-            Boxes (B, P, 4), centre and size as fractions of the image, and features (B, P, D).
-        """
-        # Boxes in half precision would be known to a pixel at best.
-        with torch.autocast(weights.device.type, enabled=False):
-            boxes = torch.einsum("bep,epc->bpc", weights, at_least_float32(self.expert_boxes))
-            features = torch.einsum("bep,epd->bpd", weights, at_least_float32(self.expert_features))
-        return boxes, features
-
-    def weights(self, features: list[Tensor], sizes: Tensor) -> Tensor:
-        """How much each expert counts, by image and proposal.
-
-        Returns:
-            (B, E, P) float32, at least 0, summing to 1 over the experts.
-        """
-        return self.choose(self.logits(features, sizes))
-
-    def choose(self, logits: Tensor) -> Tensor:
-        """Weights from logits, both (B, E, P)."""
-        return (at_least_float32(logits) / self.current_temperature()).softmax(dim=1)
-
     def logits(self, features: list[Tensor], sizes: Tensor) -> Tensor:
-        """What the weight network says before the softmax, (B, E, P)."""
+        """Compute the logits of the experts (B, E, P); arguments as for `forward`."""
         if len(self.stair):
-            seen = self._square(climb(features, self.stair), sizes, self.strides[-1])
+            square = self._to_square(fuse_levels(features, self.stair), sizes, self.strides[-1])
         else:
-            # Reducing over channels and stretching can be swapped; so nothing is concatenated.
+            # Summing channels and resizing commute, so nothing is concatenated.
             levels = zip(features, self.strides, strict=True)
-            squares = torch.stack([self._square(x, sizes, stride) for x, stride in levels])
-            seen = squares.sum(dim=0) if self.reduce == "sum" else squares.mean(dim=0)
-        seen = seen.flatten(1)
+            squares = torch.stack([self._to_square(x, sizes, stride) for x, stride in levels])
+            square = squares.sum(dim=0)
+        flat = square.flatten(1)
         if self.standardize:
-            seen = F.layer_norm(seen, seen.shape[1:])
-        hidden = F.relu(self.fc1(seen))
-        # Not in half precision: what tells images apart is small beside what they have in common.
+            flat = F.layer_norm(flat, flat.shape[1:])
+        hidden = F.relu(self.fc1(flat))
+        # Not in half precision: images differ by little compared with what they have in common.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = self.fc2(hidden.to(self.fc2.weight.dtype))
             shaped: Tensor = self.logit_norm(logits.view(-1, *self.expert_boxes.shape[:2]))
         return shaped
 
+    def mixing_weights(self, logits: Tensor) -> Tensor:
+        """Apply the softmax over the experts to logits (B, E, P), in float32."""
+        return (at_least_float32(logits) / self.current_temperature()).softmax(dim=1)
+
+    def mix(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Average the experts by weight.
+
+        Args:
+            weights: (B, E, P).
+
+        Returns:
+            Boxes (B, P, 4), center and size as fractions of the image, and features (B, P, D).
+        """
+        # In half precision a box would be accurate to a pixel at best.
+        with torch.autocast(weights.device.type, enabled=False):
+            boxes = torch.einsum("bep,epc->bpc", weights, at_least_float32(self.expert_boxes))
+            features = torch.einsum("bep,epd->bpd", weights, at_least_float32(self.expert_features))
+        return boxes, features
+
     def current_temperature(self) -> Tensor:
-        """Of the step at hand; in evaluation that of the end."""
+        """Temperature of the current step; in evaluation that of the end."""
         if self.training:
             return self.temperature.at(self.step)
         return self.temperature.at(torch.full_like(self.step, self.temperature.iterations))
 
-    def _log(self, logits: Tensor, weights: Tensor) -> None:
-        storage = storage_in_turn(self.log_period)
-        if storage is not None:
-            found = {"tau": self.current_temperature(), **mixing_statistics(weights)}
-            found["spread"] = logits.std(dim=1, correction=0).mean()
-            values = torch.stack(list(found.values())).tolist()
-            named = {f"dpg/{name}": value for name, value in zip(found, values, strict=True)}
-            storage.put_scalars(smoothing_hint=False, **named)
-
-    def _square(self, x: Tensor, sizes: Tensor, stride: int) -> Tensor:
-        """A level (B, C, H, W) as the map the linear layers see, (B, resize, resize)."""
+    def _to_square(self, x: Tensor, sizes: Tensor, stride: int) -> Tensor:
+        """Sum a level (B, C, H, W) over channels and resize it to (B, resize, resize)."""
         valid = None
         if self.valid_region:
-            # What the level would measure if the image came alone, padded to the coarsest level.
+            # Size of the level if the image came alone, padded to the coarsest stride.
             coarse = self.strides[-1]
             padded = (sizes[:, :2].flip(-1) / coarse).ceil() * coarse
             valid = (padded / stride).round().long()
-        return resize_nearest(summarize(x, self.reduce), self.resize, valid)
+        # In float32: the sum of a thousand channels exceeds the range of half precision.
+        return resize_nearest(at_least_float32(x).sum(dim=1), self.resize, valid)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Take the proposals of a static model as those of every expert."""
-        for part in ("boxes", "features"):
-            static, own = f"{prefix}init_proposal_{part}.weight", f"{prefix}expert_{part}"
-            mine = getattr(self, f"expert_{part}")
-            if static in state_dict and state_dict[static].shape == mine.shape[1:]:
-                tiled = state_dict.pop(static).expand(mine.shape).clone()
+        """Copy the proposals of a static model to every expert."""
+        experts = {"boxes": self.expert_boxes, "features": self.expert_features}
+        for part, parameter in experts.items():
+            static, name = f"{prefix}init_proposal_{part}.weight", f"{prefix}expert_{part}"
+            if static in state_dict and state_dict[static].shape == parameter.shape[1:]:
+                tiled = state_dict.pop(static).expand(parameter.shape).clone()
                 if part == "features" and self.tiling_noise:
-                    # The same on all processes, whatever their seeds are.
+                    # The same on all processes, whatever their seeds.
                     generator = torch.Generator().manual_seed(0)
                     noise = torch.randn(tiled.shape, generator=generator).to(tiled)
                     tiled = tiled + self.tiling_noise * noise
-                state_dict[own] = tiled
+                state_dict[name] = tiled
                 _LOGGER.info(
-                    "The %s of a static model became those of all %d experts.", part, len(mine)
+                    "The %s of a static model were copied to all %d experts.", part, len(parameter)
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Learned proposals: one set for all images (Sparse R-CNN, arXiv 2011.12450, section 3.1)."""
+"""Learned proposals, the same for all images, and where their boxes start."""
 
 import math
 
@@ -17,16 +17,15 @@ INITIAL_BOXES = ("image", "center", "grid", "random")
 
 
 def initial_boxes(mode: str, count: int) -> Tensor:
-    """Boxes as fractions of the image.
+    """Make initial boxes as fractions of the image.
 
     Args:
-        mode: "image": each is the whole image. "center": the middle, half as wide and high. "grid":
-            regularly spaced, together covering the image. "random": between two
-            points drawn uniformly from the image.
+        mode: "image": the whole image (Sparse R-CNN). "center": its middle, half as wide and high.
+            "grid": cells of a regular grid over the image. "random": between two uniform points.
         count: ``P``.
 
     Returns:
-        (P, 4) centre and size.
+        (P, 4) center and size.
 
     Raises:
         ConfigError: for another mode.
@@ -53,21 +52,21 @@ def initial_boxes(mode: str, count: int) -> Tensor:
 
 @PROPOSALS_REGISTRY.register()
 class LearnedProposals(ProposalSource):
-    """`P` boxes and features that are parameters; every image starts from the same ones.
+    """`P` learned boxes and features (Sparse R-CNN, arXiv 2011.12450, section 3.1).
 
     Attributes:
-        init_proposal_boxes: (P, 4) centre and size as fractions of the image.
+        init_proposal_boxes: (P, 4) center and size as fractions of the image.
         init_proposal_features: (P, D).
     """
 
     @configurable
     def __init__(self, *, num_proposals: int, channels: int, boxes: str = "image") -> None:
-        """Start features as N(0, 1).
+        """Initialize features from N(0, 1).
 
         Args:
             num_proposals: ``P``.
             channels: ``D``.
-            boxes: where boxes start, see `initial_boxes`; officially as the whole image.
+            boxes: see `initial_boxes`.
         """
         super().__init__()
         self.init_proposal_features = nn.Embedding(num_proposals, channels)
@@ -89,7 +88,7 @@ class LearnedProposals(ProposalSource):
         """Scale the boxes to each image.
 
         Args:
-            features: pyramid levels; learned proposals do not look at them.
+            features: pyramid levels; not used.
             sizes: (B, 4) ``w, h, w, h`` of each image in pixels.
 
         Returns:
@@ -102,20 +101,15 @@ class LearnedProposals(ProposalSource):
 
 @PROPOSALS_REGISTRY.register()
 class ContentQueries(ProposalSource):
-    """`P` features that are parameters; boxes are not learned (arXiv 2203.16507, section 3.1).
+    """`P` learned features in boxes that are the whole image (AdaMixer, 2203.16507, section 3.1).
 
     Attributes:
-        init_proposal_features: (P, D), standardized for each proposal when they are used.
+        init_proposal_features: (P, D), standardized for each proposal in use.
     """
 
     @configurable
     def __init__(self, *, num_proposals: int, channels: int) -> None:
-        """Start features as N(0, 1).
-
-        Args:
-            num_proposals: ``P``.
-            channels: ``D``.
-        """
+        """Initialize features from N(0, 1); ``P`` and ``D`` as in `LearnedProposals`."""
         super().__init__()
         self.init_proposal_features = nn.Embedding(num_proposals, channels)
 
@@ -126,15 +120,7 @@ class ContentQueries(ProposalSource):
         return {"num_proposals": node.NUM_PROPOSALS, "channels": node.HIDDEN_DIM}
 
     def forward(self, features: list[Tensor], sizes: Tensor) -> Proposals:
-        """The same features for all images, in boxes as large as each.
-
-        Args:
-            features: pyramid levels; they are not looked at.
-            sizes: (B, 4) ``w, h, w, h`` of each image in pixels.
-
-        Returns:
-            Boxes (B, P, 4) xyxy in pixels and features (B, P, D).
-        """
+        """Place the queries in boxes of the size of each image, see `LearnedProposals`."""
         weight = self.init_proposal_features.weight
         states = F.layer_norm(weight, weight.shape[-1:]).expand(len(sizes), -1, -1)
         corners = torch.cat([torch.zeros_like(sizes[:, :2]), sizes[:, 2:]], dim=1)

@@ -1,28 +1,22 @@
-"""The staircase of DPG: from a feature pyramid to one small map per image.
-
-Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.2. Letters: ``B`` images, ``D`` channels of a
-level, ``L`` levels.
-"""
+"""The staircase of DPG (arXiv 2205.02101, section 3.2): a feature pyramid to one map per image."""
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
-from ...structures import at_least_float32
-
-__all__ = ["StairStep", "climb", "resize_nearest", "summarize"]
+__all__ = ["StairStep", "fuse_levels", "resize_nearest"]
 
 
 class StairStep(nn.Module):
-    """Halves a map by a depth-wise 3x3 convolution, then norm and ReLU."""
+    """Depth-wise 3x3 convolution of stride 2, norm and ReLU."""
 
     def __init__(self, channels: int, norm: str) -> None:
-        """Set the width.
+        """Build the layers.
 
         Args:
-            channels: in and out.
-            norm: a name that Detectron2 knows (BN, SyncBN, FrozenBN, GN), or "none".
+            channels: input and output channels.
+            norm: BN, SyncBN, FrozenBN, GN or "none".
         """
         super().__init__()
         self.conv = nn.Conv2d(
@@ -35,11 +29,11 @@ class StairStep(nn.Module):
         return F.relu(self.norm(self.conv(x)))
 
 
-def climb(features: list[Tensor], steps: nn.ModuleList) -> Tensor:
-    """Halve the finest level, put the next one beside it, halve both, and so on.
+def fuse_levels(features: list[Tensor], steps: nn.ModuleList) -> Tensor:
+    """Downsample the finest level, concatenate the next one, downsample both, and so on.
 
     Args:
-        features: levels (B, D, H_l, W_l), finest first, each half as large as the one before.
+        features: levels (B, D, H_l, W_l), finest first, each half the size of the one before.
         steps: one `StairStep` per level but the last, of D, 2 D, ... channels.
 
     Returns:
@@ -52,13 +46,13 @@ def climb(features: list[Tensor], steps: nn.ModuleList) -> Tensor:
 
 
 def resize_nearest(maps: Tensor, size: int, valid: Tensor | None = None) -> Tensor:
-    """Stretch maps to squares; nearest neighbour.
+    """Resize maps to squares by nearest neighbor.
 
     Args:
         maps: (B, H, W).
         size: side of the square.
-        valid: (B, 2) height and width of the part that is the image, at the top left; the rest is
-            padding of the batch and left out. None takes the whole map.
+        valid: (B, 2) height and width of the image in the top left corner; the rest, padding of the
+            batch, is left out. None for the whole map.
 
     Returns:
         (B, size, size).
@@ -70,12 +64,3 @@ def resize_nearest(maps: Tensor, size: int, valid: Tensor | None = None) -> Tens
     rows, columns = (index * extent.unsqueeze(-1) // size for extent in valid.unbind(-1))
     image = torch.arange(len(maps), device=maps.device).view(-1, 1, 1)
     return maps[image, rows.unsqueeze(2), columns.unsqueeze(1)]
-
-
-def summarize(features: Tensor, reduce: str) -> Tensor:
-    """Sum or mean over channels, in float32: (B, C, H, W) to (B, H, W).
-
-    The sum of a thousand channels leaves the range of half precision.
-    """
-    features = at_least_float32(features)
-    return features.sum(dim=1) if reduce == "sum" else features.mean(dim=1)
