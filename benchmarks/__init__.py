@@ -1,5 +1,3 @@
-"""Speed and memory of two variants, measured in turn in one run."""
+"""Measurements of speed and memory; run ``python -m benchmarks --help`` in a clone."""
 
-from benchmarks.speed import Variant, compare
-
-__all__ = ["Variant", "compare"]
+import dsrcnn  # noqa: F401  (bridges Detectron2 before a benchmark imports it)

@@ -1,26 +1,19 @@
-"""``python -m benchmarks <name>``: run one of the benchmarks."""
+"""Run one of the benchmarks: ``python -m benchmarks <name>``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.cli import (
-    benchmark,
-    benchmark_asag,
-    benchmark_loader,
-    benchmark_matching,
-    benchmark_recollection,
-    benchmark_training,
-)
+from benchmarks import asag, loader, matching, recollection, speed, training
 from dsrcnn.errors import DsrcnnError
 
 _BENCHMARKS = {
-    "speed": benchmark,
-    "training": benchmark_training,
-    "loader": benchmark_loader,
-    "matching": benchmark_matching,
-    "recollection": benchmark_recollection,
-    "asag": benchmark_asag,
+    "speed": speed,
+    "training": training,
+    "loader": loader,
+    "matching": matching,
+    "recollection": recollection,
+    "asag": asag,
 }
 
 
@@ -29,16 +22,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure dsrcnn.")
     commands = parser.add_subparsers(dest="name", required=True)
     for name, module in _BENCHMARKS.items():
-        summary = (module.__doc__ or "").strip().splitlines()[0]
+        summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        args.run(args)
     except DsrcnnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
 
 
 if __name__ == "__main__":

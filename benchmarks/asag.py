@@ -1,181 +1,156 @@
-"""ASAG's point: anchors of the image need one decoder layer, and cost little themselves."""
+"""Time of ASAG's inference by probed levels beside that of a cascade, and of its patches.
 
-from collections.abc import Callable, Sequence
+Anchors of the image need one decoder layer and cost little. All models have random weights and room
+for equally many queries, probed levels for equally many patches; the table has the queries of an
+image, which are fewer where patches reach beyond it.
+"""
+
+import argparse
 from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor
-from tqdm import tqdm
 
-from benchmarks.worker import make_batch, now
+from benchmarks.speed import measure_in_turn, median_ratio, time_in_turn
+from benchmarks.worker import Shape, add_shape_arguments, at_least_one, make_batch, now
 from dsrcnn.config.load import load_cfg
 from dsrcnn.errors import ConfigError
-from dsrcnn.modeling import ASAG
-from dsrcnn.modeling.asag import LEVELS_PROBED, AnchorGenerator
-from dsrcnn.modeling.asag.patches import PatchCompressor, cut_patches
-from dsrcnn.modeling.meta_arch.base import SparseDetector
+from dsrcnn.modeling import ASAG, SparseRCNN
+from dsrcnn.modeling.asag.anchor_generator import LEVELS_PROBED, AnchorGenerator, ProbingRule
+from dsrcnn.modeling.asag.patches import CELLS, PatchCompressor, cut_patches
 
-__all__ = ["compare_inference", "compare_patches"]
+_PATCHES = (1, 5, 15, 60)
 
 
-class _Variant(NamedTuple):
-    """A model, and of ASAG how many levels are probed."""
+def _build(config: str, kind: type, args: argparse.Namespace) -> Any:
+    """Build a model of a class in evaluation mode.
 
-    name: str
-    model: SparseDetector
-    levels: int | None = None
+    Raises:
+        ConfigError: if the config is of another class.
+    """
+    opts = ["MODEL.SparseRCNN.NUM_PROPOSALS", str(args.queries), "MODEL.WEIGHTS", "", *args.set]
+    model = build_model(load_cfg(config, opts)).eval()
+    if not isinstance(model, kind):
+        raise ConfigError(f"{config} is no config of {kind.__name__}.")
+    return model
+
+
+def _settle(generator: AnchorGenerator, queries: int, patches: int) -> None:
+    """Make untrained anchors small and spread them; limit them and the patches."""
+    for net in (generator.proj_all, generator.proj_patch):
+        bias = cast(Tensor, net.layers[-1].bias).view(-1, 5)
+        bias[:, :2].uniform_(0.05, 0.95).logit_()
+        bias[:, 2:4] = -2.5
+    generator.rule = generator.rule._replace(
+        low=0.0, high=1.0, output=0.0, most=queries, max_patches=patches
+    )
+
+
+def _run(model: Any, batch: list[dict[str, Any]], levels: int = 0) -> tuple[float, ...]:
+    """Queries of an image, then seconds of backbone, proposals or anchors, and decoder."""
+    times = [now()]
+    images = model.preprocess_image(batch)
+    features = model.extract_features(images)
+    times.append(now())
+    if isinstance(model, ASAG):
+        model.generator.rule = model.generator.rule._replace(levels=levels)
+        anchors, _ = model.anchors(features, images.sizes)
+        times.append(now())
+        model.decode(features, anchors)
+        times.append(now())
+        queries = anchors.mask.sum(dim=1).float().mean().item()
+    else:
+        proposals = model.proposals(features, images.sizes)
+        times.append(now())
+        model.head(features, proposals)
+        times.append(now())
+        queries = float(proposals.boxes.shape[1])
+    return queries, *(b - a for a, b in pairwise(times))
 
 
 @torch.no_grad()
-def compare_inference(
-    baseline: str,
-    configs: Sequence[str],
-    opts: Sequence[str],
-    *,
-    images: int = 1,
-    height: int = 480,
-    width: int = 640,
-    queries: int = 100,
-    patches: int = 5,
-    repeats: int = 7,
-) -> str:
-    """Measure inference of ASAG by level beside that of a cascade, in turn, with random weights.
-
-    All have room for equally many queries, and every probed level for equally many patches; the
-    table says how many queries there are. They are fewer where patches reach beyond the image.
-
-    Args:
-        baseline: config of the cascade.
-        configs: of ASAG.
-        opts: ``KEY, VALUE, ...`` for all.
-        images: batch size.
-        height: of the images in pixels.
-        width: of the images in pixels.
-        queries: of an image, at most.
-        patches: of an image and probed level, at most; what was published is about 5.
-        repeats: rounds.
-
-    Returns:
-        A table. Its ratios are to the cascade, medians of those of each round.
-    """
-    variants = [_Variant(baseline, _model(baseline, opts, queries))]
-    for config in configs:
-        model = _model(config, opts, queries)
-        if not isinstance(model, ASAG):
-            raise ConfigError(f"{config} is no config of ASAG.")
-        _settle(model.generator, queries, patches)
-        variants += [_Variant(f"{config}, {k}", model, n) for k, n in LEVELS_PROBED.items()]
-    batch = make_batch(images, height, width, 1, 80)
-    seconds: dict[str, list[list[float]]] = {v.name: [] for v in variants}
-    counts: dict[str, float] = {}
-    for _ in tqdm(range(repeats + 1), desc="measuring"):
-        for variant in variants:
-            times, counts[variant.name] = _parts(variant, batch)
-            seconds[variant.name].append(times)
-    own = seconds[baseline][1:]  # the first round warms up
-    rows = []
-    for name, rounds in seconds.items():
-        whole = median(sum(a) / sum(b) for a, b in zip(rounds[1:], own, strict=True))
-        rest = median(sum(a[1:]) / sum(b[1:]) for a, b in zip(rounds[1:], own, strict=True))
-        parts = [1000 * median(r[i] for r in rounds[1:]) for i in range(3)]
-        rows.append([name, counts[name], *parts, whole, rest])
+def _compare_inference(args: argparse.Namespace) -> str:
+    """Table of milliseconds by part; ratios are to the cascade."""
+    batch = make_batch(Shape.from_args(args), classes=80)
+    cascade = _build(args.baseline, SparseRCNN, args)
+    runs = {args.baseline: partial(_run, cascade, batch)}
+    for config in args.configs:
+        model = _build(config, ASAG, args)
+        _settle(model.generator, args.queries, args.patches)
+        for name, levels in LEVELS_PROBED.items():
+            runs[f"{config}, {name}"] = partial(_run, model, batch, levels)
+    results = measure_in_turn(runs, args.repeats, warm_up=1)
+    rows, cascades = [], results[args.baseline]
+    for name, rounds in results.items():
+        queries, *parts = (median(values) for values in zip(*rounds, strict=True))
+        ratios = [  # with the backbone, without it
+            median_ratio([sum(x[first:]) for x in rounds], [sum(x[first:]) for x in cascades])
+            for first in (1, 2)
+        ]
+        rows.append([name, queries, *(1000 * seconds for seconds in parts), *ratios])
     headers = ["", "queries", "backbone (ms)", "proposals (ms)", "decoder (ms)"]
     headers += ["ratio", "without backbone"]
     formats = ("", ".0f", *[".1f"] * 3, ".2f", ".2f")
     return tabulate(rows, headers, floatfmt=formats, tablefmt="pipe")
 
 
-def _model(config: str, opts: Sequence[str], queries: int) -> SparseDetector:
-    count = ["MODEL.SparseRCNN.NUM_PROPOSALS", str(queries), "MODEL.WEIGHTS", ""]
-    return cast(SparseDetector, build_model(load_cfg(config, [*count, *opts])).eval())
-
-
-def _settle(generator: AnchorGenerator, queries: int, patches: int) -> None:
-    """Let untrained anchors be small, and as many as is said, of them and of patches."""
-    for net in (generator.proj_all, generator.proj_patch):
-        cast(Tensor, net.layers[-1].bias).view(-1, 5)[:, 2:4] = -2.5
-    generator.rule = generator.rule._replace(
-        low=0.0, high=1.0, overlap=1.0, output=0.0, most=queries, max_patches=patches
-    )
-
-
-def _parts(variant: _Variant, batch: list[dict]) -> tuple[list[float], float]:
-    """Seconds of the backbone, of proposals or anchors, and of the rest; queries of an image."""
-    model, times = cast(Any, variant.model), [now()]
-    features, sizes, _ = model.extract(batch)
-    times.append(now())
-    if isinstance(model, ASAG):
-        model.generator.rule = model.generator.rule._replace(levels=variant.levels or 0)
-        anchors, _ = model.anchors(features, sizes)
-        times.append(now())
-        model.decode(features, anchors)
-        count = anchors.mask.sum(dim=1).float().mean().item()
-    else:
-        proposals = model.proposals(features, sizes)
-        times.append(now())
-        model.head(features, proposals)
-        count = float(proposals.boxes.shape[1])
-    times.append(now())
-    return [b - a for a, b in pairwise(times)], count
-
-
 @torch.no_grad()
-def compare_patches(
-    counts: Sequence[int] = (1, 5, 15, 60),
-    *,
-    height: int = 800,
-    width: int = 1333,
-    repeats: int = 7,
-) -> str:
-    """Measure what patches of P3 cost: one after the other, together, and where they are alone.
+def _compare_patches(repeats: int) -> str:
+    """Table of milliseconds for patches of P3 of one image of 800 x 1333 pixels.
 
-    Args:
-        counts: of patches.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        repeats: rounds.
-
-    Returns:
-        A table in milliseconds; ratios are to all patches together.
+    Anchors are predicted patch by patch or together; the whole map is compressed or only the
+    patches.
     """
-    generator = AnchorGenerator().eval()
-    net = cast(PatchCompressor, generator.compress[0])
-    level = torch.randn(1, 256, -(-height // 8), -(-width // 8))
-    level = level.to(memory_format=torch.channels_last)
+    generator = AnchorGenerator(
+        channels=256, hidden=1000, fixed_anchors=50, probed_anchors=20, rule=ProbingRule()
+    ).eval()
+    compressor = cast(PatchCompressor, generator.compress[0])
+    level = torch.randn(1, 256, 100, 167).to(memory_format=torch.channels_last)
     rows = []
-    for count in tqdm(counts, desc="measuring"):
-        places = [
-            torch.randint(0, side - 15, (count,)) for side in (level.shape[3], level.shape[2])
-        ]
-        positions, images = torch.stack(places, dim=1), torch.zeros(count, dtype=torch.int64)
-        whole = net(level)
-        cut = cut_patches(whole, images, positions, 15)
-        ways: dict[str, Callable[[], object]] = {
-            "together": partial(generator.predict_patches, cut, 2),
-            "one by one": partial(_one_by_one, generator, cut),
-            "map": partial(net, level),
-            "windows": partial(net.patches, level, images, positions, 15),
+    for count in _PATCHES:
+        sides = level.shape[3], level.shape[2]
+        positions = torch.stack([torch.randint(0, s - CELLS, (count,)) for s in sides], dim=1)
+        images = torch.zeros(count, dtype=torch.int64)
+        patches = cut_patches(compressor(level), images, positions)
+        runs = {
+            "one by one": partial(_predict_one_by_one, generator, patches),
+            "together": partial(generator.predict_patches, patches, 2),
+            "whole map": partial(compressor, level),
+            "as needed": partial(compressor.patches, level, images, positions),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(repeats + 1):
-            for name, way in ways.items():
-                start = now()
-                way()
-                seconds[name].append(now() - start)
-        medians = {name: 1000 * median(values[1:]) for name, values in seconds.items()}
-        loop, together, map_, windows = (
-            medians[x] for x in ("one by one", "together", "map", "windows")
-        )
-        rows.append([count, loop, together, loop / together, map_, windows, map_ / windows])
+        results = time_in_turn(runs, repeats)
+        loop, together, whole, needed = (1000 * median(t) for t in results.values())
+        rows.append([count, loop, together, loop / together, whole, needed, whole / needed])
     headers = ["patches", "one by one", "together", "ratio", "whole map", "as needed", "ratio"]
     return tabulate(rows, headers, floatfmt=("", *[".2f"] * 6), tablefmt="pipe")
 
 
-def _one_by_one(generator: AnchorGenerator, patches: Tensor) -> None:
+def _predict_one_by_one(generator: AnchorGenerator, patches: Tensor) -> None:
     for patch in patches:
         generator.predict_patches(patch.unsqueeze(0), 2)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--baseline", default="coco/sparse_rcnn_R50_100pro_3x", help="a cascade")
+    configs = ["coco/asag_s_R50_100pro_3x", "coco/asag_a_R50_100pro_3x"]
+    parser.add_argument("--configs", nargs="+", default=configs, help="of ASAG")
+    add_shape_arguments(parser, images=1, objects=0)
+    parser.add_argument("--queries", type=at_least_one, default=100, help="default: 100")
+    parser.add_argument("--patches", type=at_least_one, default=5, help="of a level (default: 5)")
+    parser.add_argument("--repeats", type=at_least_one, default=7, help="rounds (default: 7)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="for every model")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the tables."""
+    print(
+        f"\n{Shape.from_args(args)}, {args.queries} queries, {args.patches} patches of a probed "
+        f"level, {args.repeats} rounds, medians\n\n{_compare_inference(args)}"
+    )
+    print(f"\nP3 of one image 800x1333, milliseconds\n\n{_compare_patches(args.repeats)}")

@@ -1,115 +1,153 @@
-"""Time the batched matcher of DLA against the plain loop, in one run."""
+"""Time of DLA's matcher, all stages and images in one call, against a loop over them."""
 
-import time
-from collections.abc import Callable
+import argparse
+import math
+from functools import partial
 from statistics import median
 
 import torch
+import torch.nn.functional as F
 from tabulate import tabulate
+from torch import Tensor
+from torchvision.ops import box_iou, generalized_box_iou, sigmoid_focal_loss
 
-from benchmarks.reference_matching import assign_by_loop
-from dsrcnn.errors import ConfigError
+from benchmarks.speed import median_ratio, time_in_turn
+from benchmarks.worker import at_least_one
 from dsrcnn.modeling.matching import (
     CostSettings,
     HungarianMatcher,
     OptimalTransportMatcher,
     UnitRule,
+    assign_from_plan,
+    limit_positives,
 )
 from dsrcnn.structures import Predictions, Targets
 
-__all__ = ["compare_matchers", "make_scene"]
+_EPSILON, _ITERATIONS = 0.1, 50  # the defaults of `OptimalTransportMatcher`
+
+
+@torch.no_grad()
+def assign_by_loop(predictions: Predictions, targets: Targets, rule: UnitRule) -> Tensor:
+    """Dynamic label assignment image by image and stage by stage, as the papers state it.
+
+    Focal losses over all classes, a cost for background, one Sinkhorn loop on logarithms per
+    problem: a second implementation of `OptimalTransportMatcher` with its default settings.
+
+    Args:
+        predictions: with focal classification.
+        targets: of the batch.
+        rule: for the units.
+
+    Returns:
+        (Q, B, P) int64.
+    """
+    assignments = []
+    for logits_of_set, boxes_of_set, stage in zip(*predictions[:3], strict=True):
+        offset = rule.unit_step * (rule.num_stages - 1 - int(stage))
+        for image, (logits, boxes) in enumerate(zip(logits_of_set, boxes_of_set, strict=True)):
+            real = targets.mask[image]
+            objects, labels = targets.boxes[image][real], targets.labels[image][real]
+            if len(objects) == 0:
+                assignments.append(torch.full_like(boxes[:, 0], -1, dtype=torch.int64))
+                continue
+            cost = _costs(logits, boxes, objects, labels, targets.sizes[image])
+            limit = rule.max_positives(len(boxes))
+            units = _units(box_iou(objects, boxes), rule, offset, limit)
+            supply = torch.cat([units, len(boxes) - units.sum(dim=0, keepdim=True)])
+            plan = _sinkhorn(cost, supply)
+            assignments.append(limit_positives(assign_from_plan(plan), plan, limit))
+    return torch.stack(assignments).view(predictions.boxes.shape[:3])
+
+
+def _costs(logits: Tensor, boxes: Tensor, objects: Tensor, labels: Tensor, size: Tensor) -> Tensor:
+    """(M + 1, P) with background last."""
+    focal = {"alpha": 0.25, "gamma": 2.0, "reduction": "none"}
+    classes = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
+    expanded = logits.expand(len(objects), *logits.shape)
+    as_object = sigmoid_focal_loss(expanded, classes.unsqueeze(1).expand_as(expanded), **focal)
+    as_background = sigmoid_focal_loss(logits, torch.zeros_like(logits), **focal)
+    l1 = torch.cdist(objects / size, boxes / size, p=1)
+    cost = 2 * as_object.sum(dim=-1) + 5 * l1 - 2 * generalized_box_iou(objects, boxes)
+    return torch.cat([cost, 2 * as_background.sum(dim=-1).unsqueeze(0)])
+
+
+def _units(iou: Tensor, rule: UnitRule, offset: float, limit: int) -> Tensor:
+    fit = iou.topk(min(rule.top_q, iou.shape[1]), dim=1).values.sum(dim=1).tolist()
+    estimates = [(rule.static_units or f) - offset for f in fit]
+    total = sum(max(e, 0.0) for e in estimates)
+    if total > limit:
+        estimates = [e * limit / total for e in estimates]
+    units = [max(1, math.floor(e + 1e-4)) for e in estimates]
+    if len(units) > limit:  # 1 for those that fit best
+        best = sorted(range(len(fit)), key=lambda i: -fit[i])[:limit]
+        units = [int(i in best) for i in range(len(fit))]
+    elif sum(units) > limit:  # scale down beyond the first
+        factor = (limit - len(units)) / (sum(units) - len(units))
+        units = [1 + math.floor((u - 1) * factor + 1e-4) for u in units]
+    return torch.tensor(units, dtype=iou.dtype, device=iou.device)
+
+
+def _sinkhorn(cost: Tensor, supply: Tensor) -> Tensor:
+    u, v = torch.zeros_like(supply), torch.zeros_like(cost[0])
+    for _ in range(_ITERATIONS):
+        v = -_EPSILON * torch.logsumexp((u.unsqueeze(1) - cost) / _EPSILON, dim=0)
+        u = _EPSILON * (supply.log() - torch.logsumexp((v - cost) / _EPSILON, dim=1))
+    return ((u.unsqueeze(1) + v - cost) / _EPSILON).exp()
 
 
 def make_scene(
     stages: int, images: int, proposals: int, objects: int, classes: int, device: torch.device
 ) -> tuple[Predictions, Targets]:
-    """Predictions as of a trained model: proposals scatter around the objects they have found."""
+    """Predictions as of a trained model: proposals scatter around the objects."""
     g = torch.Generator().manual_seed(0)
     size = torch.tensor([640.0, 480.0])
     corner = torch.rand(images, objects, 2, generator=g) * size * 0.7
     extent = (0.05 + 0.25 * torch.rand(images, objects, 2, generator=g)) * size
-    wanted = torch.cat([corner, corner + extent], dim=-1)
+    truth = torch.cat([corner, corner + extent], dim=-1)
     labels = torch.randint(classes, (images, objects), generator=g)
     index = torch.arange(proposals) % objects
-    spread = torch.linspace(0, 1, proposals).view(-1, 1)
-    noise = torch.randn(stages, images, proposals, 4, generator=g) * 0.3 * spread
-    boxes = wanted[:, index] + noise * extent[:, index].repeat(1, 1, 2)
+    distance = torch.linspace(0, 1, proposals).view(-1, 1)
+    noise = torch.randn(stages, images, proposals, 4, generator=g) * 0.3 * distance
+    boxes = truth[:, index] + noise * extent[:, index].repeat(1, 1, 2)
     logits = torch.randn(stages, images, proposals, classes, generator=g) - 4.6
-    strength = (4 - 4 * spread).expand(stages, images, proposals, 1)
-    learned = labels[:, index].expand(stages, images, proposals).unsqueeze(-1)
-    logits = logits.scatter_add(-1, learned, strength)
+    strength = (4 - 4 * distance).expand(stages, images, proposals, 1)
+    assigned = labels[:, index].expand(stages, images, proposals).unsqueeze(-1)
+    logits = logits.scatter_add(-1, assigned, strength)
     mask = torch.ones(images, objects, dtype=torch.bool)
     sizes = size.repeat(2).expand(images, 4)
     predictions = Predictions(logits.to(device), boxes.to(device), torch.arange(stages).to(device))
-    return predictions, Targets(*(x.to(device) for x in (wanted, labels, mask, sizes)))
+    return predictions, Targets(*(x.to(device) for x in (truth, labels, mask, sizes)))
 
 
-def compare_matchers(
-    *,
-    stages: int = 6,
-    images: int = 2,
-    proposals: int = 300,
-    objects: int = 20,
-    classes: int = 80,
-    repeats: int = 15,
-) -> str:
-    """Measure in turn: batched transport, the plain loop, Hungarian matching.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    defaults = {"stages": 6, "images": 2, "proposals": 300, "objects": 20, "repeats": 15}
+    for name, value in defaults.items():
+        text = f"{'rounds ' if name == 'repeats' else ''}(default: {value})"
+        parser.add_argument(f"--{name}", type=at_least_one, default=value, help=text)
 
-    Args:
-        stages: prediction sets.
-        images: of the batch.
-        proposals: per image.
-        objects: per image.
-        classes: of the logits.
-        repeats: rounds.
 
-    Returns:
-        A table of median milliseconds, with the factor against the loop as the median of rounds.
+def run(args: argparse.Namespace) -> None:
+    """Print the table; ratios are medians of those of the rounds.
 
     Raises:
-        ConfigError: if a number is below 1.
         AssertionError: if batched matcher and loop disagree.
     """
-    counts = {"stages": stages, "images": images, "proposals": proposals, "objects": objects}
-    for name, value in {**counts, "classes": classes, "repeats": repeats}.items():
-        if value < 1:
-            raise ConfigError(f"--{name} is {value}; write a number of at least 1.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictions, targets = make_scene(stages, images, proposals, objects, classes, device)
-    rule = UnitRule(num_stages=stages)
+    scene = make_scene(args.stages, args.images, args.proposals, args.objects, 80, device)
+    rule = UnitRule(num_stages=args.stages)
     transport = OptimalTransportMatcher(costs=CostSettings(), units=rule)
     hungarian = HungarianMatcher(costs=CostSettings())
-    runs: dict[str, Callable[[], torch.Tensor]] = {
-        "transport, batched": lambda: transport(predictions, targets),
-        "transport, loop": lambda: assign_by_loop(predictions, targets, rule),
-        "Hungarian": lambda: hungarian(predictions, targets),
-    }
-    batched, loop, _ = (run() for run in runs.values())  # warms up as well
-    differing = int((batched != loop).sum())
-    if differing > 0.001 * batched.numel():
+    differing = int((transport(*scene) != assign_by_loop(*scene, rule)).sum())
+    if differing > 0.001 * scene[0].boxes[..., 0].numel():
         raise AssertionError(f"Batched matcher and loop disagree about {differing} proposals.")
-    rounds = [{name: _milliseconds(run) for name, run in runs.items()} for _ in range(repeats)]
-    rows = [
-        [
-            name,
-            median(r[name] for r in rounds),
-            median(r["transport, loop"] / r[name] for r in rounds),
-        ]
-        for name in runs
-    ]
-    return tabulate(
-        rows, headers=["matcher", "ms", "loop / this"], floatfmt=("", ".1f", ".1f"), tablefmt="pipe"
-    )
-
-
-def _milliseconds(run: Callable[[], torch.Tensor]) -> float:
-    _wait()
-    start = time.perf_counter()
-    run()
-    _wait()
-    return 1000 * (time.perf_counter() - start)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    runs = {
+        "transport, batched": partial(transport, *scene),
+        "transport, loop": partial(assign_by_loop, *scene, rule),
+        "Hungarian": partial(hungarian, *scene),
+    }
+    times = time_in_turn(runs, args.repeats)
+    loop = times["transport, loop"]
+    rows = [[name, 1000 * median(t), median_ratio(loop, t)] for name, t in times.items()]
+    headers = ["matcher", "ms", "loop / this"]
+    print(tabulate(rows, headers, floatfmt=("", ".1f", ".1f"), tablefmt="pipe"))

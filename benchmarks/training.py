@@ -1,60 +1,88 @@
-"""What the options of training cost and save: precision, parts, checkpointing, compilation."""
+"""Time and memory of training iterations by option, and the speed of the loader."""
 
+import argparse
 from collections.abc import Sequence
-from statistics import median
-from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.speed import Measurement, Variant, compare
+from benchmarks.loader import images_per_second
+from benchmarks.speed import (
+    Measurement,
+    Variant,
+    add_config_arguments,
+    compare,
+    median_ratio,
+)
+from benchmarks.worker import Shape, add_shape_arguments, at_least_one
 
-__all__ = ["OPTIONS", "compare_options", "table_of_options"]
-
+_AMP = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION")
 _DLA = ("MODEL.SparseRCNN.DLA.ENABLED", "True")
 _DPG = ("MODEL.SparseRCNN.DPG.ENABLED", "True")
-_SQR3 = ("MODEL.SparseRCNN.SQR.ENABLED", "True", "MODEL.SparseRCNN.SQR.START", "3")
-_SQR1 = ("MODEL.SparseRCNN.SQR.ENABLED", "True", "MODEL.SparseRCNN.SQR.START", "1")
+_SQR = ("MODEL.SparseRCNN.SQR.ENABLED", "True", "MODEL.SparseRCNN.SQR.START")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "float32": (),
-    "bf16": ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bf16"),
-    "fp16": ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "fp16"),
+    "bf16": (*_AMP, "bf16"),
+    "fp16": (*_AMP, "fp16"),
     "accumulate": ("SOLVER.ACCUMULATE", "2"),
-    "checkpoint": ("MODEL.CHECKPOINT.BACKBONE", "True", "MODEL.CHECKPOINT.STAGES", "True"),
+    "checkpoint": ("MODEL.ACTIVATION_CHECKPOINT", "('backbone', 'stages')"),
     "compile": ("MODEL.COMPILE", "True"),
     "dla": _DLA,
     "dpg": _DPG,
     "dla-dpg": (*_DLA, *_DPG),
-    "sqr3": _SQR3,
-    "sqr1": _SQR1,
-    "dla-sqr3": (*_DLA, *_SQR3),
-    "dla-sqr1": (*_DLA, *_SQR1),
+    "sqr3": (*_SQR, "3"),
+    "sqr1": (*_SQR, "1"),
+    "dla-sqr3": (*_DLA, *_SQR, "3"),
+    "dla-sqr1": (*_DLA, *_SQR, "1"),
 }
 
 
-def compare_options(
-    config: str, names: Sequence[str], opts: Sequence[str] = (), **shape: Any
-) -> list[Measurement]:
-    """Measure iterations of the training loop in turn, one process for each option.
-
-    Args:
-        config: YAML file or shipped name.
-        names: of `OPTIONS`.
-        opts: ``KEY, VALUE, ...`` for all.
-        **shape: of `compare`: images, height, width, objects, repeats, threads.
-    """
-    variants = [Variant(name, config, (*opts, *OPTIONS[name])) for name in names]
-    return compare(variants, mode="loop", **shape)
-
-
-def table_of_options(measured: Sequence[Measurement]) -> str:
+def format_options(measured: Sequence[Measurement]) -> str:
     """Seconds and peak memory; ratios to the first, medians over rounds paired in time."""
-    first = measured[0].rounds
-    rows = []
-    for m in measured:
-        pairs = list(zip(m.rounds, first, strict=True))
-        slower = median(a["iteration"] / b["iteration"] for a, b in pairs)
-        memory = m.median("peak memory (MiB)")
-        more = memory / measured[0].median("peak memory (MiB)")
-        rows.append([m.variant.name, m.median("iteration"), slower, memory, more])
+    seconds = [[r["iteration"] for r in m.rounds] for m in measured]
+    memory = [m.median("peak memory (MiB)") for m in measured]
+    rows = [
+        [
+            m.variant.name,
+            m.median("iteration"),
+            median_ratio(seconds[i], seconds[0]),
+            memory[i],
+            memory[i] / memory[0],
+        ]
+        for i, m in enumerate(measured)
+    ]
     headers = ["", "s / iteration", "ratio", "peak memory (MiB)", "ratio"]
     return tabulate(rows, headers, floatfmt=("", ".3f", ".2f", ".0f", ".2f"), tablefmt="pipe")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_config_arguments(parser)
+    add_shape_arguments(parser)
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        choices=OPTIONS,
+        metavar="NAME",
+        default=["float32", "bf16", "accumulate", "checkpoint", "compile"],
+        help=f"of {', '.join(OPTIONS)}; accumulate: 2 parts, checkpoint: backbone and stages; "
+        "ratios are to the first",
+    )
+    parser.add_argument("--repeats", type=at_least_one, default=5, help="rounds (default: 5)")
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
+    parser.add_argument(
+        "--loader", action="store_true", help="also time the loader on the config's training data"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table: whole iterations of the training loop, one process per option."""
+    shape = Shape.from_args(args)
+    variants = [Variant(n, args.config_file, (*args.set, *OPTIONS[n])) for n in args.options]
+    measured = compare(
+        variants, mode="loop", shape=shape, repeats=args.repeats, threads=args.threads
+    )
+    print(f"\n{shape}, {args.repeats} rounds, medians\n\n{format_options(measured)}")
+    if args.loader:
+        speed = images_per_second(args.config_file, args.set)
+        fastest = max(args.images / m.median("iteration") for m in measured)
+        print(f"\nloader: {speed:.1f} images/s; the fastest of the above takes {fastest:.1f}")

@@ -1,8 +1,8 @@
-"""One variant under measurement, in a process of its own.
+"""Measure one variant in a separate process.
 
-Started as a file, so that it can also measure another checkout of the package: whatever ``dsrcnn``
-the process finds is measured. It builds the model once, then answers every line on stdin with one
-line of JSON: seconds of each part of one training step or one inference.
+Started as a file that imports nothing but ``dsrcnn``, so it measures whatever checkout of the
+package is first on the path. It builds the model once, then answers every line on stdin with one
+line of JSON: seconds of the parts of a training step or an inference.
 """
 
 import argparse
@@ -11,67 +11,80 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from typing import Any
-
-import torch
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from torch import nn
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import dsrcnn  # before detectron2, which 0.6 needs bridged
 
 # isort: split
 
+import torch
+from detectron2.modeling import build_model
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
 _PARTS = ("backbone", "head", "matcher", "criterion")
-_METHODS = ("postprocess",)
 
 
-class PartTimer:
-    """Adds up the forward time of the named parts of a model, by hooks."""
+class Shape(NamedTuple):
+    """Sizes of a random batch.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._started: dict[str, float] = {}
-        for name in _PARTS:
-            part = getattr(model, name, None)
-            if part is not None:
-                part.register_forward_pre_hook(lambda *_, name=name: self._start(name))
-                part.register_forward_hook(lambda *_, name=name: self._stop(name))
-        for name in _METHODS:
-            if hasattr(model, name):
-                setattr(model, name, self._timed(name, getattr(model, name)))
+    Attributes:
+        images: batch size.
+        height: of every image in pixels.
+        width: of every image in pixels.
+        objects: ground truths per image.
+    """
 
-    def _start(self, name: str) -> None:
-        self._started[name] = now()
+    images: int
+    height: int
+    width: int
+    objects: int
 
-    def _stop(self, name: str) -> None:
-        self.seconds[name] += now() - self._started.pop(name)
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> "Shape":
+        """Read the options of `add_shape_arguments`."""
+        height, width = args.size
+        return cls(args.images, height, width, args.objects)
 
-    def _timed(self, name: str, method: Any) -> Any:
-        def run(*args: Any) -> Any:
-            self._start(name)
-            result = method(*args)
-            self._stop(name)
-            return result
-
-        return run
-
-    def collect(self) -> dict[str, float]:
-        """What was added up since the last call."""
-        seconds, self.seconds = dict(self.seconds), defaultdict(float)
-        return seconds
+    def __str__(self) -> str:
+        """Text for the heading of a table."""
+        return f"{self.images} images {self.height}x{self.width}"
 
 
-def now() -> float:
-    """Seconds, after the device has finished what was asked of it."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def at_least_one(text: str) -> int:
+    """Parse an option that counts.
+
+    Raises:
+        ArgumentTypeError: unless it is a whole number of at least 1.
+    """
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
 
 
-def make_batch(images: int, height: int, width: int, objects: int, classes: int) -> list[dict]:
+def add_shape_arguments(
+    parser: argparse.ArgumentParser, *, images: int = 2, objects: int = 7
+) -> None:
+    """Declare the options of a `Shape` with their defaults; 0 objects are no option."""
+    text = f"batch size (default: {images})"
+    parser.add_argument("--images", type=at_least_one, default=images, help=text)
+    size = parser.add_argument("--size", type=at_least_one, nargs=2, default=(480, 640))
+    size.metavar = ("H", "W")
+    parser.set_defaults(objects=objects)
+    if objects:
+        text = f"per image (default: {objects})"
+        parser.add_argument("--objects", type=at_least_one, default=objects, help=text)
+
+
+def make_batch(shape: Shape, classes: int) -> list[dict[str, Any]]:
     """Random images with random boxes, the same in every process."""
     generator = torch.Generator().manual_seed(0)
+    images, height, width, objects = shape
     batch = []
     for _ in range(images):
         corner = torch.rand(objects, 2, generator=generator) * 0.6
@@ -85,10 +98,51 @@ def make_batch(images: int, height: int, width: int, objects: int, classes: int)
     return batch
 
 
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: list[dict], timer: PartTimer
+def now() -> float:
+    """Seconds, after the device has finished all its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class _PartTimer:
+    """Sums of the forward times of a model's parts, and of its post-processing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._started: dict[str, float] = {}
+        for name, part in model.named_children():
+            if name in _PARTS:
+                part.register_forward_pre_hook(lambda *_, name=name: self._start(name))
+                part.register_forward_hook(lambda *_, name=name: self._stop(name))
+        if hasattr(model, "postprocess"):
+            model.postprocess = self._timed("postprocess", model.postprocess)
+
+    def _start(self, name: str) -> None:
+        self._started[name] = now()
+
+    def _stop(self, name: str) -> None:
+        self.seconds[name] += now() - self._started.pop(name)
+
+    def _timed(self, name: str, method: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._start(name)
+            result = method(*args, **kwargs)
+            self._stop(name)
+            return result
+
+        return run
+
+    def collect(self) -> dict[str, float]:
+        """Return the sums since the last call."""
+        seconds, self.seconds = dict(self.seconds), defaultdict(float)
+        return seconds
+
+
+def _train_step(
+    model: nn.Module, batch: list[dict[str, Any]], timer: _PartTimer, optimizer: Any
 ) -> dict[str, float]:
-    """One step; seconds in total and by part."""
+    """Seconds of one training step, by part and in total."""
     model.train()
     start = now()
     total = sum(model(batch).values())
@@ -109,40 +163,113 @@ def train_step(
     }
 
 
-def infer(model: nn.Module, batch: list[dict], timer: PartTimer) -> dict[str, float]:
-    """One inference; what no part accounts for is preprocessing and the proposals."""
+@torch.inference_mode()
+def _infer(model: nn.Module, batch: list[dict[str, Any]], timer: _PartTimer) -> dict[str, float]:
+    """Seconds of one inference; preprocessing and proposals are the rest."""
     model.eval()
-    with torch.inference_mode():
-        start = now()
-        model(batch)
-        total = now() - start
+    start = now()
+    model(batch)
+    total = now() - start
     parts = timer.collect()
     return {**parts, "rest": total - sum(parts.values()), "inference": total}
 
 
-def make_loop(cfg: Any, model: nn.Module, batch: list[dict]) -> Any:
-    """The package's training loop on one batch that comes again and again."""
-    from itertools import repeat
-
-    from dsrcnn.engine.train_loop import TrainLoop
-    from dsrcnn.solver import build_optimizer
-
-    loop = TrainLoop.from_config(cfg, model, repeat(batch), build_optimizer(cfg, model))
-    loop.iter = 0
-    return loop
-
-
-def loop_step(loop: Any) -> dict[str, float]:
-    """One iteration of the training loop; seconds."""
-    from detectron2.utils.events import EventStorage
-
+def _iterate(loop: Any) -> dict[str, float]:
+    """Seconds of one iteration of the package's training loop."""
     with EventStorage():
         start = now()
         loop.run_step()
         return {"iteration": now() - start}
 
 
-def peak_memory() -> float:
+def _build_measurement(
+    cfg: Any, model: nn.Module, batch: list[dict[str, Any]], mode: str, plain_optimizer: bool
+) -> Callable[[], dict[str, float]]:
+    if mode == "inference":
+        return partial(_infer, model, batch, _PartTimer(model))
+    from dsrcnn.solver import build_optimizer
+
+    optimizer = build_optimizer(cfg, model)
+    if plain_optimizer:
+        optimizer = _ungrouped(optimizer)
+    if mode == "train":
+        return partial(_train_step, model, batch, _PartTimer(model), optimizer)
+    from dsrcnn.engine.train_loop import TrainLoop
+
+    # The same batch again and again; no timer, as its hooks wait for the GPU.
+    loop = TrainLoop.from_config(cfg, model, repeat(batch), optimizer)
+    loop.iter = 0
+    return partial(_iterate, loop)
+
+
+# Optimizations that can be undone. Without them the model computes the common way: the operations
+# of the official code on Detectron2's layers. Results stay the same to rounding.
+
+
+def _convolve_then_normalize(conv: Any, x: Tensor) -> Tensor:
+    x = conv.norm(nn.Conv2d.forward(conv, x))
+    return x if conv.activation is None else conv.activation(x)
+
+
+def _unfold_norms(backbone: nn.Module) -> None:
+    """Run convolution and frozen norm one after the other."""
+    from dsrcnn.layers.norm import FrozenNormConv2d
+
+    for module in backbone.modules():
+        if isinstance(module, FrozenNormConv2d):
+            module.forward = partial(_convolve_then_normalize, module)  # type: ignore[method-assign]
+
+
+def _use_channels_first(backbone: nn.Module) -> None:
+    backbone.to(memory_format=torch.contiguous_format)
+    backbone.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
+
+
+class LevelwisePooling(nn.Module):
+    """Detectron2's pooler, level by level, with the permutations that the stages then need."""
+
+    def __init__(self, pooling: Any) -> None:
+        """Replace `pooling`, the `RoIFeatures` of a head."""
+        super().__init__()
+        scales = tuple(1.0 / s for s in pooling.strides)
+        self.pooler = ROIPooler(pooling.resolution, scales, pooling.samples, "ROIAlignV2")
+
+    def prepare(self, features: list[Tensor]) -> list[Tensor]:
+        """Return the levels as they are."""
+        return features
+
+    def forward(self, features: list[Tensor], boxes: Tensor) -> Tensor:
+        """Pool boxes (B, R, 4) into (B * R, K, D)."""
+        pooled = self.pooler(features, [Boxes(b) for b in boxes])
+        return pooled.flatten(2).permute(2, 0, 1).permute(1, 0, 2)
+
+
+OPTIMIZATIONS: dict[str, Callable[[Any], None]] = {
+    "norms": lambda model: _unfold_norms(model.backbone),
+    "layout": lambda model: _use_channels_first(model.backbone),
+    "pooling": lambda model: setattr(
+        model.head, "roi_features", LevelwisePooling(model.head.roi_features)
+    ),
+}
+
+
+def undo(model: nn.Module, names: Sequence[str]) -> None:
+    """Undo the named `OPTIMIZATIONS` of a model in place."""
+    for name in names:
+        OPTIMIZATIONS[name](model)
+
+
+def _ungrouped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """AdamW as the official code runs it: a group per parameter, not fused."""
+    groups = [
+        {"params": [p], "lr": group["lr"], "weight_decay": group["weight_decay"]}
+        for group in optimizer.param_groups
+        for p in group["params"]
+    ]
+    return torch.optim.AdamW(groups)
+
+
+def _peak_memory() -> float:
     """Peak memory of this process in MiB: of the GPU if there is one, else of main memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
@@ -150,42 +277,28 @@ def peak_memory() -> float:
 
 
 def main() -> None:
-    """Build, then answer lines until stdin ends."""
+    """Build the variant, then answer lines until stdin ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--mode", choices=["train", "inference", "loop"], required=True)
-    for name in ("images", "height", "width", "objects", "threads"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--without", default="", help="optimisations to undo, comma separated")
+    add_shape_arguments(parser)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--without", default="")
     parser.add_argument("opts", nargs=argparse.REMAINDER)
     args = parser.parse_args()
-    without = [name for name in args.without.split(",") if name]
     if args.threads:
         torch.set_num_threads(args.threads)
+    without = [name for name in args.without.split(",") if name]
     torch.manual_seed(0)
     cfg = dsrcnn.load_cfg(args.config_file, args.opts)
     model = build_model(cfg)
-    if without:
-        from benchmarks.plain import plain_optimizer, undo
-
-        undo(model, [name for name in without if name != "optimizer"])
-    shape = (args.images, args.height, args.width, args.objects)
-    batch = make_batch(*shape, classes=cfg.MODEL.SparseRCNN.NUM_CLASSES)
-    measure: Any = train_step if args.mode == "train" else infer
-    arguments: list[Any]
-    if args.mode == "loop":
-        measure, arguments = loop_step, [make_loop(cfg, model, batch)]
-    else:  # hooks of a timer wait for the GPU, which a loop is not to do
-        arguments = [model, batch, PartTimer(model)]
-    if args.mode == "train":
-        from dsrcnn.solver import build_optimizer
-
-        optimizer = build_optimizer(cfg, model)
-        arguments.insert(1, plain_optimizer(optimizer) if "optimizer" in without else optimizer)
+    undo(model, [name for name in without if name != "optimizer"])
+    batch = make_batch(Shape.from_args(args), cfg.MODEL.SparseRCNN.NUM_CLASSES)
+    measure = _build_measurement(cfg, model, batch, args.mode, "optimizer" in without)
     for _ in sys.stdin:
         # Once unmeasured: while the other variant ran, the system may have reclaimed memory.
-        measure(*arguments)
-        print(json.dumps({**measure(*arguments), "peak memory (MiB)": peak_memory()}), flush=True)
+        measure()
+        print(json.dumps({**measure(), "peak memory (MiB)": _peak_memory()}), flush=True)
 
 
 if __name__ == "__main__":
