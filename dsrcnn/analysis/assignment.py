@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..modeling import SparseRCNN
 from ..modeling.matching import build_matcher
-from ..modeling.meta_arch.base import pad_targets
 from ..structures import Predictions, Targets
 from ..visualization.draw import draw_assignment, hstack, vstack
 from .images import as_bgr, load_predictor, require_architecture, save_image, training_images
@@ -31,7 +30,7 @@ def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> li
     files = []
     for number, record in enumerate(inputs):
         predictions, batch = model.raw_predictions([record], all_stages=True)
-        targets = pad_targets([record], batch.sizes)
+        targets = Targets.from_inputs([record], batch.sizes)
         image = as_bgr(record["image"], cfg.INPUT.FORMAT)
         rows = [
             _draw_stages(image, predictions, matcher(predictions, targets)[:, 0], targets, title)

@@ -37,7 +37,7 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
 def _add_sparse_rcnn(cfg: CfgNode) -> None:
     # Sparse R-CNN (arXiv 2011.12450), and what all cascades share.
     node = cfg.MODEL.SparseRCNN = CfgNode()
-    node.NUM_CLASSES = 80  # 0: as many as the training data has
+    node.NUM_CLASSES = 80  # 0: taken from the classes of the first training set
     node.NUM_PROPOSALS = 300  # per image
     node.PROPOSALS = CfgNode()
     # Name in PROPOSALS_REGISTRY; "": the architecture's own, or DynamicProposals with DPG.ENABLED
@@ -68,18 +68,18 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
 def _add_dla(cfg: CfgNode) -> None:
     # Dynamic label assignment (Dynamic Sparse R-CNN, arXiv 2205.02101, section 3.1).
     node = cfg.MODEL.SparseRCNN.DLA = CfgNode()
-    node.ENABLED = False  # False: one proposal per ground truth, by Hungarian matching
+    node.ENABLED = False  # use MATCHER; False: one proposal per ground truth, by Hungarian matching
     node.MATCHER = "OptimalTransportMatcher"  # name in MATCHER_REGISTRY, such as SimOTAMatcher
     node.CLASS_COST = 2.0  # weight of the class in the matching cost with DLA
     node.L1_COST = 5.0  # of the L1 distance
     node.GIOU_COST = 2.0  # of the overlap
     node.TOP_Q = 8  # dynamic units: the sum of this many largest IoUs of a ground truth
-    node.STATIC_UNITS = 0  # above 0: this many units for every ground truth instead
-    node.UNIT_STEP = 0.5  # units-increasing strategy: units fewer per stage before the last
+    node.STATIC_UNITS = 0  # above 0: replaces the estimate; UNIT_STEP still applies
+    node.UNIT_STEP = 0.5  # units-increasing strategy: units subtracted for each stage that follows
     node.MAX_POSITIVE_FRACTION = 0.8  # largest fraction of an image's proposals that is positive
     node.EPSILON = 0.1  # entropic regularization, in units of the cost
     node.ITERATIONS = 50  # Sinkhorn iterations
-    node.NORMALIZER = "positives"  # losses are divided by: positives of the set, or gt
+    node.NORMALIZER = "positives"  # divisor of the losses: positives, or gt (ground truths)
 
 
 def _add_dpg(cfg: CfgNode) -> None:
@@ -112,8 +112,10 @@ def _add_sqr(cfg: CfgNode) -> None:
     # Selective query recollection (arXiv 2212.07593), in training only.
     node = cfg.MODEL.SparseRCNN.SQR = CfgNode()
     node.ENABLED = False  # late stages also refine proposals as earlier stages left them
-    node.MODE = "selective"  # groups of the last two stages, or dense: of all earlier stages
-    node.START = 1  # stages without recollection; NUM_HEADS: all of them
+    node.MODE = "selective"  # outputs of the two preceding stages, or dense: of all of them
+    # Number of plain stages at the start, 1 to NUM_HEADS; each later stage also refines the output
+    # of the stage before the previous one. Not used with MODE dense
+    node.START = 1
     node.ACTIVATION_CHECKPOINT = False  # recompute activations of recollecting stages
     node.CHUNK = 0  # groups a stage refines at once; 0: all
 
@@ -276,6 +278,6 @@ def _add_log(cfg: CfgNode) -> None:
     # Logging.
     node = cfg.LOG = CfgNode()
     node.LEVEL = "normal"  # console output: normal, or verbose for all of Detectron2's messages
-    node.PERIOD = 20  # iterations between entries of statistics (dla/*, dpg/*, ...); 0: none
+    node.PERIOD = 20  # iterations between entries; 0: losses every 20, no statistics (dla/*, ...)
     node.IMAGES = 4  # images of the first test set drawn for TensorBoard at each evaluation
     node.WANDB_PROJECT = ""  # Weights & Biases project, if wandb is installed

@@ -39,7 +39,7 @@ def find_config(path_or_name: str | Path) -> Path:
         return path
     name = str(path_or_name).removeprefix("configs/").removesuffix(".yaml")
     shipped = _CONFIGS / f"{name}.yaml"
-    if shipped.is_file() and path.suffix != ".yaml":
+    if shipped.is_file():
         return shipped
     close = difflib.get_close_matches(name, shipped_configs(), n=3, cutoff=0.4)
     raise ConfigError(
@@ -120,9 +120,9 @@ _STEPS: list[Callable[[CfgNode], None]] = []
 
 
 def config_step(step: Callable[[CfgNode], None]) -> Callable[[CfgNode], None]:
-    """Register a function that completes every config `load_cfg` returns, in place.
+    """Register a function that fills in values of every config at load time, in place.
 
-    Steps run in the order of registration, after the file and the overrides are merged and before
+    They run in the order of registration, after the file and the overrides are merged and before
     the config is checked: they register data sets, count classes, look up pixel statistics.
 
     Args:

@@ -21,7 +21,7 @@ from detectron2.utils.registry import Registry
 from ..errors import ConfigError
 
 __all__ = [
-    "ArchitectureConfig",
+    "CheckedArchitecture",
     "ChecksConfig",
     "architecture_of",
     "check_config",
@@ -35,14 +35,14 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class ChecksConfig:
-    """Base of registered components with checks of their own."""
+    """Base of registered components that check the config keys they use."""
 
     @classmethod
     def check_config(cls, cfg: CfgNode) -> None:
         """Raise a `ConfigError` if `cfg` contradicts itself."""
 
 
-class ArchitectureConfig(ChecksConfig):
+class CheckedArchitecture(ChecksConfig):
     """Base of meta-architectures that declare and check their config.
 
     Attributes:
@@ -185,7 +185,7 @@ def check_model(cfg: CfgNode) -> None:
         ConfigError: naming the key, the value found and the values expected.
     """
     architecture = architecture_of(cfg)
-    if issubclass(architecture, ArchitectureConfig):
+    if issubclass(architecture, CheckedArchitecture):
         architecture.check_config(cfg)
     if issubclass(architecture, GeneralizedRCNN):
         _check_generalized_rcnn(cfg)
@@ -206,7 +206,7 @@ def architecture_of(cfg: CfgNode) -> type:
 def num_classes_key(cfg: CfgNode) -> str | None:
     """Return the key with the architecture's number of classes, None if it is not known."""
     architecture = architecture_of(cfg)
-    if issubclass(architecture, ArchitectureConfig):
+    if issubclass(architecture, CheckedArchitecture):
         return architecture.num_classes_key
     return "MODEL.ROI_HEADS.NUM_CLASSES" if issubclass(architecture, GeneralizedRCNN) else None
 
@@ -260,7 +260,7 @@ def check_cascade(cfg: CfgNode) -> None:
     if sqr.ENABLED and not node.DEEP_SUPERVISION:
         raise ConfigError(
             f"{key}.SQR.ENABLED is True, but {key}.DEEP_SUPERVISION is False: without losses on "
-            "every stage, recollected proposals would have no effect. Write "
+            "every stage, recollection before the last stage would have no effect. Write "
             f"{key}.DEEP_SUPERVISION True."
         )
 
@@ -383,8 +383,8 @@ def _check_augmentation(cfg: CfgNode) -> None:
 def _check_num_classes(key: str, value: int) -> None:
     if value < 1:
         raise ConfigError(
-            f"{key} is {value}. 0 takes the number from the training data, which is not known "
-            "here; write the number of classes."
+            f"{key} is {value}. 0 takes the number from the classes of the training set, which are "
+            "not known here: write the number, or load the config with dsrcnn.load_cfg."
         )
 
 

@@ -1,7 +1,7 @@
 """Activation checkpointing: less memory for about a third more computation.
 
-Activations inside a block are forgotten after the forward pass and computed again for the gradient
-(arXiv 1604.06174). Numbers stay the same: random numbers are repeated, and batch norms count each
+Activations inside a block are dropped after the forward pass and recomputed in the backward pass
+(arXiv 1604.06174). Results do not change: random numbers are repeated, and batch norms count each
 batch once.
 """
 
@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .norm import norms_at_rest
+from .norm import preserve_bn_stats
 
 __all__ = ["checkpoint_blocks", "checkpointed"]
 
 
 def checkpointed(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
-    """Call `function`, which runs `module`, and keep of it only arguments and result."""
-    contexts = lambda: (nullcontext(), norms_at_rest(module))  # noqa: E731
+    """Call `function`, which runs `module`, and keep only its arguments and result."""
+    contexts = lambda: (nullcontext(), preserve_bn_stats(module))  # noqa: E731
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
 
@@ -36,7 +36,7 @@ def checkpoint_blocks(backbone: nn.Module) -> None:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Members of the innermost stages, never a part of another block."""
+    """Yield the members of the innermost stages, never a part of another block."""
     for child in module.children():
         if isinstance(child, nn.Sequential) and not any(
             isinstance(m, nn.Sequential) for m in child
@@ -53,5 +53,5 @@ def _run(block: nn.Module, forward: Callable[..., Any], x: torch.Tensor) -> Any:
 
 
 def _has_gradient(block: nn.Module, x: torch.Tensor) -> bool:
-    """Frozen blocks in front keep no activations anyway."""
+    """Whether activations are kept at all: frozen first blocks keep none."""
     return x.requires_grad or any(p.requires_grad for p in block.parameters())

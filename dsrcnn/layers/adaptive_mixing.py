@@ -1,4 +1,4 @@
-"""Mixing of sampled features by weights that each proposal generates (AdaMixer section 3.3)."""
+"""Adaptive mixing of sampled features (AdaMixer, arXiv 2203.16507, section 3.3)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,19 +7,19 @@ __all__ = ["AdaptiveMixing"]
 
 
 class AdaptiveMixing(nn.Module):
-    """Channels, then points of every group are mixed; the result is added to the proposal."""
+    """Mix channels, then points, by weights that each proposal generates; add the result to it."""
 
     def __init__(
         self, channels: int, groups: int, in_points: int, out_points: int, activation: nn.Module
     ) -> None:
-        """Make it.
+        """Build the layers.
 
         Args:
             channels: ``D``, a multiple of `groups`.
-            groups: ``G``.
-            in_points: sampled per group.
-            out_points: per group after the mixing.
-            activation: after each of the two.
+            groups: ``G`` groups of channels.
+            in_points: sampling points per group.
+            out_points: points per group after mixing.
+            activation: after each of the two steps.
         """
         super().__init__()
         self.groups, self.in_points, self.out_points = groups, in_points, out_points
@@ -31,21 +31,13 @@ class AdaptiveMixing(nn.Module):
         self.activation = activation
 
     def initialize(self) -> None:
-        """Mixing starts the same for all proposals, by the generator's bias, drawn anew, alone."""
+        """Start with the same mixing for all proposals: that of a random bias."""
         bound = self.parameter_generator.in_features**-0.5  # as torch draws it
         nn.init.uniform_(self.parameter_generator.bias, -bound, bound)
         nn.init.zeros_(self.parameter_generator.weight)
 
     def forward(self, sampled: Tensor, features: Tensor) -> Tensor:
-        """Mix.
-
-        Args:
-            sampled: (R, G, points, D / G).
-            features: (R, D) of the proposals.
-
-        Returns:
-            (R, D), with the proposal's features added.
-        """
+        """Mix samples (R, G, points, D / G) into the features (R, D) of ``R`` proposals."""
         generated = self.parameter_generator(features).unflatten(-1, (self.groups, -1))
         channels = generated[..., : self.channel_weights].unflatten(-1, (self.width, self.width))
         points = generated[..., self.channel_weights :]
@@ -57,5 +49,5 @@ class AdaptiveMixing(nn.Module):
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Over points and channels together, without parameters."""
+    """Normalize over points and channels together, without parameters."""
     return F.layer_norm(x, x.shape[-2:])

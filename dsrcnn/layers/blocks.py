@@ -1,4 +1,4 @@
-"""Small blocks and initialisation rules shared by the stages."""
+"""Small blocks and initializations shared by the stages."""
 
 import math
 
@@ -10,20 +10,14 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 def activation_from_name(name: str) -> nn.Module:
-    """The activation layer called `name`.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"Activation {name!r} is unknown; choose one of {sorted(_ACTIVATIONS)}.")
+    """Return a new activation layer, "relu" or "gelu"."""
     return _ACTIVATIONS[name]()
 
 
 def linear_norm_act(
     channels: int, repeats: int, *, bias: bool = False, activation: str = "relu"
 ) -> nn.Sequential:
-    """`repeats` times a linear layer, LayerNorm and an activation, all of `channels`."""
+    """Stack `repeats` times a linear layer, LayerNorm and an activation, all of `channels`."""
     layers: list[nn.Module] = []
     for _ in range(repeats):
         linear = nn.Linear(channels, channels, bias=bias)
@@ -32,12 +26,12 @@ def linear_norm_act(
 
 
 def initialize_xavier(module: nn.Module) -> None:
-    """Xavier-uniform for every matrix in `module`; vectors keep the default of their layer."""
+    """Initialize matrices in `module` by Xavier-uniform; vectors keep their layer's default."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
 
 
 def prior_bias(probability: float) -> float:
-    """The logit whose sigmoid is `probability` (RetinaNet's prior, arXiv 1708.02002)."""
+    """Return the logit of `probability` (RetinaNet's prior, arXiv 1708.02002)."""
     return -math.log((1.0 - probability) / probability)

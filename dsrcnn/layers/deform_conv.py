@@ -1,7 +1,6 @@
-"""Deformable convolutions by torchvision, where Detectron2's compiled ones are missing.
+"""Deformable convolutions by torchvision, for a Detectron2 without compiled extension.
 
-They also run on CPUs, which Detectron2's modulated one never does: a compiled Detectron2 needs a
-GPU for it.
+They also run on CPUs, unlike Detectron2's compiled `ModulatedDeformConv`.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ __all__ = ["DeformConv", "ModulatedDeformConv", "provide_deform_conv"]
 class DeformConv(nn.Module):
     """Deformable convolution (arXiv 1703.06211) with the arguments and keys of Detectron2's."""
 
-    has_bias = False  # unless said otherwise, as Detectron2's
+    has_bias = False  # default of Detectron2's class
 
     def __init__(
         self,
@@ -34,7 +33,7 @@ class DeformConv(nn.Module):
         norm: nn.Module | None = None,
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Set shape and what follows; `deformable_groups` follow from the offsets."""
+        """Build the layer; `deformable_groups` follow from the shape of the offsets."""
         super().__init__()
         bias = self.has_bias if bias is None else bias
         del deformable_groups
@@ -47,12 +46,12 @@ class DeformConv(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Convolve where `offset` points to.
+        """Convolve at positions shifted by `offset`.
 
         Args:
             x: (B, C, H, W).
             offset: (B, 2 * groups * K * K, H', W'), y before x.
-            mask: (B, groups * K * K, H', W') factors, None for ones.
+            mask: (B, groups * K * K, H', W') factors; None for ones.
         """
         out: Tensor = deform_conv2d(
             x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
@@ -62,13 +61,13 @@ class DeformConv(nn.Module):
 
 
 class ModulatedDeformConv(DeformConv):
-    """Deformable convolution with a factor for every sample (DCNv2, arXiv 1811.11168)."""
+    """Deformable convolution with a factor per sample (DCNv2, arXiv 1811.11168)."""
 
     has_bias = True
 
 
 def provide_deform_conv() -> None:
-    """Let Detectron2's ResNets build these where its compiled extension is missing."""
+    """Let Detectron2's ResNets build these classes if its compiled extension is missing."""
     if has_compiled_extension():
         return
     import detectron2.layers

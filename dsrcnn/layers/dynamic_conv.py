@@ -1,10 +1,4 @@
-"""Dynamic instance interaction of Sparse R-CNN (arXiv 2011.12450, section 3.2).
-
-Each proposal feature generates the weights of two 1x1 convolutions, which then filter the RoI
-feature of that same proposal: every object has a filter of its own.
-
-Letters: ``N`` RoIs, ``K`` positions of a RoI (49), ``D`` channels, ``H`` channels in between.
-"""
+"""Dynamic instance interaction of Sparse R-CNN (arXiv 2011.12450, section 3.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +8,18 @@ __all__ = ["DynamicConv"]
 
 
 class DynamicConv(nn.Module):
-    """Two per-proposal 1x1 convolutions over RoI features, then a projection of the whole RoI."""
+    """Filter RoI features by two 1x1 convolutions whose weights each proposal generates.
+
+    The names of the layers follow the official checkpoints.
+    """
 
     def __init__(self, channels: int, dynamic_channels: int, positions: int) -> None:
-        """Make the layers under the official checkpoint's names.
+        """Build the layers.
 
         Args:
-            channels: ``D``, of proposal features and RoI features.
-            dynamic_channels: ``H``, between the two generated convolutions.
-            positions: ``K``, the number of cells of a pooled RoI.
+            channels: ``D``, of proposal and RoI features.
+            dynamic_channels: between the two generated convolutions.
+            positions: ``K`` cells of a RoI.
         """
         super().__init__()
         self.channels = channels
@@ -34,17 +31,9 @@ class DynamicConv(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(self, proposal_features: Tensor, roi_features: Tensor) -> Tensor:
-        """Filter every RoI by the kernels its proposal generates.
-
-        Args:
-            proposal_features: (N, D).
-            roi_features: (N, K, D), positions row by row.
-
-        Returns:
-            (N, D) object features.
-        """
+        """Filter RoIs (N, K, D), cells row by row, by the kernels of their proposals (N, D)."""
         # The layer is split, not its output: the backward pass then joins two halves of the weight,
-        # whose size is fixed, and not the kernels, which grow with the number of RoIs.
+        # whose size is fixed, not the kernels, which grow with the number of RoIs.
         layer = self.dynamic_layer
         weights, biases = (p.unflatten(0, (2, -1)).unbind() for p in (layer.weight, layer.bias))
         first, second = (

@@ -1,4 +1,4 @@
-"""Batch norms that are to be used without being changed."""
+"""Batch norms: fixed statistics, statistics over all processes, and frozen ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,24 +11,21 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["FrozenNormConv2d", "ImageNorm", "fold_frozen_norms", "norms_at_rest"]
+__all__ = ["FrozenNormConv2d", "ImageNorm", "fold_frozen_norms", "preserve_bn_stats"]
 
 
 @contextmanager
-def norms_at_rest(module: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of batch norms as they are.
+def preserve_bn_stats(module: nn.Module) -> Iterator[None]:
+    """Do not update the running statistics of the batch norms in `module`.
 
-    In training mode they still normalise by the batch. For a second look at a batch, which must not
-    count twice: recomputation under activation checkpointing, or a pass that only counts.
-
-    Args:
-        module: all batch norms inside rest.
+    In training mode they still normalize by the batch. For a second pass over a batch, which must
+    not count twice: recomputation under activation checkpointing, or a pass that only counts.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     before = [(m.momentum, m.num_batches_tracked) for m in norms]
     for norm, (_, count) in zip(norms, before, strict=True):
         norm.momentum = 0.0
-        # A counter to count in vain: SyncBatchNorm insists on having one.
+        # A copy of the counter: SyncBatchNorm needs one.
         norm.num_batches_tracked = None if count is None else count.clone()
     try:
         yield
@@ -38,18 +35,17 @@ def norms_at_rest(module: nn.Module) -> Iterator[None]:
 
 
 class ImageNorm(nn.BatchNorm1d):
-    """Mean 0 and variance 1 over the images of all processes, for every number by itself.
+    """Standardize every channel over the images of all processes.
 
-    ``SyncBatchNorm`` would do on GPUs. This one also works on CPUs, and takes a single image in
-    training: that is compared with those before it, by running statistics, and then one of them.
+    Unlike ``SyncBatchNorm`` it also works on CPUs and with a single image in training, which is
+    standardized by the running statistics of earlier ones before it updates them.
 
     Attributes:
-        frozen: use running statistics in training as well, and leave them as they are.
+        frozen: use running statistics in training, too, and do not update them.
     """
 
-    def __init__(self, numbers: int) -> None:
-        """Make running statistics for so many numbers."""
-        super().__init__(numbers, affine=False)
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=False)
         self.frozen = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,86 +53,65 @@ class ImageNorm(nn.BatchNorm1d):
         assert self.running_mean is not None
         assert self.running_var is not None
         if not self.training or self.frozen:
-            return self._standardized(x, self.running_mean, self.running_var)
+            return self._standardize(x, self.running_mean, self.running_var)
         if len(x) == 1 and comm.get_world_size() == 1:
             mean, variance = self.running_mean.clone(), self.running_var.clone()
-            self._remember(x[0], (x[0] - mean).square())
-            return self._standardized(x, mean, variance)
+            self._update(x[0], (x[0] - mean).square())
+            return self._standardize(x, mean, variance)
         count = x.new_full((1,), len(x))
         total, count = _sum_over_processes(torch.cat([x.sum(dim=0), count])).split([x.shape[1], 1])
         mean = total / count
         squares = _sum_over_processes((x - mean).square().sum(dim=0))
-        self._remember(mean, squares / (count - 1))
-        return self._standardized(x, mean, squares / count)
+        self._update(mean, squares / (count - 1))
+        return self._standardize(x, mean, squares / count)
 
-    def _standardized(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    def _standardize(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         return (x - mean) * (variance + self.eps).rsqrt()
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+    def _update(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
-        share = self.momentum or 0.0
-        self.running_mean.lerp_(mean.to(self.running_mean), share)
-        self.running_var.lerp_(variance.to(self.running_var), share)
-        if share and self.num_batches_tracked is not None:
+        momentum = self.momentum or 0.0
+        self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+        self.running_var.lerp_(variance.to(self.running_var), momentum)
+        if momentum and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
 
 
 def _sum_over_processes(value: Tensor) -> Tensor:
-    """The same on all of them; gradients come back from all of them."""
+    """Sum over processes, with the gradients of all of them."""
     return value if comm.get_world_size() == 1 else all_reduce(value)
 
 
 class FrozenNormConv2d(nn.Conv2d):
-    """A bias-free convolution followed by a frozen BatchNorm, computed as one convolution."""
+    """Convolution without bias and a frozen batch norm, computed as one convolution."""
 
     def __init__(self, conv: Conv2d) -> None:
-        """Take over weight, norm and activation of `conv`; the parameters stay the same objects."""
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            bias=False,
-            device="meta",  # no memory and no random numbers for a weight replaced right away
-        )
+        """Share weight, norm and activation with `conv`."""
+        shape = (conv.in_channels, conv.out_channels, conv.kernel_size)
+        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        # On meta: no memory and no random numbers for a weight that is replaced right away.
+        super().__init__(*shape, *geometry, bias=False, device="meta")
         self.weight = conv.weight
         self.norm = conv.norm
         self.activation = conv.activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve with the scaled weight; the frozen shift is the bias."""
+        """Convolve with the scaled weight and the shift as bias."""
         norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         shift = norm.bias - norm.running_mean * scale
-        x = F.conv2d(
-            x,
-            self.weight * scale.view(-1, 1, 1, 1),
-            shift,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-        )
+        weight = self.weight * scale.view(-1, 1, 1, 1)
+        x = F.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
         return x if self.activation is None else self.activation(x)
 
 
-def fold_frozen_norms(module: nn.Module) -> int:
-    """Replace every Detectron2 convolution with a frozen norm below `module`.
-
-    Returns:
-        The number of convolutions replaced.
-    """
-    count = 0
+def fold_frozen_norms(module: nn.Module) -> None:
+    """Replace Detectron2's convolutions with a frozen norm in `module`, in place."""
     for name, child in module.named_children():
         is_frozen = type(child) is Conv2d and isinstance(child.norm, FrozenBatchNorm2d)
         if is_frozen and child.bias is None:
             setattr(module, name, FrozenNormConv2d(child))
-            count += 1
         else:
-            count += fold_frozen_norms(child)
-    return count
+            fold_frozen_norms(child)

@@ -1,4 +1,4 @@
-"""Self-attention among proposals that knows where they are (AdaMixer section 3.4)."""
+"""Position-aware self-attention (AdaMixer, arXiv 2203.16507, section 3.4)."""
 
 import torch
 from torch import Tensor, nn
@@ -6,18 +6,18 @@ from torch import Tensor, nn
 __all__ = ["RelationAttention", "encode_positions", "intersections_over_foreground"]
 
 _TEMPERATURE = 10_000.0
-_SCALES = (1000.0, 1000.0, 1.0, 1.0)  # what x, y, z and r are divided by
+_SCALES = (1000.0, 1000.0, 1.0, 1.0)  # divisors of x, y, z and r
 
 
 def encode_positions(xyzr: Tensor, channels: int) -> Tensor:
-    """Sines and cosines of positions, a quarter of the channels for each coordinate.
+    """Encode positions by sines and cosines, a quarter of the channels per coordinate.
 
     Args:
         xyzr: (..., 4), see `dsrcnn.structures.boxes_to_xyzr`.
         channels: a multiple of 8.
 
     Returns:
-        (..., channels), no gradient.
+        (..., channels) without gradient.
     """
     count = channels // 4
     index = torch.arange(count, device=xyzr.device)
@@ -30,10 +30,7 @@ def encode_positions(xyzr: Tensor, channels: int) -> Tensor:
 
 
 def intersections_over_foreground(boxes: Tensor) -> Tensor:
-    """Share of every box that lies in every other one: (..., P, 4) xyxy to (..., P, P).
-
-    Entry i, j is the intersection of i and j over the area of i.
-    """
+    """Divide intersections (i, j) by the area of i: (..., P, 4) xyxy to (..., P, P)."""
     low = torch.maximum(boxes[..., :, None, :2], boxes[..., None, :, :2])
     high = torch.minimum(boxes[..., :, None, 2:], boxes[..., None, :, 2:])
     common = (high - low).clamp(min=0).prod(dim=-1)
@@ -42,14 +39,14 @@ def intersections_over_foreground(boxes: Tensor) -> Tensor:
 
 
 class RelationAttention(nn.Module):
-    """Queries, keys and values have positions; a learned factor per head weighs overlaps.
+    """Self-attention with encoded positions and a learned factor per head for overlaps.
 
     Attributes:
-        iof_tau: (heads,) factor of the overlaps' logarithm.
+        iof_tau: (heads,) factors of the logarithm of overlaps.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
-        """Make it for features of `channels`, a multiple of 8 and of `heads`."""
+        """Build it for features of `channels`, a multiple of 8 and of `heads`."""
         super().__init__()
         self.heads = heads
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
@@ -58,7 +55,7 @@ class RelationAttention(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Factors uniform between 0 and 4."""
+        """Draw the factors uniformly between 0 and 4."""
         nn.init.uniform_(self.iof_tau, 0.0, 4.0)
 
     def forward(
@@ -67,13 +64,10 @@ class RelationAttention(nn.Module):
         """Attend among the proposals of each image or group.
 
         Args:
-            features: (B, P, D).
-            xyzr: (B, P, 4) positions of the proposals.
+            features: (B, P, D), as the result.
+            xyzr: (B, P, 4) positions.
             boxes: (B, P, 4) the same as xyxy.
-            mask: (B, P) or (B, P, P) bool, False for what must not be attended to.
-
-        Returns:
-            (B, P, D).
+            mask: (B, P) or (B, P, P) bool, False for keys to ignore.
         """
         x = features + encode_positions(xyzr, features.shape[-1]).to(features.dtype)
         overlaps = torch.log(intersections_over_foreground(boxes.detach()) + 1e-7)

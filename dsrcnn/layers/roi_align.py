@@ -1,13 +1,12 @@
 """RoIAlign over a whole feature pyramid in one gather.
 
-The common implementation pools level by level: pick the RoIs of a level, run RoIAlign, scatter the
-results, then permute them to the layout the head wants. Here all levels of all images form one
-table of D-channel rows. A RoI cell is a weighted sum of rows, at most four for each of its sampling
-points, which is exactly an embedding bag; its output already has the channels last. Values equal
-RoIAlign's to rounding. No data-dependent shape, no host synchronisation.
+The usual implementation pools level by level. Here all levels of all images form one table of
+rows with D channels, and a RoI cell is a weighted sum of rows: an embedding bag, whose output has
+the channels last already. Values equal RoIAlign's to rounding, no shape depends on data, and the
+host never waits.
 
-Letters: ``B`` images, ``R`` RoIs per image, ``D`` channels, ``K`` output cells per side,
-``S`` sampling points per cell and side, ``T`` rows of the table.
+Notation: ``R`` RoIs per image, ``K`` output cells per side, ``S`` sampling points per cell and
+side, ``T`` rows of the table.
 """
 
 from typing import NamedTuple
@@ -16,14 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["FeatureTable", "assign_levels", "pool_rois", "sampling_weights"]
+__all__ = ["FeatureTable", "assign_levels", "pool_rois"]
+
+_CANONICAL_SIZE = 224.0  # side of a box that belongs to level 4
 
 
 class FeatureTable(NamedTuple):
     """A feature pyramid as rows.
 
     Attributes:
-        rows: (T, D); image by image, level by level, row by row.
+        rows: (T, D), image by image, level by level, row by row.
         levels: (L, 4) int64: height, width, stride and first row of each level, finest first.
         images: number of images.
         finest: name of the first level; its stride is ``2 ** finest``.
@@ -49,39 +50,33 @@ class FeatureTable(NamedTuple):
         return cls(rows.flatten(0, 1), levels, features[0].shape[0], strides[0].bit_length() - 1)
 
 
-def assign_levels(
-    boxes: Tensor, num_levels: int, *, finest: int = 2, canonical_size: float = 224.0
-) -> Tensor:
-    """Pyramid level of each box by its size (FPN, arXiv 1612.03144, equation 1).
+def assign_levels(boxes: Tensor, num_levels: int, *, finest: int = 2) -> Tensor:
+    """Assign boxes to pyramid levels by their size (FPN, arXiv 1612.03144, equation 1).
 
     Args:
         boxes: (..., 4) xyxy in pixels.
-        num_levels: levels there are.
+        num_levels: ``L``.
         finest: name of the first level (its stride is ``2 ** finest``).
-        canonical_size: side of a box that belongs to level 4.
 
     Returns:
         (...) int64, 0-based; degenerate boxes belong to the finest level.
     """
     area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
-    level = torch.floor(4 + torch.log2(area.sqrt() / canonical_size + 1e-8)) - finest
+    level = torch.floor(4 + torch.log2(area.sqrt() / _CANONICAL_SIZE + 1e-8)) - finest
     return level.nan_to_num(0.0).clamp(0, num_levels - 1).long()
 
 
 def _axis_weights(
     start: Tensor, extent: Tensor, limit: Tensor, cells: int, samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Bilinear neighbours along one axis.
+    """Index (int32) and weight of the two neighbors of each point along one axis: (N, K, 2 S).
 
     Args:
-        start: (N,) first coordinate of each RoI, from the centre of the first feature cell.
+        start: (N,) first coordinate of each RoI, from the center of the first feature cell.
         extent: (N,) size in feature cells.
         limit: (N,) number of feature cells.
         cells: ``K``.
         samples: ``S``.
-
-    Returns:
-        Index (int32) and weight of the two neighbours of each point, both (N, K, 2 S).
     """
     count = cells * samples
     # Midpoints i + 0.5 first, as RoIAlign computes them, to keep the same rounding.
@@ -100,20 +95,12 @@ def _axis_weights(
     return index.view(-1, cells, 2 * samples), weight.view(-1, cells, 2 * samples)
 
 
-def sampling_weights(
-    table: FeatureTable, boxes: Tensor, cells: int, samples: int, *, aligned: bool = True
+def _sampling_weights(
+    table: FeatureTable, boxes: Tensor, cells: int, samples: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
-    """Rows of the table that each RoI cell averages, with their weights.
+    """Rows of the table (int32) that each RoI cell averages, and weights: (B * R * K * K, 4 S * S).
 
-    Args:
-        table: the feature pyramid.
-        boxes: (B, R, 4) xyxy in pixels; not finite coordinates count as zero.
-        cells: ``K``.
-        samples: ``S``.
-        aligned: see `pool_rois`.
-
-    Returns:
-        Row indices (int32) and weights, both (B * R * K * K, 4 S * S).
+    Arguments are those of `pool_rois`.
     """
     boxes = boxes.nan_to_num(0.0, 0.0, 0.0).flatten(0, 1)
     level = assign_levels(boxes, len(table.levels), finest=table.finest)
@@ -133,30 +120,25 @@ def sampling_weights(
 
 
 def pool_rois(
-    table: FeatureTable,
-    boxes: Tensor,
-    *,
-    cells: int = 7,
-    samples: int = 2,
-    aligned: bool = True,
+    table: FeatureTable, boxes: Tensor, *, cells: int = 7, samples: int = 2, aligned: bool = True
 ) -> Tensor:
-    """RoIAlign of boxes on the pyramid level that fits their size.
+    """Pool boxes from the pyramid level that fits their size, by RoIAlign.
 
-    Differentiable in the features, not in the boxes, like the usual RoIAlign.
+    Gradients reach the features, not the boxes.
 
     Args:
         table: the feature pyramid.
-        boxes: (B, R, 4) xyxy in pixels.
+        boxes: (B, R, 4) xyxy in pixels; coordinates that are not finite count as zero.
         cells: ``K``.
         samples: ``S``.
-        aligned: as ``ROIAlignV2``; False: as the first ``ROIAlign``, which takes the centre of the
-            first cell for the corner of the image, and RoIs for at least a cell.
+        aligned: as ``ROIAlignV2``; False as ``ROIAlign``, which takes the center of the first cell
+            for the corner of the image and pools at least one cell.
 
     Returns:
         (B * R, K * K, D).
     """
     with torch.no_grad():
-        index, weight = sampling_weights(table, boxes, cells, samples, aligned=aligned)
+        index, weight = _sampling_weights(table, boxes, cells, samples, aligned)
     pooled = F.embedding_bag(
         index, table.rows, mode="sum", per_sample_weights=weight.to(table.rows.dtype)
     )

@@ -1,4 +1,4 @@
-"""Parts of a model that stay as they are loaded."""
+"""Freezing of parts of a model."""
 
 import difflib
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ __all__ = ["freeze_modules"]
 
 
 def freeze_modules(model: nn.Module, names: Sequence[str]) -> None:
-    """Take modules out of training, in place; their batch norms use stored statistics for good.
+    """Freeze modules in place: no gradients, and batch norms always use stored statistics.
 
     Args:
-        model: whose modules they are.
-        names: such as ``backbone`` or ``head.head_series.0``.
+        model: the model.
+        names: of its modules, such as ``backbone`` or ``head.head_series.0``.
 
     Raises:
         ConfigError: if there is no such module, or nothing is left to train.
@@ -32,7 +32,7 @@ def freeze_modules(model: nn.Module, names: Sequence[str]) -> None:
                 f"Names are such as {', '.join(close or list(modules)[1:4])}."
             )
         frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(freeze_norms_of_timm(modules[name]))
-        if frozen is not modules[name]:  # it was itself a norm
+        if frozen is not modules[name]:  # the module is a norm
             parent, _, child = name.rpartition(".")
             setattr(modules[parent], child, frozen)
         frozen.requires_grad_(False)

@@ -1,7 +1,7 @@
 """Test-time augmentation: detect on several sizes and flips of an image, merge the detections.
 
-The official Sparse R-CNN keeps from each size the boxes that suit it and merges by soft box voting
-(`vote_boxes`); plain suppression is the alternative.
+Official Sparse R-CNN keeps detections whose size fits the scale and merges them by soft box voting
+(`vote_boxes`); NMS is the alternative.
 """
 
 from typing import Any
@@ -14,11 +14,13 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
-from ..config import CASCADES
+from ..config.validate import architecture_of
 from ..errors import ConfigError
+from .meta_arch.sparse_rcnn import SparseRCNN
 
 __all__ = ["TestTimeAugmentation", "vote_boxes"]
 
+_Detections = tuple[Tensor, Tensor, Tensor]  # boxes, scores, classes
 _SAME_OBJECT_IOU = 0.65
 _MIN_MEMBER_SCORE = 0.05
 
@@ -28,14 +30,14 @@ def vote_boxes(
 ) -> tuple[Tensor, Tensor]:
     """Merge the boxes of one class by soft voting.
 
-    The best box gathers all that overlap it. Alone it is kept; otherwise the group becomes one box,
-    the mean weighted by score with the best score, and its members stay with their score lowered
-    by their overlap, where that is not too small. Then the next best of the rest, and so on.
+    From the best box down, a box and all that overlap it form a group. A group of one is kept.
+    Otherwise the score-weighted mean gets the best score, and the other members stay with scores
+    times ``1 - IoU``, unless those become too small.
 
     Args:
         boxes: (N, 4) xyxy.
         scores: (N,).
-        iou: overlap from which boxes are of one object.
+        iou: overlap from which boxes belong together.
 
     Returns:
         Boxes and scores of the merged detections, not sorted.
@@ -46,14 +48,14 @@ def vote_boxes(
     while len(boxes):
         overlap = box_iou(boxes[:1], boxes)[0]
         same = overlap >= iou
-        same[0] = True  # also an empty box, which overlaps nothing, must leave the list
+        same[0] = True  # an empty box overlaps nothing, not even itself
         group, weight = boxes[same], scores[same]
         if len(group) == 1:
             merged_boxes.append(group)
             merged_scores.append(weight)
         else:
             mean = (group * weight[:, None]).sum(0) / weight.sum().clamp(min=1e-12)
-            lowered = weight * (1 - overlap[same])  # nothing is left of the best box itself
+            lowered = weight * (1 - overlap[same])  # 0 for the best box
             kept = lowered >= _MIN_MEMBER_SCORE
             merged_boxes += [mean[None], group[kept]]
             merged_scores += [weight[:1], lowered[kept]]
@@ -64,9 +66,9 @@ def vote_boxes(
 
 
 class TestTimeAugmentation(nn.Module):
-    """A detector that looks at every image in several sizes, plain and flipped."""
+    """Detector that runs a model on several sizes of an image, plain and flipped."""
 
-    __test__ = False  # the name begins like a test's
+    __test__ = False  # not a test
 
     @configurable
     def __init__(
@@ -77,20 +79,20 @@ class TestTimeAugmentation(nn.Module):
         views_per_size: int,
         scale_ranges: list[tuple[float, float]] | None,
         limit: int,
-        voting: bool = True,
-        nms_threshold: float = 0.5,
+        voting: bool,
+        nms_threshold: float,
     ) -> None:
         """Wrap `model`.
 
         Args:
-            model: detections in pixels of the ``height`` and ``width`` it is given.
-            views: a record to its augmented copies, all views of one size after the other.
+            model: returns detections in pixels of the given ``height`` and ``width``.
+            views: makes the augmented copies of a record, size by size.
             views_per_size: 2 with flips, else 1.
             scale_ranges: for each size, smallest and largest square root of the area of boxes to
                 keep, in pixels of the augmented image; None keeps all.
             limit: detections per image.
-            voting: merge by `vote_boxes`; False: by class-wise suppression.
-            nms_threshold: of the suppression.
+            voting: merge by `vote_boxes`; False by class-wise NMS.
+            nms_threshold: IoU of the NMS.
         """
         super().__init__()
         self.model = model
@@ -103,7 +105,11 @@ class TestTimeAugmentation(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict:
-        """Read `TEST.AUG`."""
+        """Read `TEST.AUG`.
+
+        Raises:
+            ConfigError: if sizes and scale ranges differ in number.
+        """
         node = cfg.TEST.AUG
         if node.SCALE_FILTER and len(node.SCALE_RANGES) != len(node.MIN_SIZES):
             raise ConfigError(
@@ -111,7 +117,7 @@ class TestTimeAugmentation(nn.Module):
                 f"{len(node.MIN_SIZES)}; write one range per size, or TEST.AUG.SCALE_FILTER False."
             )
         limit = cfg.TEST.DETECTIONS_PER_IMAGE
-        if cfg.MODEL.META_ARCHITECTURE in CASCADES:
+        if issubclass(architecture_of(cfg), SparseRCNN):
             limit = min(limit, cfg.MODEL.SparseRCNN.NUM_PROPOSALS)
         return {
             "model": model,
@@ -124,16 +130,16 @@ class TestTimeAugmentation(nn.Module):
         }
 
     @torch.no_grad()
-    def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Detections of every input, as the model itself gives them."""
-        return [{"instances": self._detect(record)} for record in inputs]
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """Detect on every input; the format is the model's."""
+        return [{"instances": self._detect(record)} for record in batched_inputs]
 
     def _detect(self, record: dict[str, Any]) -> Instances:
         size = (record["height"], record["width"])
-        found = [self._look(index, view) for index, view in enumerate(self.views(record))]
-        boxes, scores, classes = (torch.cat(x) for x in zip(*found, strict=True))
-        merged = self._vote if self.voting else self._suppress
-        boxes, scores, classes = merged(boxes, scores, classes)
+        parts = [self._detect_view(index, view) for index, view in enumerate(self.views(record))]
+        boxes, scores, classes = (torch.cat(x) for x in zip(*parts, strict=True))
+        merge = self._vote if self.voting else self._suppress
+        boxes, scores, classes = merge(boxes, scores, classes)
         best = scores.argsort(descending=True)[: self.limit]
         result = Instances(size)
         result.pred_boxes = Boxes(boxes[best])
@@ -141,25 +147,20 @@ class TestTimeAugmentation(nn.Module):
         result.scores, result.pred_classes = scores[best], classes[best]
         return result
 
-    def _look(self, index: int, view: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def _detect_view(self, index: int, view: dict[str, Any]) -> _Detections:
         """Detections on one view, in pixels of the original image."""
         transforms = view.pop("transforms")
         view["height"], view["width"] = view["image"].shape[1:]
-        found = self.model([view])[0]["instances"].to("cpu")
+        detections = self.model([view])[0]["instances"].to("cpu")
         if self.scale_ranges is not None:
             low, high = self.scale_ranges[index // self.views_per_size]
-            area = found.pred_boxes.area()
-            found = found[(area > low**2) & (area < high**2)]
-        boxes = transforms.inverse().apply_box(found.pred_boxes.tensor.numpy())
-        return (
-            torch.from_numpy(np.asarray(boxes, np.float32).reshape(-1, 4)),
-            found.scores,
-            found.pred_classes,
-        )
+            area = detections.pred_boxes.area()
+            detections = detections[(area > low**2) & (area < high**2)]
+        boxes = transforms.inverse().apply_box(detections.pred_boxes.tensor.numpy())
+        boxes = torch.from_numpy(np.asarray(boxes, np.float32).reshape(-1, 4))
+        return boxes, detections.scores, detections.pred_classes
 
-    def _vote(
-        self, boxes: Tensor, scores: Tensor, classes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _vote(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> _Detections:
         labels = classes.unique()
         if not len(labels):
             return boxes, scores, classes
@@ -168,8 +169,6 @@ class TestTimeAugmentation(nn.Module):
         merged_boxes, merged_scores = (torch.cat(x) for x in zip(*parts, strict=True))
         return merged_boxes, merged_scores, labels.repeat_interleave(counts)
 
-    def _suppress(
-        self, boxes: Tensor, scores: Tensor, classes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> _Detections:
         kept = batched_nms(boxes, scores, classes, self.nms_threshold)
         return boxes[kept], scores[kept], classes[kept]

@@ -1,13 +1,15 @@
 """Named tuples that the parts of a detector pass to each other.
 
 Notation, throughout the package: ``B`` images, ``P`` proposals, ``M`` ground truths (padded), ``C``
-classes, ``D`` channels, ``L`` levels, ``S`` stages, ``Q`` prediction sets (``S``, or more with
-SQR). Boxes are xyxy in pixels of the network input, float32 also under autocast.
+classes, ``D`` channels, ``L`` levels, ``S`` stages, ``Q`` prediction sets (one per stage; with SQR
+one per stage and group). Boxes are xyxy in pixels of the network input, in float32.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 __all__ = ["Predictions", "Proposals", "Targets", "TermWeights"]
 
@@ -58,6 +60,27 @@ class Targets(NamedTuple):
     labels: Tensor
     mask: Tensor
     sizes: Tensor
+
+    @classmethod
+    def from_inputs(cls, batched_inputs: list[dict[str, Any]], sizes: Tensor) -> "Targets":
+        """Collect the ground truth of model inputs.
+
+        Counts are known on the host, so padding needs no synchronization.
+
+        Args:
+            batched_inputs: dictionaries with ``instances`` (``gt_boxes``, ``gt_classes``).
+            sizes: (B, 4) on the device of the result.
+
+        Raises:
+            KeyError: if an input has no ``instances``.
+        """
+        instances = [x["instances"] for x in batched_inputs]
+        counts = torch.tensor([len(x) for x in instances])
+        mask = torch.arange(int(counts.max())) < counts.unsqueeze(1)
+        boxes = pad_sequence([x.gt_boxes.tensor.float() for x in instances], batch_first=True)
+        labels = pad_sequence([x.gt_classes.long() for x in instances], batch_first=True)
+        boxes, labels, mask = (x.to(sizes.device, non_blocking=True) for x in (boxes, labels, mask))
+        return cls(boxes.view(*mask.shape, 4), labels.view(mask.shape), mask, sizes)
 
 
 class TermWeights(NamedTuple):

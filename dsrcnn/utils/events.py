@@ -31,6 +31,9 @@ class ScalarLog:
     def write(self, prefix: str, scalars: Mapping[str, Tensor | float]) -> None:
         """Log ``<prefix>/<name>`` if this iteration is logged; NaN entries are skipped.
 
+        The values are those of this process and forward pass; of several writes in an iteration,
+        one for each part of a batch, the last one counts.
+
         Args:
             prefix: group of the scalars, such as ``dla``.
             scalars: 0-d tensors of one device, or numbers.

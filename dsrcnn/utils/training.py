@@ -9,7 +9,7 @@ piece, so models train in any Detectron2 trainer. What the loop needs to know of
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -53,8 +53,8 @@ def training_context() -> TrainingContext:
 
 @contextmanager
 def use_training_context(**fields: Any) -> Iterator[None]:
-    """Set a `TrainingContext` with these fields for the forward passes inside."""
-    token = _CONTEXT.set(TrainingContext(**fields))
+    """Change these fields of the `TrainingContext` for the forward passes inside."""
+    token = _CONTEXT.set(replace(_CONTEXT.get(), **fields))
     try:
         yield
     finally:
@@ -74,7 +74,7 @@ class TrainableModel(nn.Module):
 
     @property
     def all_parameters_get_gradients(self) -> bool:
-        """Whether the losses of every batch reach all parameters; several processes must know."""
+        """Whether all parameters get gradients in every iteration; else DDP searches for unused."""
         return True
 
     def loss_normalizers(self, parts: list[list[dict[str, Any]]]) -> Any:
@@ -89,9 +89,9 @@ class TrainableModel(nn.Module):
 
 
 class TrainingState(nn.Module):
-    """Module whose buffers describe the training and are no weights.
+    """Module whose buffers hold training state, not weights.
 
-    An average of the weights copies them, and weight files of other models need not have them.
+    EMA copies them instead of averaging, and weight files may lack them.
     """
 
     def share(self) -> None:

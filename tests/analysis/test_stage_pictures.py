@@ -54,7 +54,9 @@ def test_lost_objects_are_drawn_for_the_latest_stage_that_detects_most_of_them(l
     assert best_stage(torch.tensor(lost).bool()) == expected
 
 
-@pytest.mark.parametrize("kind", [*({"start": i} for i in range(1, 7)), {"dense": True}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [*({"num_plain_stages": i} for i in range(1, 7)), {"dense": True}], ids=str
+)
 def test_a_line_touches_only_the_dots_at_its_ends(kind):
     routes = routes_of(recollection_windows(6, **kind))
     dots = route_dots(routes)

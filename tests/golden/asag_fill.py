@@ -6,7 +6,7 @@ _MODULUS = 2147483647
 
 
 def values(name, count):
-    """`count` numbers between -1 and 1 that follow from a name."""
+    """Compute `count` numbers between -1 and 1 from a name."""
     j = torch.arange(1, count + 1, dtype=torch.int64)
     seed = 16807 * sum(map(ord, name))
     u = ((j * j % _MODULUS) * 1103515245 + j * 1299709 + seed) % _MODULUS
@@ -14,7 +14,7 @@ def values(name, count):
 
 
 def parameter(name, shape):
-    """A parameter of the published name."""
+    """Compute the parameter of a published name."""
     count = int(torch.tensor(shape).prod())
     v = values(name, count).view(shape)
     if name.endswith(".weight") and (len(shape) == 1 or "layernorm." in name):
@@ -26,18 +26,18 @@ def parameter(name, shape):
 
 
 def feature(level):
-    """P2 to P5 of two images of 256 x 320 pixels."""
+    """Compute P2 to P5 of two images of 256 x 320 pixels."""
     shape = (2, 256, 256 // 2**level, 320 // 2**level)
     return values(f"P{level}", int(torch.tensor(shape).prod())).view(shape).float()
 
 
 def fill(module, prefix, pairs=()):
-    """Load a module with the parameters of the published names: prefix, and pairs theirs, ours."""
+    """Load published parameters: their `prefix`, and pairs of a published and the local name."""
 
     def published(key):
-        for theirs, ours in pairs:
-            if key.startswith(ours):
-                return prefix + theirs + key[len(ours) :]
+        for name, local in pairs:
+            if key.startswith(local):
+                return prefix + name + key[len(local) :]
         return prefix + key
 
     state = {k: parameter(published(k), tuple(v.shape)) for k, v in module.state_dict().items()}

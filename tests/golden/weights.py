@@ -1,4 +1,4 @@
-"""Weights and inputs that any machine can rebuild.
+"""Weights and inputs that can be rebuilt on any machine.
 
 Every tensor is drawn from a generator seeded by the CRC-32 of its own name, so a state dict follows
 from its keys and shapes alone. The stored numbers beside this file are the official model's outputs
@@ -11,20 +11,16 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 
-def _draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.randn(shape, generator=_generator(name))
-
-
 def _generator(name: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(name.encode()))
 
 
 def weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The value of one entry of a state dict."""
-    draw = _draw(key, shape)
+    """Value of one entry of a state dict."""
+    draw = torch.randn(shape, generator=_generator(key))
     if key.endswith("init_proposal_boxes.weight"):
-        centre = 0.5 + 0.15 * draw[:, :2].tanh()
-        return torch.cat([centre, 0.15 + 0.1 * draw[:, 2:].sigmoid()], dim=1)
+        center = 0.5 + 0.15 * draw[:, :2].tanh()
+        return torch.cat([center, 0.15 + 0.1 * draw[:, 2:].sigmoid()], dim=1)
     offsets = {"running_var": 1.0 + 0.1 * draw.abs(), "running_mean": 0.1 * draw}
     offsets |= {"class_logits.bias": -2.0 + 0.1 * draw, "bias": 0.02 * draw}
     for ending, value in offsets.items():
@@ -39,12 +35,12 @@ def weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def fill(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict with every floating entry replaced."""
+    """Replace every floating-point entry of a state dict."""
     return {k: weight(k, tuple(v.shape)) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def inputs(name: str, sizes: list, counts: list[int], classes: int) -> list[dict]:
-    """Model inputs of the stored run called `name`."""
+    """Model inputs of the stored run `name`."""
     batch = []
     for index, ((height, width), count) in enumerate(zip(sizes, counts, strict=True)):
         generator = _generator(f"{name}/gt{index}")

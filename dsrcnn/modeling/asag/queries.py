@@ -1,43 +1,58 @@
-"""From anchors to proposals: what is at an anchor, how anchors lie to each other, a first guess.
+"""From anchors to predictions: initial queries, denoising queries, and the decoders.
 
-ASAG, arXiv 2308.09242, section 3.3. Letters: ``B`` images, ``N`` anchors, ``D`` channels, ``C``
-classes.
+ASAG, arXiv 2308.09242, section 3.3. Notation: ``N`` anchors, ``n`` denoising queries.
 """
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ...layers.point_sampling import GroupedPyramid
 from ...layers.roi_align import FeatureTable
 from ...structures import Predictions
-from ..decoder import AdaMixerStage, PositionalStage, RCNNHead, RoIFeatures
-from .patches import Objects
+from ..decoder import (
+    AdaMixerStage,
+    PositionalStage,
+    RCNNHead,
+    RoIFeatures,
+    Stage,
+    StageSettings,
+    stride_of,
+)
+from .patch_targets import RelativeTargets
 
 __all__ = [
+    "DECODERS",
+    "POSITION_FORMAT",
+    "AdaMixerDecoders",
     "InitialQueries",
     "NoisyQueries",
     "ParallelDecoders",
     "QueryInitializer",
+    "RCNNDecoders",
     "attention_mask",
     "denoising_mask",
     "noisy_queries",
 ]
 
+# How the published code encodes positions, for `PositionalStage`.
+POSITION_FORMAT: dict[str, Any] = {"tower_bias": False, "unit": 4.0, "ratio_scale": 0.5}
+
 
 def attention_mask(valid: Tensor) -> Tensor:
-    """Who may attend to whom (B, N, N): queries (B, N) to valid ones, padding to everything."""
+    """Let valid queries (B, N) attend to valid ones, and padding to everything: (B, N, N) bool."""
     return valid.unsqueeze(1) | ~valid.unsqueeze(2)
 
 
 class InitialQueries(NamedTuple):
-    """What the decoders start from.
+    """Input of the decoders.
 
     Attributes:
-        logits: (B, N, C) of a first guess.
+        logits: (B, N, C) of a first prediction.
         boxes: (B, N, 4) xyxy in pixels, of the same.
         features: (B, N, D).
     """
@@ -48,93 +63,49 @@ class InitialQueries(NamedTuple):
 
 
 class QueryInitializer(PositionalStage):
-    """RoI features, attention that knows positions, a feed-forward net, class and box."""
+    """RoI features, position-aware attention, feed-forward network, class and box."""
 
     @configurable
     def __init__(
-        self,
-        *,
-        channels: int = 256,
-        num_classes: int = 80,
-        attention_heads: int = 8,
-        feedforward_channels: int = 2048,
-        roi_positions: int = 49,
-        num_cls: int = 1,
-        num_reg: int = 3,
-        activation: str = "gelu",
-        prior_probability: float = 0.01,
+        self, *, settings: StageSettings, roi_positions: int, prior_probability: float
     ) -> None:
-        """Make it; see `PositionalStage`.
+        """Build the layers.
 
         Args:
-            channels: ``D``.
-            num_classes: ``C``.
-            attention_heads: of the attention.
-            feedforward_channels: inner width of the feed-forward net.
+            settings: sizes.
             roi_positions: cells of a RoI.
-            num_cls: layers of the classification tower.
-            num_reg: layers of the box tower.
-            activation: "gelu" or "relu".
             prior_probability: class score of an untrained model.
         """
-        super().__init__(
-            channels=channels,
-            num_logits=num_classes,
-            attention_heads=attention_heads,
-            feedforward_channels=feedforward_channels,
-            num_cls=num_cls,
-            num_reg=num_reg,
-            tower_bias=False,
-            activation=activation,
-            unit=4.0,
-            ratio_scale=0.5,
-        )
-        self.roi = nn.Linear(channels * roi_positions, channels)
-        self.roi_norm = nn.LayerNorm(channels)
+        super().__init__(settings, **POSITION_FORMAT)
+        self.roi = nn.Linear(settings.channels * roi_positions, settings.channels)
+        self.roi_norm = nn.LayerNorm(settings.channels)
         self.initialize(prior_probability)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read `MODEL.SparseRCNN` and the pooler's resolution."""
-        node = cfg.MODEL.SparseRCNN
+        """Read `MODEL.SparseRCNN` and the resolution of the pooler."""
         return {
-            "channels": node.HIDDEN_DIM,
-            "num_classes": node.NUM_CLASSES,
-            "attention_heads": node.NHEADS,
-            "feedforward_channels": node.DIM_FEEDFORWARD,
+            "settings": StageSettings.from_config(cfg),
             "roi_positions": cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION**2,
-            "num_cls": node.NUM_CLS,
-            "num_reg": node.NUM_REG,
-            "activation": node.ACTIVATION,
-            "prior_probability": node.PRIOR_PROB,
+            "prior_probability": cfg.MODEL.SparseRCNN.PRIOR_PROB,
         }
 
     def forward(self, rois: Tensor, boxes: Tensor, mask: Tensor | None = None) -> InitialQueries:
-        """Look at anchors.
-
-        Args:
-            rois: (B * N, R * R, D) features at the anchors.
-            boxes: (B, N, 4) xyxy in pixels.
-            mask: see `attention_mask`.
-
-        Returns:
-            A first guess, and features; gradients reach both.
-        """
-        features = self.roi_norm(self.roi(rois.transpose(1, 2).flatten(1))).view(
-            *boxes.shape[:2], -1
-        )
+        """Turn anchors (B, N, 4), xyxy in pixels, with RoI features (B * N, K, D) into queries."""
+        features = self.roi_norm(self.roi(rois.transpose(1, 2).flatten(1)))
+        features = features.view(*boxes.shape[:2], -1)
         xyzr = self._positions(boxes)
         features = self.attention(features, xyzr, boxes, mask)
-        return InitialQueries(*self._conclude(features, xyzr))
+        return InitialQueries(*self._predict(features, xyzr))
 
 
 class NoisyQueries(NamedTuple):
-    """Objects over and over, each time with other noise.
+    """Noised ground-truth boxes to reconstruct.
 
     Attributes:
-        boxes: (B, n, 4) cxcywh as shares of the image; in the padding the whole image.
-        assignment: (B, n) int64, index of the object, -1 in the padding.
-        group: (B, n) int64, the repetition; padding is a group of its own, -1.
+        boxes: (B, n, 4) cxcywh as fractions of the image; in the padding the whole image.
+        assignment: (B, n) int64 index of the ground truth, -1 in the padding.
+        group: (B, n) int64 index of the repetition, -1 in the padding.
     """
 
     boxes: Tensor
@@ -142,87 +113,122 @@ class NoisyQueries(NamedTuple):
     group: Tensor
 
 
-def noisy_queries(objects: Objects, count: int, noise: float) -> NoisyQueries:
-    """Repeat the objects of every image as often as `count` queries allow.
+_NOISE = 0.4  # relative: of half the box for centers, of the box for sides; as published
 
-    Args:
-        objects: (B, M), boxes as shares of the image.
-        count: ``n``. An image without objects, or with more, has padding alone.
-        noise: how far a centre may move, in halves of the box, and a side change, in sides.
+
+def noisy_queries(targets: RelativeTargets, count: int) -> NoisyQueries:
+    """Repeat the ground truths of every image as often as they fit into `count` (``n``) queries.
+
+    An image with more ground truths, or none, has padding only.
     """
-    images, device = len(objects.mask), objects.mask.device
-    number = objects.mask.sum(dim=1, keepdim=True)
+    images, device = len(targets.mask), targets.mask.device
+    number = targets.mask.sum(dim=1, keepdim=True)
     slot = torch.arange(count, device=device).expand(images, -1)
     index, group = slot % number.clamp(min=1), slot // number.clamp(min=1)
-    # Objects stand before their padding; a last, incomplete repetition is left out.
+    # Ground truths come before their padding; a last, incomplete repetition is left out.
     real = (number > 0) & (group < count // number.clamp(min=1))
-    whole = objects.boxes.new_tensor([0.5, 0.5, 1.0, 1.0])
-    if not objects.mask.shape[1]:
+    whole = targets.boxes.new_tensor([0.5, 0.5, 1.0, 1.0])
+    if not targets.mask.shape[1]:
         boxes = whole.expand(images, count, 4)
     else:
-        clean = objects.boxes.take_along_dim(index.unsqueeze(-1), dim=1)
-        reach = torch.cat([clean[..., 2:] / 2, clean[..., 2:]], dim=-1) * noise
+        clean = targets.boxes.take_along_dim(index.unsqueeze(-1), dim=1)
+        reach = torch.cat([clean[..., 2:] / 2, clean[..., 2:]], dim=-1) * _NOISE
         moved = (clean + (2 * torch.rand_like(clean) - 1) * reach).clamp(0, 1)
         boxes = torch.where(real.unsqueeze(-1), moved, whole)
     return NoisyQueries(boxes, index.masked_fill(~real, -1), group.masked_fill(~real, -1))
 
 
 def denoising_mask(group: Tensor, valid: Tensor) -> Tensor:
-    """Who may attend to whom: (B, n + N, n + N) bool.
+    """Keep denoising queries from leaking ground truth to anchors or to other repetitions.
 
-    Denoising queries see their repetition and the valid anchors, anchors see each other alone.
-    Padding among the anchors is seen by itself only.
+    Denoising queries attend to their repetition (`group`, see `NoisyQueries`) and to `valid`
+    anchors (B, N), anchors to valid anchors; padded anchors are attended to by themselves only.
 
-    Args:
-        group: (B, n), see `NoisyQueries`.
-        valid: (B, N) bool, False for padding.
+    Returns:
+        (B, n + N, n + N) bool, rows attend to columns.
     """
     count, anchors = group.shape[1], valid.shape[1]
     same = group.unsqueeze(2) == group.unsqueeze(1)
     above = torch.cat([same, valid.unsqueeze(1).expand(-1, count, -1)], dim=2)
-    itself = torch.eye(anchors, dtype=torch.bool, device=valid.device)
-    among = valid.unsqueeze(1) | itself
+    diagonal = torch.eye(anchors, dtype=torch.bool, device=valid.device)
+    among = valid.unsqueeze(1) | diagonal
     below = torch.cat([among.new_zeros(len(valid), anchors, count), among], dim=2)
     return torch.cat([above, below], dim=1)
 
 
 class ParallelDecoders(nn.Module):
-    """`K` stages that all refine the same queries; a learned vector tells each who it is."""
+    """`K` stages that refine the same queries, each with a learned vector added to the features.
 
+    Attributes:
+        rois: pools RoI features; its strides are those of the pyramid.
+    """
+
+    @configurable
     def __init__(
         self,
-        stage: AdaMixerStage | RCNNHead,
         *,
+        stage: Stage,
         channels: int,
-        strides: tuple[int, ...],
         rois: RoIFeatures,
-        count: int = 4,
-        used: int = -1,
-        prior_probability: float = 0.01,
+        count: int,
+        used: int,
+        prior_probability: float,
     ) -> None:
-        """Make `count` copies.
+        """Copy `stage`.
 
         Args:
-            stage: to copy, of AdaMixer (ASAG-A) or Sparse R-CNN (ASAG-S).
+            stage: the stage to copy.
             channels: ``D``.
-            strides: of the pyramid, finest first.
-            rois: what pools for Sparse R-CNN's stage.
+            rois: pools RoI features.
             count: ``K``.
-            used: which of them inference uses.
+            used: index of the decoder that inference uses.
             prior_probability: class score of an untrained model.
         """
         super().__init__()
         self.stages = nn.ModuleList(copy.deepcopy(stage) for _ in range(count))
         self.decoder_embedding = nn.Embedding(count, channels)
-        self.strides = strides
         self.rois = rois
         self.used = used % count
         for member in self.stages:
-            assert isinstance(member, AdaMixerStage | RCNNHead)  # a copy of `stage`
-            member.initialize(prior_probability)
-            if isinstance(member, RCNNHead):  # boxes start where the query initializer put them
-                nn.init.zeros_(member.bboxes_delta.weight)
-                nn.init.zeros_(member.bboxes_delta.bias)
+            cast(Stage, member).initialize(prior_probability)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.ASAG`, `MODEL.SparseRCNN` and the pooler.
+
+        Raises:
+            ConfigError: for another RoIAlign or other levels than ASAG's.
+        """
+        node, pooler = cfg.MODEL.ASAG, cfg.MODEL.ROI_BOX_HEAD
+        if pooler.POOLER_TYPE != "ROIAlign":
+            raise ConfigError(
+                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is {pooler.POOLER_TYPE!r}; ASAG pools with "
+                "'ROIAlign' (not aligned). Write MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlign."
+            )
+        names = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+        strides = tuple(stride_of(name) for name in names)
+        if strides != (4, 8, 16, 32):
+            raise ConfigError(
+                f"MODEL.ROI_HEADS.IN_FEATURES is {names}; ASAG probes p3 to p5 and samples p2 to "
+                "p5. Write [p2, p3, p4, p5]."
+            )
+        rois = RoIFeatures(
+            strides=strides,
+            resolution=pooler.POOLER_RESOLUTION,
+            samples=pooler.POOLER_SAMPLING_RATIO,
+            aligned=False,
+        )
+        return {
+            "channels": cfg.MODEL.SparseRCNN.HIDDEN_DIM,
+            "rois": rois,
+            "count": node.NUM_DECODERS,
+            "used": node.USED_HEAD,
+            "prior_probability": cfg.MODEL.SparseRCNN.PRIOR_PROB,
+        }
+
+    def read(self, features: list[Tensor], table: FeatureTable, boxes: Tensor) -> Any:
+        """Prepare what every stage reads of the pyramid for queries at boxes (B, N, 4)."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -235,30 +241,64 @@ class ParallelDecoders(nn.Module):
 
         Args:
             features: pyramid levels (B, D, H_l, W_l), finest first.
-            table: the same, as `rois` prepares them.
-            queries: boxes are used without gradient, features with it.
+            table: the same levels, prepared by `rois`.
+            queries: no gradient reaches their boxes.
             mask: (B, N) or (B, N, N) bool, False for what must not be attended to.
 
         Returns:
-            In training a prediction set of every decoder, numbered like stages; otherwise that of
-            the used one alone.
+            A prediction set of every decoder in training, of the used one otherwise; ``stage`` is
+            the index of the decoder.
         """
         order = list(range(len(self.stages))) if self.training else [self.used]
         boxes = queries.boxes.detach().unsqueeze(1)
-        read = self._reader(features, table, queries.boxes)
-        found = []
+        pyramid = self.read(features, table, queries.boxes)
+        outputs = []
         for index in order:
             states = (queries.features + self.decoder_embedding.weight[index]).unsqueeze(1)
-            found.append(self.stages[index](read, boxes, states, mask)[:2])
-        logits, refined = (torch.cat(x, dim=1).transpose(0, 1) for x in zip(*found, strict=True))
+            outputs.append(self.stages[index](pyramid, boxes, states, mask)[:2])
+        logits, refined = (torch.cat(x, dim=1).transpose(0, 1) for x in zip(*outputs, strict=True))
         return Predictions(logits, refined, torch.tensor(order, device=boxes.device))
 
-    def _reader(
-        self, features: list[Tensor], table: FeatureTable, boxes: Tensor
-    ) -> GroupedPyramid | Tensor:
-        """What a stage reads: the pyramid, or RoI features (B * N, R * R, D)."""
-        first = self.stages[0]
-        if isinstance(first, AdaMixerStage):
-            return GroupedPyramid.from_levels(features, self.strides, first.groups)
+
+class AdaMixerDecoders(ParallelDecoders):
+    """The decoders of ASAG-A: stages of AdaMixer, with other towers and positions."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.AdaMixer`, and the towers of `MODEL.SparseRCNN`."""
+        arguments = {**AdaMixerStage.from_config(cfg), "settings": StageSettings.from_config(cfg)}
+        stage = AdaMixerStage(**arguments, **POSITION_FORMAT, grid=False)
+        return {**super().from_config(cfg), "stage": stage}
+
+    def read(self, features: list[Tensor], table: FeatureTable, boxes: Tensor) -> GroupedPyramid:
+        """Split channels into groups, as the stages sample them."""
+        groups = cast(AdaMixerStage, self.stages[0]).groups
+        return GroupedPyramid.from_levels(features, self.rois.strides, groups)
+
+
+class RCNNDecoders(ParallelDecoders):
+    """The decoders of ASAG-S: stages of Sparse R-CNN, with another activation of the towers."""
+
+    @configurable
+    def __init__(self, **kwargs: Any) -> None:
+        """Let boxes start where the query initializer puts them, as AdaMixer's stages do."""
+        super().__init__(**kwargs)
+        for stage in self.stages:
+            for parameter in cast(RCNNHead, stage).bboxes_delta.parameters():
+                nn.init.zeros_(parameter)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.SparseRCNN`."""
+        activation = cfg.MODEL.SparseRCNN.ACTIVATION
+        stage = RCNNHead(**RCNNHead.from_config(cfg), tower_activation=activation)
+        return {**super().from_config(cfg), "stage": stage}
+
+    def read(self, features: list[Tensor], table: FeatureTable, boxes: Tensor) -> Tensor:
+        """Pool RoI features (B * N, R * R, D)."""
         rois: Tensor = self.rois(table, boxes)
         return rois
+
+
+# By MODEL.ASAG.DECODER
+DECODERS = {"AdaMixer": AdaMixerDecoders, "SparseRCNN": RCNNDecoders}

@@ -1,8 +1,6 @@
-"""Feature extractors beyond Detectron2's: timm's networks, and necks for any of them."""
+"""Backbones beside Detectron2's: networks of timm, and necks; importing it registers them."""
 
 from ...layers.deform_conv import provide_deform_conv
-from .build import build_resnet_neck_backbone, build_timm_backbone, build_timm_fpn_backbone
+from . import build  # noqa: F401  (registers backbones)
 
 provide_deform_conv()
-
-__all__ = ["build_resnet_neck_backbone", "build_timm_backbone", "build_timm_fpn_backbone"]

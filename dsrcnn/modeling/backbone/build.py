@@ -1,5 +1,8 @@
 """Backbones by name, for ``MODEL.BACKBONE.NAME``."""
 
+from collections.abc import Callable
+from functools import partial
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -7,22 +10,24 @@ from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
 
+from ...config.load import config_step
 from .necks import PAFPN, BiFPN, ChannelMapper
-from .timm_backbone import TimmBackbone
+from .timm_backbone import TimmBackbone, pixel_statistics
 
 __all__ = [
     "build_neck",
     "build_resnet_neck_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
+    "use_pixel_statistics",
 ]
 
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """A network of timm by ``MODEL.TIMM``: feature maps ``res2`` to ``res5``.
+    """Build the network ``MODEL.TIMM`` with feature maps ``res2`` to ``res5``.
 
-    Its own weights are the start where ``MODEL.WEIGHTS`` is empty.
+    It starts from timm's weights only if ``MODEL.WEIGHTS`` is empty.
     """
     node = cfg.MODEL.TIMM
     starts_from_file = bool(cfg.MODEL.WEIGHTS)
@@ -38,25 +43,35 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """A network of timm with the neck ``MODEL.NECK.NAME``."""
+    """Build a network of timm with the neck ``MODEL.NECK.NAME``."""
     return build_neck(cfg, build_timm_backbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_neck_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """Detectron2's ResNet with the neck ``MODEL.NECK.NAME``."""
+    """Build Detectron2's ResNet with the neck ``MODEL.NECK.NAME``."""
     return build_neck(cfg, build_resnet_backbone(cfg, input_shape))
 
 
 def build_neck(cfg: CfgNode, bottom_up: Backbone) -> Backbone:
     """Attach ``MODEL.NECK`` to a network; ``MODEL.FPN`` has channels, norm and input maps."""
     node = cfg.MODEL.FPN
-    common = (bottom_up, list(node.IN_FEATURES), node.OUT_CHANNELS, node.NORM)
-    name = cfg.MODEL.NECK.NAME
-    if name == "PAFPN":
-        return PAFPN(*common)
-    if name == "BiFPN":
-        return BiFPN(*common, rounds=cfg.MODEL.NECK.ROUNDS)
-    if name == "ChannelMapper":
-        return ChannelMapper(*common, shared_norm=cfg.MODEL.NECK.SHARED_NORM)
-    return FPN(*common, top_block=LastLevelMaxPool(), fuse_type=node.FUSE_TYPE)
+    necks: dict[str, Callable[..., Backbone]] = {
+        "FPN": partial(FPN, top_block=LastLevelMaxPool(), fuse_type=node.FUSE_TYPE),
+        "PAFPN": PAFPN,
+        "BiFPN": BiFPN,
+        "ChannelMapper": partial(ChannelMapper, shared_norm=cfg.MODEL.NECK.SHARED_NORM),
+    }
+    neck = necks[cfg.MODEL.NECK.NAME]
+    return neck(bottom_up, list(node.IN_FEATURES), node.OUT_CHANNELS, node.NORM)
+
+
+@config_step
+def use_pixel_statistics(cfg: CfgNode) -> None:
+    """Standardize pixels as the weights of a timm backbone expect, in place."""
+    if cfg.MODEL.BACKBONE.NAME not in BACKBONE_REGISTRY:
+        return  # an error of `check_config`
+    builder = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
+    if builder in (build_timm_backbone, build_timm_fpn_backbone):
+        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = pixel_statistics(cfg.MODEL.TIMM.NAME)
+        cfg.INPUT.FORMAT = "RGB"

@@ -1,6 +1,7 @@
-"""Necks: from the feature maps of a network to a pyramid of equal channels.
+"""Necks beside Detectron2's FPN: feature maps of a network to a pyramid of equal channels.
 
-Detectron2's FPN is the first; these are the others. Level names are ``p2`` (stride 4) to ``p5``.
+Level names are ``p2`` (stride 4) to ``p5``. All necks attach to the maps `in_features` of a network
+`bottom_up`, finest first.
 """
 
 import math
@@ -15,14 +16,15 @@ from torch import Tensor, nn
 
 __all__ = ["PAFPN", "BiFPN", "ChannelMapper"]
 
+_ROUNDS = 3  # of BiFPN, as in EfficientDet-D0
+
 
 class PAFPN(FPN):
-    """FPN, then a way back up: fine levels reach coarse ones in few steps (arXiv 1803.01534)."""
+    """FPN and a bottom-up path from fine levels to coarse ones (PANet, arXiv 1803.01534)."""
 
     def __init__(
         self, bottom_up: Backbone, in_features: list[str], out_channels: int, norm: str = ""
     ) -> None:
-        """Attach to the maps `in_features` of `bottom_up`, finest first."""
         super().__init__(bottom_up, in_features, out_channels, norm)
         steps = range(len(in_features) - 1)
         self.down = nn.ModuleList(_conv(out_channels, out_channels, 3, norm, 2) for _ in steps)
@@ -37,42 +39,8 @@ class PAFPN(FPN):
         return levels
 
 
-class _Neck(Backbone):
-    """What all others share: the network below, and the names of the levels."""
-
-    def __init__(self, bottom_up: Backbone, in_features: list[str], out_channels: int) -> None:
-        super().__init__()
-        self.bottom_up = bottom_up
-        self.in_features = in_features
-        shapes = bottom_up.output_shape()
-        self._in_channels = [shapes[name].channels for name in in_features]
-        strides = [shapes[name].stride for name in in_features]
-        self._shapes = {
-            f"p{int(math.log2(s))}": ShapeSpec(channels=out_channels, stride=s) for s in strides
-        }
-
-    @property
-    def size_divisibility(self) -> int:
-        """What sides of images must be a multiple of."""
-        return max(shape.stride for shape in self._shapes.values())
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and strides by level."""
-        return self._shapes
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) to levels (B, D, H_l, W_l)."""
-        maps = self.bottom_up(images)
-        levels = self.pyramid([maps[name] for name in self.in_features])
-        return dict(zip(self._shapes, levels, strict=True))
-
-    def pyramid(self, maps: list[Tensor]) -> list[Tensor]:
-        """Levels from the maps of the network below, finest first."""
-        raise NotImplementedError
-
-
-class ChannelMapper(_Neck):
-    """One convolution per level, which brings all to equal channels and mixes none."""
+class ChannelMapper(Backbone):
+    """One convolution per level; levels are not fused."""
 
     def __init__(
         self,
@@ -82,48 +50,58 @@ class ChannelMapper(_Neck):
         norm: str = "",
         shared_norm: bool = False,
     ) -> None:
-        """Attach to the maps `in_features` of `bottom_up`, finest first.
-
-        With `shared_norm` all levels go through the same norm, as in AdaMixer.
-        """
-        super().__init__(bottom_up, in_features, out_channels)
-        own = "" if shared_norm else norm
-        self.convs = nn.ModuleList(_conv(c, out_channels, 1, own) for c in self._in_channels)
+        """Build the layers; with `shared_norm` all levels share one norm, as in AdaMixer."""
+        super().__init__()
+        self.bottom_up = bottom_up
+        self.in_features = in_features
+        inputs = [bottom_up.output_shape()[name] for name in in_features]
+        self._shapes = {
+            f"p{int(math.log2(x.stride))}": ShapeSpec(channels=out_channels, stride=x.stride)
+            for x in inputs
+        }
+        level_norm = "" if shared_norm else norm
+        self.convs = nn.ModuleList(_conv(x.channels, out_channels, 1, level_norm) for x in inputs)
         self.norm = get_norm(norm, out_channels) if shared_norm else None
 
-    def pyramid(self, maps: list[Tensor]) -> list[Tensor]:
-        """Each by itself."""
-        levels = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
+    @property
+    def size_divisibility(self) -> int:
+        """Divisor that the sides of images need."""
+        return max(shape.stride for shape in self._shapes.values())
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and strides by level."""
+        return self._shapes
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) to levels (B, D, H_l, W_l)."""
+        maps = self.bottom_up(images)
+        levels = [conv(maps[k]) for conv, k in zip(self.convs, self.in_features, strict=True)]
+        return dict(zip(self._shapes, self.fuse(levels), strict=True))
+
+    def fuse(self, levels: list[Tensor]) -> list[Tensor]:
+        """Process levels of equal channels, finest first."""
         return levels if self.norm is None else [self.norm(x) for x in levels]
 
 
-class BiFPN(_Neck):
-    """Levels fused down and up again, several times, with learned weights (arXiv 1911.09070)."""
+class BiFPN(ChannelMapper):
+    """Levels fused top-down and bottom-up, three times, with learned weights (arXiv 1911.09070)."""
 
     def __init__(
-        self,
-        bottom_up: Backbone,
-        in_features: list[str],
-        out_channels: int,
-        norm: str = "",
-        rounds: int = 3,
+        self, bottom_up: Backbone, in_features: list[str], out_channels: int, norm: str = ""
     ) -> None:
-        """Attach to the maps `in_features` of `bottom_up`, finest first; fuse `rounds` times."""
-        super().__init__(bottom_up, in_features, out_channels)
-        self.convs = nn.ModuleList(_conv(c, out_channels, 1, norm) for c in self._in_channels)
+        super().__init__(bottom_up, in_features, out_channels, norm)
         count = len(in_features)
-        self.rounds = nn.ModuleList(_FusionRound(count, out_channels, norm) for _ in range(rounds))
+        self.rounds = nn.ModuleList(_FusionRound(count, out_channels, norm) for _ in range(_ROUNDS))
 
-    def pyramid(self, maps: list[Tensor]) -> list[Tensor]:
-        """To equal channels, then round after round."""
-        levels = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
+    def fuse(self, levels: list[Tensor]) -> list[Tensor]:
+        """Fuse the levels round by round."""
         for fusion in self.rounds:
             levels = fusion(levels)
         return levels
 
 
 class _FusionRound(nn.Module):
-    """Coarse to fine, then fine to coarse; levels in the middle also see what they were before."""
+    """One top-down and one bottom-up pass; inner levels keep a connection to their input."""
 
     def __init__(self, levels: int, channels: int, norm: str) -> None:
         super().__init__()
@@ -132,21 +110,21 @@ class _FusionRound(nn.Module):
         self.up = nn.ModuleList(_Fusion(n, channels, norm) for n in inputs)
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        """Levels, finest first."""
-        middle = [levels[-1]]  # from the coarsest down to the finest
+        """Fuse levels, finest first."""
+        top_down = [levels[-1]]
         for level, fusion in zip(levels[-2::-1], self.down, strict=True):
-            middle.insert(0, fusion([level, _resized(middle[0], level)]))
-        fused = middle[:1]
+            top_down.insert(0, fusion([level, _resize(top_down[0], level)]))
+        fused = top_down[:1]
         for index, fusion in enumerate(self.up, start=1):
-            inputs = [levels[index], _resized(fused[-1], levels[index])]
+            inputs = [levels[index], _resize(fused[-1], levels[index])]
             if index < len(levels) - 1:
-                inputs.insert(1, middle[index])
+                inputs.insert(1, top_down[index])
             fused.append(fusion(inputs))
         return fused
 
 
 class _Fusion(nn.Module):
-    """A weighted mean of maps, then a convolution (section 3.3, fast normalised fusion)."""
+    """Weighted mean of maps and a convolution (section 3.3, fast normalized fusion)."""
 
     def __init__(self, inputs: int, channels: int, norm: str) -> None:
         super().__init__()
@@ -155,7 +133,7 @@ class _Fusion(nn.Module):
         self.pointwise = _conv(channels, channels, 1, norm)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps of equal shape to one."""
+        """Fuse maps of equal shape."""
         weights = self.weights.relu()
         weights = weights / (weights.sum() + 1e-4)
         mean = torch.stack([w * x for w, x in zip(weights.unbind(), maps, strict=True)]).sum(dim=0)
@@ -163,8 +141,8 @@ class _Fusion(nn.Module):
         return result
 
 
-def _resized(x: Tensor, like: Tensor) -> Tensor:
-    """Half the size by the maximum of 2 x 2, or double by repetition."""
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    """Resize to `like`: half the size by max pooling, double by nearest neighbor."""
     if x.shape[-1] > like.shape[-1] or x.shape[-2] > like.shape[-2]:
         return F.max_pool2d(x, 3, stride=2, padding=1)
     return F.interpolate(x, size=like.shape[-2:], mode="nearest")

@@ -1,4 +1,4 @@
-"""Any network of timm that has feature maps at 4, 8, 16 and 32 pixels."""
+"""Networks of timm that have feature maps of strides 4, 8, 16 and 32."""
 
 import difflib
 import math
@@ -6,26 +6,24 @@ from itertools import chain
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from ...config.load import config_step
 from ...errors import ConfigError, WeightsError
 
-__all__ = ["STRIDES", "TimmBackbone", "freeze_norms_of_timm", "pixel_statistics"]
+__all__ = ["TimmBackbone", "freeze_norms_of_timm", "pixel_statistics"]
 
-STRIDES = (4, 8, 16, 32)
-_UNLIKELY_SEED = 271_828_182  # weights drawn from it are no trained ones
+_STRIDES = (4, 8, 16, 32)
+_UNLIKELY_SEED = 271_828_182  # no trained weights equal those drawn with it
 _MISSING = "MODEL.TIMM needs the package timm, which is not installed: pip install 'dsrcnn[timm]'."
 
 
 class TimmBackbone(Backbone):
-    """``res2`` to ``res5`` of a network of timm, of Hugging Face.
+    """``res2`` to ``res5`` of a network of timm; a `SplitBackbone`.
 
-    Of several feature maps with the same stride the deepest is taken. Channels-last networks such
-    as Swin give their maps channels first here; those with windows take any image size.
+    Of several feature maps with the same stride it returns the deepest. Maps have the channels
+    first, also of channels-last networks such as Swin; networks with windows take any image size.
     """
 
     def __init__(
@@ -42,18 +40,18 @@ class TimmBackbone(Backbone):
 
         Args:
             name: timm's, such as ``resnet50`` or ``swin_tiny_patch4_window7_224``.
-            pretrained: load timm's weights, from its cache or the network.
+            pretrained: load timm's weights, from its cache or a download.
             weights: local file of timm's weights instead (``.pth``, ``.safetensors``).
-            norm: what replaces batch norms: ``FrozenBN``, ``SyncBN``, ``GN`` (groups of 32, or the
-                most that divide the channels) or, empty, nothing.
+            norm: replacement of batch norms: ``FrozenBN``, ``SyncBN``, ``GN`` (32 groups, or the
+                most that divide the channels); "" for none.
             drop_path: rate of stochastic depth.
-            freeze_at: parts that are not trained: 1 the stem, 2 also the part up to ``res2``, and
-                so on up to 5; their norms use stored statistics.
+            freeze_at: number of frozen parts, from the stem (1) to ``res5`` (5); their norms use
+                stored statistics.
 
         Raises:
             ConfigError: if timm is missing or has no such network, or the network lacks a stride
-                or does not know an option.
-            WeightsError: if the weights cannot be had.
+                or an option.
+            WeightsError: if the weights cannot be loaded.
         """
         super().__init__()
         options: dict[str, Any] = {"features_only": True}
@@ -73,29 +71,29 @@ class TimmBackbone(Backbone):
         self._replace_norms(norm)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) to ``res2`` .. ``res5``, (B, C, H / s, W / s); sides are multiples of 32."""
+        """(B, 3, H, W), sides multiples of 32, to ``res2`` ... ``res5``, (B, C, H / s, W / s)."""
         maps = self.body(images)
         if self._channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         return {f"res{i}": x for i, x in enumerate(maps, start=2)}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and strides."""
-        shapes = zip(self._channels, STRIDES, strict=True)
+        """Channels and strides by name."""
+        shapes = zip(self._channels, _STRIDES, strict=True)
         return {f"res{i}": ShapeSpec(channels=c, stride=s) for i, (c, s) in enumerate(shapes, 2)}
 
     @property
     def size_divisibility(self) -> int:
-        """What sides of images must be a multiple of."""
-        return STRIDES[-1]
+        """Divisor that the sides of images need."""
+        return _STRIDES[-1]
 
     def parts(self) -> list[list[nn.Module]]:
-        """The network cut behind every feature map: stem, part of ``res2``, ..., ``res5``.
+        """Return the modules of each part, split after every feature map.
 
-        The stem is what comes before the part that gives ``res2``.
+        The stem is everything before the module that computes ``res2``.
 
         Raises:
-            ConfigError: if the network does not tell where its parts end.
+            ConfigError: if timm does not know where the parts end.
         """
         names = self.body.feature_info.module_name()
         ends = [name.replace(".", "_") for name in names]
@@ -107,7 +105,7 @@ class TimmBackbone(Backbone):
                 parts[-1].append(unit)
             if name in ends[:-1]:
                 parts.append([])
-        if len(parts) != len(STRIDES) + 1 or not parts[-1]:
+        if len(parts) != len(_STRIDES) + 1 or not parts[-1]:
             raise ConfigError(
                 f"MODEL.TIMM.NAME {self.name!r} does not tell which layers give which feature map, "
                 "so that they cannot be frozen or have learning rates of their own. Write "
@@ -146,7 +144,7 @@ class TimmBackbone(Backbone):
 
 
 def _units(body: nn.Module, containers: set[str]) -> list[tuple[str, nn.Module]]:
-    """Parts of a network in their order; those that hold feature maps are opened up."""
+    """Name the modules of a network in order; `containers` of feature maps are expanded."""
     units = []
     for name, child in body.named_children():
         if name in containers and isinstance(child, nn.Sequential):
@@ -157,28 +155,28 @@ def _units(body: nn.Module, containers: set[str]) -> list[tuple[str, nn.Module]]
 
 
 def _choose_levels(name: str, options: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
-    """Indices of the deepest feature map of every stride; options that free the image size."""
+    """Find the deepest feature map of every stride, and options for images of any size."""
     any_size: dict[str, Any] = {"strict_img_size": False}
-    with torch.device("meta"):  # only to look at it
+    with torch.device("meta"):  # only for its description
         try:
             body = _create(name, {**options, **any_size}, report=False)
         except TypeError:  # most networks have no fixed size
             any_size = {}
             body = _create(name, options)
     reductions = list(body.feature_info.reduction())
-    missing = [stride for stride in STRIDES if stride not in reductions]
+    missing = [stride for stride in _STRIDES if stride not in reductions]
     if missing:
         raise ConfigError(
             f"MODEL.TIMM.NAME is {name!r}, whose feature maps have strides {reductions}; "
-            f"{STRIDES} are needed. Choose a network with a pyramid, such as resnet50, "
+            f"{_STRIDES} are needed. Choose a network with a pyramid, such as resnet50, "
             "convnext_tiny or swin_tiny_patch4_window7_224."
         )
     last = len(reductions) - 1
-    return [last - reductions[::-1].index(stride) for stride in STRIDES], any_size
+    return [last - reductions[::-1].index(stride) for stride in _STRIDES], any_size
 
 
 def _create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
-    """With timm's weights from a file; it skips what does not fit, but here that is an error."""
+    """Load timm's weights from a file; weights that do not fit are an error, unlike in timm."""
     file = {"pretrained": True, "pretrained_cfg_overlay": {"file": path}}
     with torch.random.fork_rng(devices=[]):
         bodies = []
@@ -196,17 +194,17 @@ def _create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
 
 
 def _create(name: str, options: dict[str, Any], *, report: bool = True) -> Any:
-    timm = _timm_that_knows(name)
+    timm = _import_timm(name)
     file = options.get("pretrained_cfg_overlay", {}).get("file")
     try:
         return timm.create_model(name, **options)
     except OSError as error:
         raise WeightsError(
-            f"Weights of {name!r} cannot be had ({file or 'timm looks in its cache and on the net'}"
+            f"Weights of {name!r} cannot be loaded ({file or 'timm tried its cache and a download'}"
             f": {type(error).__name__}). Write MODEL.TIMM.WEIGHTS <file>, or MODEL.TIMM.PRETRAINED "
-            "False to begin with random ones."
+            "False to start from random ones."
         ) from error
-    except Exception as error:  # whatever its many networks and readers of weights raise
+    except Exception as error:  # its many networks and readers of weights raise anything
         if not report and isinstance(error, TypeError):
             raise
         if file:
@@ -216,7 +214,7 @@ def _create(name: str, options: dict[str, Any], *, report: bool = True) -> Any:
         if options.get("pretrained"):
             raise WeightsError(
                 f"timm has no weights of {name!r} ({error}). Write MODEL.TIMM.WEIGHTS <file>, or "
-                "MODEL.TIMM.PRETRAINED False to begin with random ones."
+                "MODEL.TIMM.PRETRAINED False to start from random ones."
             ) from error
         raise ConfigError(
             f"MODEL.TIMM.NAME {name!r} cannot be built as a pyramid, or does not take "
@@ -226,7 +224,7 @@ def _create(name: str, options: dict[str, Any], *, report: bool = True) -> Any:
 
 
 def _use_group_norms(body: nn.Module) -> None:
-    """Replace batch norms, in place; those that hold an activation keep it."""
+    """Replace batch norms in place; timm's norms with an activation keep it."""
     for parent in list(body.modules()):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, nn.BatchNorm2d):
@@ -239,31 +237,23 @@ def _use_group_norms(body: nn.Module) -> None:
 
 
 def freeze_norms_of_timm(module: nn.Module) -> nn.Module:
-    """Freeze the batch norms that hold an activation as well, which Detectron2 would drop."""
-    found = [m for m in module.modules() if type(m).__module__.startswith("timm.")]
-    if any(isinstance(m, nn.BatchNorm2d) for m in found):
+    """Freeze timm's batch norms, whose activations Detectron2's conversion would drop."""
+    modules = [m for m in module.modules() if type(m).__module__.startswith("timm.")]
+    if any(isinstance(m, nn.BatchNorm2d) for m in modules):
         from timm.layers import freeze_batch_norm_2d
 
         return freeze_batch_norm_2d(module)
     return module
 
 
-@config_step
-def use_pixel_statistics(cfg: CfgNode) -> None:
-    """Standardize pixels as the weights of a timm backbone expect it, in place."""
-    if "timm" in cfg.MODEL.BACKBONE.NAME and cfg.MODEL.TIMM.PIXEL_STATISTICS:
-        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = pixel_statistics(cfg.MODEL.TIMM.NAME)
-        cfg.INPUT.FORMAT = "RGB"
-
-
 def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of RGB that a network was trained with, for values 0 to 255."""
-    timm = _timm_that_knows(name)
+    """Return mean and standard deviation of RGB in 0 to 255 that a network was trained with."""
+    timm = _import_timm(name)
     config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     return [255.0 * x for x in config.mean], [255.0 * x for x in config.std]
 
 
-def _timm_that_knows(name: str) -> Any:
+def _import_timm(name: str) -> Any:
     try:
         import timm
     except ImportError as error:

@@ -45,14 +45,17 @@ class PositionalStage(Stage):
         self.unit, self.ratio_scale = unit, ratio_scale
         channels, activation = settings.channels, settings.activation
         hidden = settings.feedforward_channels
-        tower = {"bias": tower_bias, "activation": activation}
         self.attention = RelationAttention(channels, settings.attention_heads)
         self.linear1 = nn.Linear(channels, hidden)
         self.linear2 = nn.Linear(hidden, channels)
         self.activation = activation_from_name(activation)
         self.ffn_norm = nn.LayerNorm(channels)
-        self.cls_fcs = linear_norm_act(channels, settings.num_cls, **tower)
-        self.reg_fcs = linear_norm_act(channels, settings.num_reg, **tower)
+        self.cls_fcs = linear_norm_act(
+            channels, settings.num_cls, bias=tower_bias, activation=activation
+        )
+        self.reg_fcs = linear_norm_act(
+            channels, settings.num_reg, bias=tower_bias, activation=activation
+        )
         self.fc_cls = nn.Linear(channels, settings.num_logits)
         self.fc_reg = nn.Linear(channels, 4)
 

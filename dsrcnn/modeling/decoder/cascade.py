@@ -5,7 +5,7 @@ Notation: ``G`` groups of proposals.
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -53,7 +53,7 @@ class Cascade(nn.Module):
             prior_probability: class score of an untrained model; None with softmax.
             checkpoint: recompute the activations of each stage in the backward pass.
             compile_stages: run the stages through ``torch.compile``.
-            windows: groups that stages refine in training, see `sqr`; None for the plain cascade.
+            windows: of SQR, see `build_windows`; None for the plain cascade.
             chunk: groups a stage refines at once; 0 for all.
             checkpoint_recollection: like `checkpoint`, for stages of several groups only.
         """
@@ -61,7 +61,7 @@ class Cascade(nn.Module):
         self.deep_supervision = deep_supervision
         self.head_series = nn.ModuleList(copy.deepcopy(stage) for _ in range(num_stages))
         for member in self.head_series:
-            member.initialize(prior_probability)
+            cast(Stage, member).initialize(prior_probability)
         self.checkpoint = checkpoint
         self.plain_windows = plain_windows(num_stages)
         self.windows = self.plain_windows if windows is None else tuple(windows)

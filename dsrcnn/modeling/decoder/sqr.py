@@ -28,10 +28,10 @@ __all__ = [
 
 
 class Window(NamedTuple):
-    """Groups that a stage refines, from `start` up to and excluding `end`."""
+    """Groups that a stage refines, from `first` up to and excluding `stop`."""
 
-    start: int
-    end: int
+    first: int
+    stop: int
 
 
 def plain_windows(num_stages: int) -> tuple[Window, ...]:
@@ -40,30 +40,32 @@ def plain_windows(num_stages: int) -> tuple[Window, ...]:
 
 
 def recollection_windows(
-    num_stages: int, *, start: int = 1, dense: bool = False
+    num_stages: int, *, num_plain_stages: int = 1, dense: bool = False
 ) -> tuple[Window, ...]:
     """Windows of SQR or of dense query recollection (section 3).
 
     Args:
         num_stages: ``S``.
-        start: stages up to this one, counted from 1, are plain; each later one refines the outputs
-            of the two stages before it. ``S`` is the plain cascade. Not used if `dense`.
+        num_plain_stages: from 1 to ``S``, which is the plain cascade; every later stage refines the
+            outputs of the two stages before it. Not used if `dense`.
         dense: every stage refines the initial group and the outputs of all stages before.
     """
-    begin = [0, 1]  # number of the first group of each stage's output; stage 0 is the initial one
+    first_group = [0, 1]  # of the initial proposals, then of the output of each stage
     windows = []
     for stage in range(1, num_stages + 1):
-        first = 0 if dense else begin[max(stage - 2, 0)] if stage > start else begin[stage - 1]
-        windows.append(Window(first, begin[stage]))
-        begin.append(begin[stage] + windows[-1].end - windows[-1].start)
+        source = stage - 2 if stage > num_plain_stages else stage - 1
+        first = 0 if dense else first_group[source]
+        windows.append(Window(first, first_group[stage]))
+        first_group.append(first_group[stage] + first_group[stage] - first)
     return tuple(windows)
 
 
 def build_windows(cfg: CfgNode) -> tuple[Window, ...]:
-    """Windows of `MODEL.SparseRCNN.SQR`, whether it is enabled or not."""
+    """Windows by ``SQR.MODE`` and ``SQR.START``; the caller checks ``SQR.ENABLED``."""
     node = cfg.MODEL.SparseRCNN
     dense = node.SQR.MODE == "dense"
-    return recollection_windows(node.NUM_HEADS, start=node.SQR.START, dense=dense)
+    plain = node.SQR.START
+    return recollection_windows(node.NUM_HEADS, num_plain_stages=plain, dense=dense)
 
 
 def routes_of(windows: Sequence[Window]) -> list[list[tuple[int, ...]]]:
@@ -93,12 +95,12 @@ class GroupMemory:
         self._count = 1
 
     def window(self, stage: int) -> tuple[Tensor, Tensor]:
-        """Return the input of `stage`: boxes (B, G, P, 4) and features (B, G, P, D)."""
-        start, end = self.windows[stage]
+        """Return the input of `stage`, 0-based: boxes (B, G, P, 4) and features (B, G, P, D)."""
+        start, stop = self.windows[stage]
         parts = [
-            (_slice(boxes, first, start, end), _slice(features, first, start, end))
+            (_slice(boxes, first, start, stop), _slice(features, first, start, stop))
             for first, boxes, features in self._blocks
-            if first < end and first + boxes.shape[1] > start
+            if first < stop and first + boxes.shape[1] > start
         ]
         if len(parts) == 1:  # the plain cascade copies nothing
             return parts[0]
@@ -106,7 +108,7 @@ class GroupMemory:
         return boxes, features
 
     def add(self, stage: int, boxes: Tensor, features: Tensor) -> None:
-        """Store the output of `stage`; features carry gradients on, boxes do not.
+        """Store the output of `stage`, 0-based; features carry gradients on, boxes do not.
 
         Initial boxes get gradients from the first stage only, as in the DAB-DETR port of SQR.
         """
@@ -115,11 +117,11 @@ class GroupMemory:
             self._blocks[0] = (0, first_boxes.detach(), first_features)
         self._blocks.append((self._count, boxes.detach(), features))
         self._count += boxes.shape[1]
-        oldest = min((w.start for w in self.windows[stage + 1 :]), default=self._count)
+        oldest = min((w.first for w in self.windows[stage + 1 :]), default=self._count)
         self._blocks = [b for b in self._blocks if b[0] + b[1].shape[1] > oldest]
 
 
-def _slice(block: Tensor, first: int, start: int, end: int) -> Tensor:
-    """Groups `start` to `end` of a block (B, G, P, .) that begins with group `first`."""
-    low, high = max(start - first, 0), min(end - first, block.shape[1])
+def _slice(block: Tensor, first: int, start: int, stop: int) -> Tensor:
+    """Groups `start` to `stop` of a block (B, G, P, .) that begins with group `first`."""
+    low, high = max(start - first, 0), min(stop - first, block.shape[1])
     return block if (low, high) == (0, block.shape[1]) else block[:, low:high]

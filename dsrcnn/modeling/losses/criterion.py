@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...structures import Predictions, Targets, TermWeights, at_least_float32
 from ...utils.distributed import reduce_mean
 from ...utils.events import ScalarLog
-from ...utils.training import iteration_ends, training_context
+from ...utils.training import iteration_ends
 from .box_losses import box_losses
 from .class_losses import cross_entropy_losses, focal_losses
 
@@ -20,12 +20,13 @@ class LossNormalizers(NamedTuple):
     """Divisors of the losses.
 
     Attributes:
-        num_positives: positives of every set (Q,), or ground truths (), see `SetCriterion`.
-        class_weight: (Q,) sum of the class weights of all proposals, with softmax only.
+        num_boxes: number of positives of every set (Q,), or of ground truths (), see
+            `SetCriterion`.
+        class_weight_sum: (Q,) over all proposals, with softmax only.
     """
 
-    num_positives: Tensor
-    class_weight: Tensor | None = None
+    num_boxes: Tensor
+    class_weight_sum: Tensor | None = None
 
 
 class SetCriterion(nn.Module):
@@ -49,7 +50,7 @@ class SetCriterion(nn.Module):
         overlap: str = "giou",
         log: ScalarLog | None = None,
     ) -> None:
-        """Set the losses.
+        """Initialize the criterion.
 
         Args:
             num_classes: ``C``.
@@ -131,22 +132,25 @@ class SetCriterion(nn.Module):
         There is one collective for all sets. The result stays on the device, since reading it would
         stall. Class weights stay those of the process: the softmax loss is its own mean.
         """
-        positives = torch.stack([c.num_positives for c in counts]).sum(dim=0)
-        weights = [c.class_weight for c in counts if c.class_weight is not None]
+        positives = torch.stack([c.num_boxes for c in counts]).sum(dim=0)
+        weights = [c.class_weight_sum for c in counts if c.class_weight_sum is not None]
         total = torch.stack(weights).sum(dim=0) if weights else None
         return LossNormalizers(reduce_mean(positives).clamp(min=1), total)
 
     def forward(
-        self, predictions: Predictions, targets: Targets, assignment: Tensor
+        self,
+        predictions: Predictions,
+        targets: Targets,
+        assignment: Tensor,
+        normalizers: LossNormalizers | None = None,
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of every stage.
-
-        They are divided by the normalizers of the `TrainingContext`, or by those of this batch.
 
         Args:
             predictions: of all stages.
             targets: ground truth of the batch.
             assignment: (Q, B, P) int64, -1 for background.
+            normalizers: of the larger batch this is a part of; None for those of this batch.
 
         Returns:
             ``loss_ce``, ``loss_bbox`` and ``loss_giou`` (or of another overlap) of the last stage,
@@ -159,19 +163,19 @@ class SetCriterion(nn.Module):
         logits, predicted = (at_least_float32(x) for x in predictions[:2])
         sizes = targets.sizes.to(predicted.dtype)
         l1, overlap = box_losses(predicted, boxes, positive, sizes, self.overlap)
-        normalizers = training_context().normalizers
         if normalizers is None:
             normalizers = self.normalizers([self.count(targets, assignment)])
         if self.focal:
             ce = focal_losses(logits, classes, alpha=self.alpha, gamma=self.gamma)
-            ce = ce / normalizers.num_positives
+            ce = ce / normalizers.num_boxes
         else:
             ce = cross_entropy_losses(logits, classes, self.empty_weight.to(logits.dtype))
-            ce = ce / normalizers.class_weight
+            assert normalizers.class_weight_sum is not None  # `count` sets it with softmax
+            ce = ce / normalizers.class_weight_sum
         per_set = {
             "loss_ce": self.weights.class_ * ce,
-            "loss_bbox": self.weights.l1 * l1 / normalizers.num_positives,
-            f"loss_{self.overlap}": self.weights.giou * overlap / normalizers.num_positives,
+            "loss_bbox": self.weights.l1 * l1 / normalizers.num_boxes,
+            f"loss_{self.overlap}": self.weights.giou * overlap / normalizers.num_boxes,
         }
         if self.log.is_due():
             self._log_plain(per_set, predictions.stage)
@@ -202,7 +206,7 @@ class SetCriterion(nn.Module):
 
     @torch.no_grad()
     def _sum_plain(self, per_set: dict[str, Tensor], stage: Tensor) -> None:
-        """Add the losses of the plain cascade: the last set of every stage is its."""
+        """Add up the losses of the plain cascade, which is the last set of every stage."""
         stages = stage.tolist()
         last = [i for i, number in enumerate(stages) if number not in stages[i + 1 :]]
         plain = {name: values.detach()[last] for name, values in per_set.items()}
@@ -210,7 +214,7 @@ class SetCriterion(nn.Module):
             self._plain_sums[name] = self._plain_sums.get(name, 0.0) + value
 
     def _log_plain(self, per_set: dict[str, Tensor], stage: Tensor) -> None:
-        """Log the plain cascade's losses, which sums over groups cannot be compared with."""
+        """Log the losses of the plain cascade, comparable with a run without SQR."""
         self._sum_plain(per_set, stage)
         if not iteration_ends():
             return

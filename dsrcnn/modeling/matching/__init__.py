@@ -1,16 +1,15 @@
-"""Costs and assignments: which proposal learns which ground truth.
+"""Costs and assignments: which proposal is assigned to which ground truth.
 
 Nothing here depends on heads or proposals. Importing it registers the matchers.
 """
 
-from .assignment import assign_cheapest, assign_from_plan, limit_positives
 from .costs import CostSettings, pairwise_costs
 from .hungarian import HungarianMatcher, assign_one_to_one
-from .matcher import MATCHER_REGISTRY, Matcher, UnitMatcher, build_matcher
-from .optimal_transport import OptimalTransportMatcher
-from .simota import SimOTAMatcher
+from .matcher import MATCHER_REGISTRY, Matcher, build_matcher
+from .optimal_transport import OptimalTransportMatcher, assign_from_plan, limit_positives
+from .simota import SimOTAMatcher, assign_cheapest
 from .sinkhorn import assign_exact, column_error, sinkhorn
-from .units import UnitRule, assign_units, unit_offsets
+from .units import UnitMatcher, UnitRule, assign_units, unit_offsets
 
 __all__ = [
     "MATCHER_REGISTRY",

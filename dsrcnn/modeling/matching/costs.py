@@ -13,8 +13,8 @@ from ...structures import Predictions, Targets, TermWeights, at_least_float32, p
 
 __all__ = ["WORST_COST", "CostSettings", "bounded_costs", "class_cost", "pairwise_costs"]
 
-# Bound of all costs; those of a diverging model rank behind every real cost. Small enough that
-# float32 resolves hundredths beside it, as the potentials of the transport must.
+# Bound of all costs, also used for NaN: above any cost of a healthy model, and small enough that
+# float32 resolves hundredths beside it, which the potentials of the transport need.
 WORST_COST = 1e4
 
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import torch
 from detectron2.config import configurable
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ...structures import Targets
@@ -28,6 +27,8 @@ def assign_one_to_one(cost: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (R, P) int64 on the device of `cost`: index of the ground truth, -1 for background.
     """
+    from scipy.optimize import linear_sum_assignment  # half of the time of `import dsrcnn`
+
     # The only transfer of a training step: costs of all stages and images, with the mask inside.
     host = cost.masked_fill(~mask.unsqueeze(-1), math.inf).cpu().numpy()
     assignment = np.full((host.shape[0], host.shape[2]), -1, dtype=np.int64)
@@ -44,12 +45,17 @@ class HungarianMatcher(Matcher):
 
     @configurable
     def __init__(self, *, costs: CostSettings, log: ScalarLog | None = None) -> None:
-        """Set the costs, see `Matcher`."""
+        """Initialize the matcher, see `Matcher`."""
         super().__init__(costs=costs, log=log)
 
     def assign(
-        self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self,
+        cost: Tensor,
+        iou: Tensor,
+        stage: Tensor,
+        targets: Targets,
+        statistics: dict[str, Tensor] | None = None,
+    ) -> Tensor:
         """Solve all sets and images, see `assign_one_to_one`."""
         mask = targets.mask.expand(len(cost), -1, -1).flatten(0, 1)
-        return assign_one_to_one(cost.flatten(0, 1), mask).view(*cost.shape[:2], -1), {}
+        return assign_one_to_one(cost.flatten(0, 1), mask).view(*cost.shape[:2], -1)

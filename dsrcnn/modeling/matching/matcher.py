@@ -1,5 +1,6 @@
-"""Base of all matchers, the registry that selects them, and the base of one-to-many matchers."""
+"""Base of all matchers, and the registry that selects them."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -11,13 +12,12 @@ from ...config.validate import check_name
 from ...structures import Predictions, Targets
 from ...utils.events import ScalarLog
 from .costs import CostSettings, bounded_costs, pairwise_costs
-from .units import UnitRule
 
-__all__ = ["MATCHER_REGISTRY", "Matcher", "UnitMatcher", "build_matcher", "matcher_class"]
+__all__ = ["MATCHER_REGISTRY", "Matcher", "build_matcher", "matcher_class"]
 
 MATCHER_REGISTRY = Registry("MATCHER")
 MATCHER_REGISTRY.__doc__ = """
-Matchers: which proposal learns which ground truth.
+Matchers: which proposal is assigned to which ground truth.
 
 A matcher is a `Matcher`, built from a config and called as ``matcher(predictions, targets)`` with
 `Predictions` and `Targets`. It returns an assignment (Q, B, P) int64: the index of the ground truth
@@ -35,11 +35,11 @@ class Matcher(nn.Module):
     one_to_many: ClassVar[bool] = False
 
     def __init__(self, *, costs: CostSettings, log: ScalarLog | None = None) -> None:
-        """Set the costs, and where statistics are logged (``dla/*``).
+        """Initialize the matcher.
 
         Args:
             costs: how costs are computed.
-            log: for the number of positives, of unmatched ground truths and more by stage.
+            log: for positives, unmatched ground truths and more by stage (``dla/*``).
         """
         super().__init__()
         self.costs = costs
@@ -61,19 +61,17 @@ class Matcher(nn.Module):
         Returns:
             (Q, B, P) int64: index of the ground truth a proposal learns, -1 for background.
         """
-        log = self.log.is_due()  # not known any more once gradients are off
+        # Before `no_grad`, inside of which nothing is due.
+        statistics: dict[str, Tensor] | None = {} if self.log.is_due() else None
         with torch.no_grad():
             if targets.mask.shape[1] == 0:  # known on the host: a batch without any ground truth
                 assignment = targets.labels.new_full(predictions.boxes.shape[:3], -1)
-                statistics: dict[str, Tensor] = {}
             else:
                 cost, iou = self.finite_costs(predictions, targets)
-                assignment, statistics = self.assign(cost, iou, predictions.stage, targets)
-            if log:
-                statistics = _count(assignment, targets) | statistics
-                scalars = _mean_by_stage(statistics, predictions.stage)
-        if log:
-            self.log.write("dla", scalars)
+                assignment = self.assign(cost, iou, predictions.stage, targets, statistics)
+        if statistics is not None:
+            statistics |= _count(assignment, targets)
+            self.log.write("dla", _mean_by_stage(statistics, predictions.stage))
         return assignment
 
     def finite_costs(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -83,8 +81,13 @@ class Matcher(nn.Module):
         return bounded_costs(cost), iou.nan_to_num(nan=0.0)
 
     def assign(
-        self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self,
+        cost: Tensor,
+        iou: Tensor,
+        stage: Tensor,
+        targets: Targets,
+        statistics: dict[str, Tensor] | None = None,
+    ) -> Tensor:
         """Turn costs into an assignment.
 
         Args:
@@ -92,36 +95,12 @@ class Matcher(nn.Module):
             iou: (Q, B, M, P).
             stage: (Q,) stage of each set.
             targets: for ``mask``: entries of padded ground truths have no meaning.
+            statistics: if not None, a dictionary to fill with tensors (Q,) to log.
 
         Returns:
-            The assignment (Q, B, P), and statistics (Q,) to log, by name.
+            (Q, B, P).
         """
         raise NotImplementedError
-
-
-class UnitMatcher(Matcher):
-    """Base of matchers that give a ground truth as many proposals as it has units."""
-
-    one_to_many = True
-
-    def __init__(self, *, units: UnitRule, **kwargs: Any) -> None:
-        """Set the rule for the units.
-
-        Args:
-            units: how many proposals a ground truth supplies.
-            **kwargs: of `Matcher`.
-        """
-        super().__init__(**kwargs)
-        self.units = units
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read `MODEL.SparseRCNN`."""
-        return {**super().from_config(cfg), "units": UnitRule.from_config(cfg)}
-
-    def extra_repr(self) -> str:
-        """Settings for the printed model."""
-        return f"{super().extra_repr()}, {self.units}"
 
 
 def matcher_class(cfg: CfgNode) -> type[Matcher]:
@@ -139,7 +118,8 @@ def matcher_class(cfg: CfgNode) -> type[Matcher]:
 
 def build_matcher(cfg: CfgNode) -> Matcher:
     """Build the matcher of `matcher_class`."""
-    return matcher_class(cfg)(cfg)
+    build: Callable[[CfgNode], Matcher] = matcher_class(cfg)  # its constructor is configurable
+    return build(cfg)
 
 
 def _count(assignment: Tensor, targets: Targets) -> dict[str, Tensor]:

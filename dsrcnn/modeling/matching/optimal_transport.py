@@ -1,6 +1,6 @@
 """DLA's matcher: optimal transport from ground truths to proposals (arXiv 2205.02101, 3.1).
 
-Notation: ``R`` = M + 1 rows with background last.
+Notation: ``R`` = M + 1 rows with background last; ``...`` any leading axes.
 """
 
 from typing import Any
@@ -11,12 +11,11 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from ...structures import Targets
-from .assignment import assign_from_plan, limit_positives
-from .matcher import MATCHER_REGISTRY, UnitMatcher
+from .matcher import MATCHER_REGISTRY
 from .sinkhorn import column_error, sinkhorn
-from .units import unit_statistics
+from .units import UnitMatcher, unit_statistics
 
-__all__ = ["OptimalTransportMatcher", "transport_problem"]
+__all__ = ["OptimalTransportMatcher", "assign_from_plan", "limit_positives", "transport_problem"]
 
 
 def transport_problem(cost: Tensor, units: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,13 +38,60 @@ def transport_problem(cost: Tensor, units: Tensor, mask: Tensor) -> tuple[Tensor
     return F.pad(rows, (0, 0, 0, 1)), supply
 
 
+def _rescale_rows(plan: Tensor) -> Tensor:
+    """Divide every row by its largest entry, so that rows of any supply compete as equals."""
+    return plan / plan.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(plan.dtype).tiny)
+
+
+def assign_from_plan(plan: Tensor) -> Tensor:
+    """Assign each proposal to the row with the largest row-normalized entry (OTA, 2103.14259).
+
+    Without the normalization, background, whose supply is largest, would win every proposal while
+    all predictions are alike, that is, at the start of training. If a proposal is the largest entry
+    of several rows, all of them have the value 1; then the largest entry of the plan decides, so
+    that the order of the ground truths does not matter, and background never wins.
+
+    Args:
+        plan: (..., R, P).
+
+    Returns:
+        (..., P) int64.
+    """
+    background = plan.shape[-2] - 1
+    share = F.pad(plan[..., :-1, :], (0, 0, 0, 1), value=-1.0)
+    rows = _rescale_rows(plan)
+    best = rows == rows.amax(dim=-2, keepdim=True)
+    winner = share.masked_fill(~best, -torch.inf).argmax(dim=-2)
+    return winner.masked_fill(winner == background, -1)
+
+
+def limit_positives(assignment: Tensor, plan: Tensor, limit: int) -> Tensor:
+    """Keep the `limit` positives with the largest row-normalized entries, background for the rest.
+
+    `assign_from_plan` may assign more proposals than there are units where many ground truths
+    compete. The first choice of a ground truth has the entry 1 and stays as long as there is room.
+
+    Args:
+        assignment: (..., P) int64.
+        plan: (..., R, P).
+        limit: largest number of positives of an image.
+
+    Returns:
+        (..., P) int64.
+    """
+    entries = _rescale_rows(plan).take_along_dim(assignment.clamp(min=0).unsqueeze(-2), dim=-2)
+    entries = entries.squeeze(-2).masked_fill(assignment < 0, -1)
+    rank = entries.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return assignment.masked_fill(rank >= limit, -1)
+
+
 @MATCHER_REGISTRY.register()
 class OptimalTransportMatcher(UnitMatcher):
     """Several proposals per ground truth, as many as it has units, chosen by optimal transport."""
 
     @configurable
     def __init__(self, *, epsilon: float = 0.1, iterations: int = 50, **kwargs: Any) -> None:
-        """Set the transport.
+        """Initialize the matcher.
 
         Args:
             epsilon: see `sinkhorn`.
@@ -68,13 +114,19 @@ class OptimalTransportMatcher(UnitMatcher):
         return f"{super().extra_repr()}, epsilon={self.epsilon}, iterations={self.iterations}"
 
     def assign(
-        self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self,
+        cost: Tensor,
+        iou: Tensor,
+        stage: Tensor,
+        targets: Targets,
+        statistics: dict[str, Tensor] | None = None,
+    ) -> Tensor:
         """Compute units, then the transport plan, then the assignment."""
         units = self.units(iou, targets.mask, stage)
         problem = transport_problem(cost, units, targets.mask)
         plan = sinkhorn(*problem, epsilon=self.epsilon, iterations=self.iterations)
         limit = self.units.max_positives(cost.shape[-1])
-        statistics = unit_statistics(units, targets.mask)
-        statistics["column_error"] = column_error(plan).amax(dim=-1)
-        return limit_positives(assign_from_plan(plan), plan, limit), statistics
+        if statistics is not None:
+            statistics |= unit_statistics(units, targets.mask)
+            statistics["column_error"] = column_error(plan).amax(dim=-1)
+        return limit_positives(assign_from_plan(plan), plan, limit)

@@ -9,7 +9,6 @@ Notation: ``R`` rows; ``...`` any leading axes, all problems are solved at once.
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ...structures import at_least_float32
@@ -98,6 +97,8 @@ def assign_exact(cost: Tensor, supply: Tensor) -> Tensor:
     Raises:
         ValueError: if supply and demand differ.
     """
+    from scipy.optimize import linear_sum_assignment  # half of the time of `import dsrcnn`
+
     units = supply.long().cpu().numpy()
     if units.sum() != cost.shape[1]:
         raise ValueError(

@@ -7,13 +7,22 @@ background (the 80 % cap).
 Notation: ``...`` any leading axes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-__all__ = ["UnitRule", "assign_units", "sum_of_largest_ious", "unit_offsets", "unit_statistics"]
+from .matcher import Matcher
+
+__all__ = [
+    "UnitMatcher",
+    "UnitRule",
+    "assign_units",
+    "sum_of_largest_ious",
+    "unit_offsets",
+    "unit_statistics",
+]
 
 
 class UnitRule(NamedTuple):
@@ -22,8 +31,8 @@ class UnitRule(NamedTuple):
     Attributes:
         num_stages: ``S``.
         top_q: number of the largest IoUs of a ground truth that are summed.
-        static_units: if above 0, every ground truth gets this many instead.
-        unit_step: units fewer per stage before the last; 0 for the same in all stages.
+        static_units: if above 0, replaces the sum of IoUs; `unit_step` still applies.
+        unit_step: units subtracted for each stage that follows; 0 for the same in all stages.
         max_positive_fraction: largest fraction of an image's proposals that is positive.
     """
 
@@ -130,12 +139,36 @@ def assign_units(
     fit = sum_of_largest_ious(iou, top_q)
     estimate = torch.full_like(fit, static_units) if static_units > 0 else fit
     units = _floor(_scale_to(estimate - offset, mask, max_positives)).clamp(min=1)
-    first = units.clamp(max=1)
-    room = max_positives - first.masked_fill(~mask, 0).sum(dim=-1, keepdim=True)
-    units = first + _floor(_scale_to(units - first, mask, room.clamp(min=0)))
+    room = (max_positives - mask.sum(dim=-1, keepdim=True)).clamp(min=0)
+    units = 1 + _floor(_scale_to(units - 1, mask, room))
     order_by_fit = fit.masked_fill(~mask, -1).argsort(dim=-1, descending=True, stable=True)
     supplied = mask & (order_by_fit.argsort(dim=-1) < max_positives)
     return units.masked_fill(~supplied, 0).long()
+
+
+class UnitMatcher(Matcher):
+    """Base of matchers that give a ground truth as many proposals as it has units."""
+
+    one_to_many = True
+
+    def __init__(self, *, units: UnitRule, **kwargs: Any) -> None:
+        """Initialize the matcher.
+
+        Args:
+            units: how many proposals a ground truth supplies.
+            **kwargs: of `Matcher`.
+        """
+        super().__init__(**kwargs)
+        self.units = units
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.SparseRCNN`."""
+        return {**super().from_config(cfg), "units": UnitRule.from_config(cfg)}
+
+    def extra_repr(self) -> str:
+        """Settings for the printed model."""
+        return f"{super().extra_repr()}, {self.units}"
 
 
 def unit_statistics(units: Tensor, mask: Tensor) -> dict[str, Tensor]:

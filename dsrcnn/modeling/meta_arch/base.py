@@ -8,17 +8,16 @@ from detectron2.config import CfgNode
 from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from ...config.validate import ArchitectureConfig, check_model, check_sparse_rcnn
+from ...config.validate import CheckedArchitecture, check_model, check_sparse_rcnn
 from ...errors import ConfigError
 from ...layers.activation_checkpoint import checkpoint_blocks
 from ...layers.norm import fold_frozen_norms
-from ...structures import Predictions, Targets
+from ...structures import Predictions
 from ...utils.training import TrainableModel
 from ..postprocessing import DetectionSettings, select_detections, to_instances
 
-__all__ = ["ImageBatch", "SparseDetector", "pad_targets", "size_tensor"]
+__all__ = ["ImageBatch", "SparseDetector", "size_tensor"]
 
 
 class ImageBatch(NamedTuple):
@@ -41,28 +40,7 @@ def size_tensor(image_sizes: list[tuple[int, int]], device: torch.device) -> Ten
     return torch.tensor(rows, dtype=torch.float32).to(device, non_blocking=True)
 
 
-def pad_targets(batched_inputs: list[dict[str, Any]], sizes: Tensor) -> Targets:
-    """Collect the ground truth of a batch, padded to the image with most objects.
-
-    Counts are known on the host, so padding needs no synchronization.
-
-    Args:
-        batched_inputs: dictionaries with ``instances`` (``gt_boxes``, ``gt_classes``).
-        sizes: (B, 4) from `size_tensor`; its device is used.
-
-    Raises:
-        KeyError: if an input has no ``instances``.
-    """
-    instances = [x["instances"] for x in batched_inputs]
-    counts = torch.tensor([len(x) for x in instances])
-    mask = torch.arange(int(counts.max())) < counts.unsqueeze(1)
-    boxes = pad_sequence([x.gt_boxes.tensor.float() for x in instances], batch_first=True)
-    labels = pad_sequence([x.gt_classes.long() for x in instances], batch_first=True)
-    boxes, labels, mask = (x.to(sizes.device, non_blocking=True) for x in (boxes, labels, mask))
-    return Targets(boxes.view(*mask.shape, 4), labels.view(mask.shape), mask, sizes)
-
-
-class SparseDetector(TrainableModel, ArchitectureConfig):
+class SparseDetector(TrainableModel, CheckedArchitecture):
     """Backbone, preprocessing and post-processing; subclasses add what is in between."""
 
     pixel_mean: Tensor

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from ...config.validate import check_cascade
 from ...layers.norm import preserve_bn_stats
-from ...structures import Predictions
+from ...structures import Predictions, Targets
 from ...utils.training import iteration_ends, training_context
 from ..decoder.cascade import Cascade, DynamicHead
 from ..losses.criterion import LossNormalizers, SetCriterion
 from ..matching.matcher import Matcher, build_matcher
 from ..proposals.build import ProposalSource, build_proposals
-from .base import ImageBatch, SparseDetector, pad_targets, size_tensor
+from .base import ImageBatch, SparseDetector, size_tensor
 
 __all__ = ["DynamicSparseRCNN", "SparseRCNN"]
 
@@ -98,11 +98,13 @@ class SparseRCNN(SparseDetector):
         predictions, images = self.raw_predictions(batched_inputs)
         if not self.training:
             return self.postprocess(predictions, images, batched_inputs)
-        targets = pad_targets(batched_inputs, images.sizes)
+        targets = Targets.from_inputs(batched_inputs, images.sizes)
         assignment = self.matcher(predictions, targets)
+        normalizers = training_context().normalizers
+        losses = self.criterion(predictions, targets, assignment, normalizers)
         if iteration_ends():
             self.proposals.end_iteration()
-        return self.criterion(predictions, targets, assignment)
+        return losses
 
     @torch.no_grad()
     def loss_normalizers(self, parts: list[list[dict[str, Any]]]) -> LossNormalizers:
@@ -119,11 +121,11 @@ class SparseRCNN(SparseDetector):
             for inputs in parts:
                 if self.criterion.counts_targets_only:
                     sizes = [x["instances"].image_size for x in inputs]
-                    targets = pad_targets(inputs, size_tensor(sizes, self.device))
+                    targets = Targets.from_inputs(inputs, size_tensor(sizes, self.device))
                     counts.append(self.criterion.count(targets))
                     continue
                 predictions, images = self.raw_predictions(inputs)
-                targets = pad_targets(inputs, images.sizes)
+                targets = Targets.from_inputs(inputs, images.sizes)
                 assignment = self.matcher(predictions, targets)
                 counts.append(self.criterion.count(targets, assignment))
         return self.criterion.normalizers(counts)

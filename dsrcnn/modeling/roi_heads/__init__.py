@@ -1,6 +1,5 @@
-"""ROI heads of Faster R-CNN that follow their proposals (Dynamic R-CNN)."""
+"""ROI heads for Detectron2's Faster R-CNN; importing it registers them."""
 
 from .dynamic_roi_heads import DynamicROIHeads
-from .training_stats import DynamicTrainingStats
 
-__all__ = ["DynamicROIHeads", "DynamicTrainingStats"]
+__all__ = ["DynamicROIHeads"]

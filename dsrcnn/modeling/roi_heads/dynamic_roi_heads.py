@@ -1,4 +1,4 @@
-"""ROI heads that follow their proposals: Dynamic R-CNN (arXiv 2004.06002)."""
+"""ROI heads of Dynamic R-CNN (arXiv 2004.06002), whose labels and loss follow the proposals."""
 
 import math
 from typing import Any
@@ -8,12 +8,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import Instances, pairwise_iou
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor
 
-from ...config import check_model
-from ...utils.events import storage_in_turn
+from ...config.validate import ChecksConfig, check_dynamic_rcnn
+from ...utils.events import ScalarLog
 from .training_stats import DynamicTrainingStats
 
 __all__ = [
@@ -26,15 +26,15 @@ __all__ = [
 
 
 class DynamicMatcher(Matcher):
-    """Detectron2's matcher with one threshold, that remembers how good the proposals were."""
+    """Detectron2's matcher with one threshold; it keeps the IoUs of an iteration."""
 
     def __init__(self, threshold: float, *, dynamic: bool = True, skip_last: bool = False) -> None:
-        """Set the threshold to begin with.
+        """Set the initial threshold.
 
         Args:
             threshold: proposals of at least this IoU are foreground, all others background.
             dynamic: whether `begin` may change it.
-            skip_last: leave ground truths, which stand behind the proposals, out of the statistic.
+            skip_last: exclude ground truths, which come after the proposals, from the statistic.
         """
         super().__init__([threshold], [0, 1], allow_low_quality_matches=False)
         self.dynamic = dynamic
@@ -48,27 +48,22 @@ class DynamicMatcher(Matcher):
             self.thresholds[1] = threshold
 
     def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Match as the base class does; (M, N) IoUs of an image's objects with its proposals."""
-        objects = len(match_quality_matrix)
-        if objects:
-            ious = match_quality_matrix[:, :-objects] if self.skip_last else match_quality_matrix
+        """Match the proposals of an image by their IoUs (M, N) with the ground truths."""
+        targets = len(match_quality_matrix)
+        if targets:
+            ious = match_quality_matrix[:, :-targets] if self.skip_last else match_quality_matrix
             self._best.append(ious.max(dim=0).values)
         matches, labels = super().__call__(match_quality_matrix)
         return matches, labels
 
-    def statistic(self, rank: int, *, by_image: bool = True) -> Tensor:
-        """The IoU of the proposal of this rank, () or NaN where there is no object.
+    def statistic(self, rank: int) -> Tensor:
+        """Mean over images of the `rank`-th largest IoU, or the smallest one if there are fewer.
 
-        Args:
-            rank: per image; where there are fewer proposals, the last one's.
-            by_image: the mean over images of each one's; otherwise that of `rank` times the images
-                among all of them.
+        NaN without any ground truth.
         """
         best = [ious for ious in self._best if len(ious)]
         if not best:
             return torch.tensor(torch.nan)
-        if not by_image:
-            best, rank = [torch.cat(best)], rank * len(best)
         values = [ious.topk(min(rank, len(ious))).values[-1] for ious in best]
         return torch.stack(values).mean()
 
@@ -78,28 +73,28 @@ def smooth_l1(residuals: Tensor, beta: Tensor) -> Tensor:
 
     Args:
         residuals: of any shape.
-        beta: (); below 1e-5 the loss is that of 1e-5, very nearly L1, with finite gradients.
+        beta: (); clamped to 1e-5, very nearly L1 but with finite gradients.
     """
     beta = beta.clamp(min=1e-5)
     size = residuals.abs()
     return torch.where(size < beta, 0.5 * size**2 / beta, size - 0.5 * beta).sum()
 
 
-def regression_magnitudes(transform: Any, boxes: Tensor, wanted: Tensor) -> Tensor:
-    """How far boxes (N, 4) are from what they should be (N, 4): mean of |dx| and |dy|, (N,).
+def regression_magnitudes(transform: Any, boxes: Tensor, targets: Tensor) -> Tensor:
+    """Mean of ``|dx|`` and ``|dy|`` from boxes (N, 4) to targets (N, 4), (N,).
 
-    In the units of the box coder; sizes and the network's prediction have no part in it.
+    In the units of the box coder; sizes and the predicted deltas have no part in it.
     """
-    deltas: Tensor = transform.get_deltas(boxes.float(), wanted.float())
+    deltas: Tensor = transform.get_deltas(boxes.float(), targets.float())
     return deltas[:, :2].abs().mean(dim=1)
 
 
 class DynamicFastRCNNOutputLayers(FastRCNNOutputLayers):
-    """Detectron2's output layers with Dynamic SmoothL1."""
+    """Detectron2's output layers with Dynamic SmoothL1; they keep the errors of an iteration."""
 
     @configurable
     def __init__(self, input_shape: Any, *, dynamic: bool = True, **kwargs: Any) -> None:
-        """Set whether `begin` changes the loss; all else is Detectron2's."""
+        """Set whether `begin` changes the loss; other arguments are Detectron2's."""
         super().__init__(input_shape, **kwargs)
         self.dynamic = dynamic
         self._beta: list[Tensor] = []  # in a list: a buffer would be saved twice
@@ -107,7 +102,7 @@ class DynamicFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        """Read `MODEL.DYNAMIC_RCNN` and what Detectron2 reads."""
+        """Read `MODEL.DYNAMIC_RCNN` and Detectron2's keys."""
         arguments: dict[str, Any] = super().from_config(cfg, input_shape)
         arguments["dynamic"] = cfg.MODEL.DYNAMIC_RCNN.BETA_ENABLED
         return arguments
@@ -118,34 +113,32 @@ class DynamicFastRCNNOutputLayers(FastRCNNOutputLayers):
         self._magnitudes = None
 
     def losses(self, predictions: Any, proposals: list[Instances]) -> dict[str, Tensor]:
-        """As Detectron2's; remembers how far foreground proposals are from their objects."""
+        """Compute Detectron2's losses, and keep the errors of foreground proposals."""
         with torch.no_grad():
-            self._magnitudes = self._measured([p for p in proposals if p.has("gt_boxes")])
+            self._magnitudes = self._measure([p for p in proposals if p.has("gt_boxes")])
         losses: dict[str, Tensor] = super().losses(predictions, proposals)
         return losses
 
-    def _measured(self, proposals: list[Instances]) -> Tensor | None:
-        """Magnitudes of all foreground proposals of the batch; None where no image has objects."""
+    def _measure(self, proposals: list[Instances]) -> Tensor | None:
+        """Errors of all foreground proposals of the batch; None without any ground truth."""
         if not proposals:
             return None
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        wanted = torch.cat([p.gt_boxes.tensor for p in proposals])
+        targets = torch.cat([p.gt_boxes.tensor for p in proposals])
         foreground = torch.cat([p.gt_classes for p in proposals]) < self.num_classes
-        return regression_magnitudes(self.box2box_transform, boxes, wanted)[foreground]
+        return regression_magnitudes(self.box2box_transform, boxes, targets)[foreground]
 
     def statistic(self, rank: int, *, skip_exact: bool = False) -> Tensor:
-        """The magnitude of this rank, smallest first, () or NaN without foreground.
+        """The `rank`-th smallest error of the batch, or the largest one if there are fewer.
 
-        Args:
-            rank: of the batch; where there are fewer, the last one.
-            skip_exact: leave out proposals that are their ground truth.
+        `skip_exact` excludes proposals that are their ground truth. NaN without foreground.
         """
-        found = self._magnitudes
-        if found is not None and skip_exact:
-            found = found[found > 0]
-        if found is None or not len(found):
+        errors = self._magnitudes
+        if errors is not None and skip_exact:
+            errors = errors[errors > 0]
+        if errors is None or not len(errors):
             return torch.tensor(torch.nan)
-        return found.kthvalue(min(rank, len(found))).values
+        return errors.kthvalue(min(rank, len(errors))).values
 
     def box_reg_loss(
         self,
@@ -161,21 +154,20 @@ class DynamicFastRCNNOutputLayers(FastRCNNOutputLayers):
             return loss
         foreground = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero()[:, 0]
         deltas = pred_deltas[foreground]
-        if deltas.shape[1] != 4:  # one box for each class
+        if deltas.shape[1] != 4:  # class-specific boxes
             by_class = deltas.view(len(deltas), self.num_classes, 4)
-            deltas = by_class[
-                torch.arange(len(deltas), device=deltas.device), gt_classes[foreground]
-            ]
+            index = torch.arange(len(deltas), device=deltas.device)
+            deltas = by_class[index, gt_classes[foreground]]
         with torch.autocast(deltas.device.type, enabled=False):
-            wanted = self.box2box_transform.get_deltas(
+            targets = self.box2box_transform.get_deltas(
                 proposal_boxes[foreground].float(), gt_boxes[foreground].float()
             )
-            return smooth_l1(deltas.float() - wanted, self._beta[0]) / max(len(gt_classes), 1)
+            return smooth_l1(deltas.float() - targets, self._beta[0]) / max(len(gt_classes), 1)
 
 
 @ROI_HEADS_REGISTRY.register()
-class DynamicROIHeads(StandardROIHeads):
-    """Detectron2's heads, whose foreground threshold and box loss follow the proposals.
+class DynamicROIHeads(StandardROIHeads, ChecksConfig):
+    """Detectron2's heads with a foreground threshold and a box loss that follow the proposals.
 
     Architecture, parameters and inference are those of `StandardROIHeads`, masks and keypoints
     included.
@@ -186,44 +178,38 @@ class DynamicROIHeads(StandardROIHeads):
         self,
         *,
         dynamic: DynamicTrainingStats,
-        iou_rank: int = 75,
-        beta_rank: int = 10,
-        rank_by_image: bool = True,
-        all_proposals: bool = False,
-        count_gt: bool = True,
-        log_period: int = 20,
+        iou_rank: int,
+        beta_rank: int,
+        count_gt: bool,
+        log: ScalarLog,
         **kwargs: Any,
     ) -> None:
-        """Set the ranks; all else is Detectron2's.
+        """Set the ranks.
 
         Args:
             dynamic: the state.
             iou_rank: ``K_I``, per image.
             beta_rank: ``K_beta``, per image; multiplied by the images of this process.
-            rank_by_image: see `DynamicMatcher.statistic`.
-            all_proposals: rank the errors of all proposals, not of sampled foreground ones.
             count_gt: whether ground truths among the proposals count.
-            log_period: iterations between entries in the log; 0 for none.
+            log: for the statistics and settings (``dynamic_rcnn/*``).
             **kwargs: of `StandardROIHeads`, with a `DynamicMatcher` and
                 `DynamicFastRCNNOutputLayers`.
         """
         super().__init__(**kwargs)
         self.dynamic = dynamic
-        self.iou_rank, self.beta_rank = iou_rank, beta_rank
-        self.rank_by_image, self.all_proposals = rank_by_image, all_proposals
-        self.count_gt, self.log_period = count_gt, log_period
-        self._raw: list[Tensor] = []
+        self.iou_rank, self.beta_rank, self.count_gt = iou_rank, beta_rank, count_gt
+        self.log = log
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        """Read `MODEL.DYNAMIC_RCNN` and what Detectron2 reads.
+        """Read `MODEL.DYNAMIC_RCNN` and Detectron2's keys.
 
         Raises:
             ConfigError: if the config contradicts itself.
         """
-        check_model(cfg)
+        cls.check_config(cfg)
         arguments: dict[str, Any] = super().from_config(cfg, input_shape)
-        node = cfg.MODEL.DYNAMIC_RCNN
+        node, solver = cfg.MODEL.DYNAMIC_RCNN, cfg.SOLVER
         shape = arguments["box_head"].output_shape
         arguments["box_predictor"] = DynamicFastRCNNOutputLayers(cfg, shape)
         arguments["proposal_matcher"] = DynamicMatcher(
@@ -231,24 +217,27 @@ class DynamicROIHeads(StandardROIHeads):
             dynamic=node.IOU_ENABLED,
             skip_last=not node.COUNT_GT and cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT,
         )
+        # A window has an entry for every part that the training loop cuts a batch into.
+        images = max(solver.IMS_PER_BATCH // comm.get_world_size(), 1)
+        parts = math.ceil(images / math.ceil(images / solver.ACCUMULATE))
         arguments["dynamic"] = DynamicTrainingStats(
-            # One entry for every part of a batch.
-            window=node.ITERATION_COUNT * _parts_of_a_batch(cfg.SOLVER),
+            window=node.ITERATION_COUNT * parts,
             warmup_iou=node.WARMUP_IOU,
             warmup_beta=node.WARMUP_BETA,
             max_iou=node.MAX_IOU,
-            eps=node.EPS,
-            sync=node.SYNC,
         )
         return {
             **arguments,
             "iou_rank": node.KI,
             "beta_rank": node.KE,
-            "rank_by_image": node.IOU_RANK == "image",
-            "all_proposals": node.BETA_SOURCE == "all",
             "count_gt": node.COUNT_GT,
-            "log_period": node.LOG_PERIOD,
+            "log": ScalarLog(cfg.LOG.PERIOD),
         }
+
+    @classmethod
+    def check_config(cls, cfg: CfgNode) -> None:
+        """Check ``MODEL.DYNAMIC_RCNN``, see `check_dynamic_rcnn`."""
+        check_dynamic_rcnn(cfg)
 
     def forward(
         self,
@@ -257,72 +246,27 @@ class DynamicROIHeads(StandardROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> Any:
-        """As Detectron2's; in training the statistics of the iteration are recorded."""
+        """Run Detectron2's heads, and record the statistics of a training iteration."""
         if not self.training:
             return super().forward(images, features, proposals, targets)
-        self._raw.clear()
-        # Copies: the numbers may be renewed before the gradient is computed.
+        # Copies: they may be updated before the gradient is computed.
         self.proposal_matcher.begin(self.dynamic.iou_thresh.clone())
         self.box_predictor.begin(self.dynamic.beta.clone())
         result = super().forward(images, features, proposals, targets)
-        if torch.is_grad_enabled():  # not while norms are being estimated
+        if torch.is_grad_enabled():  # without gradients it is no training iteration
             self._record(len(proposals))
         return result
 
     def _record(self, images: int) -> None:
-        iou = self.proposal_matcher.statistic(self.iou_rank, by_image=self.rank_by_image)
-        if self.all_proposals:
-            raw = torch.cat(self._raw) if self._raw else torch.zeros(0)
-            rank = min(self.beta_rank * images, len(raw))
-            error = raw.kthvalue(rank).values if rank else torch.tensor(torch.nan)
-        else:
-            rank = self.beta_rank * images
-            error = self.box_predictor.statistic(rank, skip_exact=not self.count_gt)
-        # Before the numbers are renewed: those that this iteration used.
-        self._log(iou, error)
+        iou = self.proposal_matcher.statistic(self.iou_rank)
+        rank = self.beta_rank * images
+        error = self.box_predictor.statistic(rank, skip_exact=not self.count_gt)
+        if self.log.is_due():  # before the update: the settings that this iteration used
+            scalars = {"iou_stat": iou, "err_stat": error}
+            if self.proposal_matcher.dynamic:
+                scalars["iou_thresh"] = self.dynamic.iou_thresh
+            if self.box_predictor.dynamic:
+                scalars["beta"] = self.dynamic.beta
+            device = self.dynamic.beta.device  # NaN statistics are on the host
+            self.log.write("dynamic_rcnn", {k: v.to(device) for k, v in scalars.items()})
         self.dynamic.record(iou, error)
-
-    @torch.no_grad()
-    def label_and_sample_proposals(
-        self, proposals: list[Instances], targets: list[Instances]
-    ) -> list[Instances]:
-        """As Detectron2's; measures the errors of all proposals first if they are wanted."""
-        if self.all_proposals:
-            self._raw = [
-                self._errors_of(*pair)
-                for pair in zip(proposals, targets, strict=True)
-                if len(pair[1])
-            ]
-        sampled: list[Instances] = super().label_and_sample_proposals(proposals, targets)
-        return sampled
-
-    def _errors_of(self, proposals: Instances, targets: Instances) -> Tensor:
-        """Of an image's proposals from their best object, and of its ground truths: none."""
-        boxes, objects = proposals.proposal_boxes, targets.gt_boxes
-        best = pairwise_iou(objects, boxes).argmax(dim=0) if len(boxes) else []
-        transform = self.box_predictor.box2box_transform
-        errors = regression_magnitudes(transform, boxes.tensor, objects.tensor[best])
-        exact = len(objects) if self.proposal_append_gt and self.count_gt else 0
-        return torch.cat([errors, errors.new_zeros(exact)])
-
-    def _log(self, iou: Tensor, error: Tensor) -> None:
-        storage = storage_in_turn(self.log_period)
-        if storage is None:
-            return
-        values = {"iou_stat": iou, "err_stat": error}
-        if self.proposal_matcher.dynamic:
-            values["iou_thresh"] = self.dynamic.iou_thresh
-        if self.box_predictor.dynamic:
-            values["beta"] = self.dynamic.beta
-        device = self.dynamic.beta.device
-        numbers = torch.stack([v.float().to(device) for v in values.values()]).tolist()
-        scalars = {f"dynamic_rcnn/{k}": v for k, v in zip(values, numbers, strict=True)}
-        # NaN, where there was nothing to measure, would not be JSON.
-        finite = {k: v for k, v in scalars.items() if v == v}
-        storage.put_scalars(smoothing_hint=False, **finite)
-
-
-def _parts_of_a_batch(solver: CfgNode) -> int:
-    """In how many parts a process sees its share of a batch, as the training loop cuts it."""
-    own = max(solver.IMS_PER_BATCH // comm.get_world_size(), 1)
-    return math.ceil(own / math.ceil(own / solver.ACCUMULATE))

@@ -1,0 +1,108 @@
+"""Batch norms: statistics over images, preserved statistics, folded frozen norms."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import nn
+
+from dsrcnn.layers.norm import FrozenNormConv2d, ImageNorm, fold_frozen_norms, preserve_bn_stats
+
+
+def test_image_norm_in_one_process_equals_torchs_batch_norm():
+    norm, expected = ImageNorm(3), nn.BatchNorm1d(3, affine=False)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x = (5 + 2 * torch.randn(4, 3)).requires_grad_()
+        y = x.detach().clone().requires_grad_()
+        weights = torch.randn(4, 3)
+        (norm(x) * weights).sum().backward()
+        (expected(y) * weights).sum().backward()
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(norm(x), expected(y), rtol=1e-4, atol=1e-6)
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(norm.state_dict()[key], value)
+    torch.testing.assert_close(norm.eval()(x), expected.eval()(y))
+
+
+def test_single_images_are_standardized_by_statistics_of_earlier_ones():
+    norm, generator = ImageNorm(2), torch.Generator().manual_seed(0)
+    images = torch.tensor([7.0, -3.0]) + torch.randn(400, 1, 2, generator=generator) * 0.5
+    for image in images[:-1]:
+        norm(image)
+    assert norm.running_mean.tolist() == pytest.approx([7.0, -3.0], abs=0.5)
+    assert norm.running_var.sqrt().tolist() == pytest.approx([0.5, 0.5], abs=0.25)
+    before = copy.deepcopy(norm).eval()
+    torch.testing.assert_close(norm(images[-1]), before(images[-1]))
+    assert not torch.equal(norm.running_mean, before.running_mean)
+
+
+def test_a_frozen_image_norm_uses_and_keeps_its_statistics():
+    norm, x = ImageNorm(3), torch.randn(4, 3)
+    norm(torch.randn(4, 3))
+    before = copy.deepcopy(norm).eval()
+    norm.frozen = True
+    torch.testing.assert_close(norm.train()(x), before(x))
+    assert torch.equal(norm.running_mean, before.running_mean)
+
+
+@pytest.mark.parametrize(
+    ("kind", "images"), [(ImageNorm, 1), (ImageNorm, 4), (nn.SyncBatchNorm, 4), (nn.BatchNorm1d, 4)]
+)
+def test_preserved_norms_normalize_by_the_batch_without_updates(kind, images):
+    norm, x = kind(3), torch.randn(images, 3)
+    expected, state = copy.deepcopy(norm)(x), copy.deepcopy(norm.state_dict())
+    with preserve_bn_stats(norm):
+        torch.testing.assert_close(norm(x), expected)
+    for key, value in norm.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def convolutions():
+    norm = FrozenBatchNorm2d(6)
+    for name in ("weight", "bias", "running_mean"):
+        getattr(norm, name).copy_(torch.randn(6))
+    norm.running_var.copy_(torch.rand(6) + 0.5)
+    return nn.Sequential(
+        Conv2d(3, 6, 3, stride=2, padding=1, bias=False, norm=norm, activation=torch.relu),
+        Conv2d(6, 4, 1, norm=nn.BatchNorm2d(4), bias=False),
+        Conv2d(4, 4, 1),
+    )
+
+
+def test_only_convolutions_with_a_frozen_norm_are_folded():
+    model = convolutions()
+    fold_frozen_norms(model)
+    assert [type(m) for m in model] == [FrozenNormConv2d, Conv2d, Conv2d]
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_folding_keeps_outputs_and_gradients(needs_grad):
+    plain = convolutions()
+    folded = copy.deepcopy(plain)
+    fold_frozen_norms(folded)
+    x = torch.randn(2, 3, 9, 9, requires_grad=needs_grad)
+    results = []
+    for model in (plain, folded):
+        y = model(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), model[0].weight)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+def test_folding_keeps_the_state_dict_and_parameters():
+    model = convolutions()
+    before, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
+    fold_frozen_norms(model)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+
+
+def test_folded_norms_use_statistics_that_are_loaded_later():
+    model, x = convolutions(), torch.randn(1, 3, 5, 5)
+    fold_frozen_norms(model)
+    before = model(x)
+    model[0].norm.bias.add_(1.0)
+    assert not torch.allclose(model(x), before)
