@@ -21,7 +21,7 @@ from benchmarks.worker import Shape, add_shape_arguments, at_least_one, make_bat
 from dsrcnn.config.load import load_cfg
 from dsrcnn.errors import ConfigError
 from dsrcnn.modeling import ASAG, SparseRCNN
-from dsrcnn.modeling.asag.anchor_generator import LEVELS_PROBED, AnchorGenerator, ProbingRule
+from dsrcnn.modeling.asag.anchor_generator import NUM_PROBED_LEVELS, AnchorGenerator, ProbingRule
 from dsrcnn.modeling.asag.patches import CELLS, PatchCompressor, cut_patches
 
 _PATCHES = (1, 5, 15, 60)
@@ -82,7 +82,7 @@ def _compare_inference(args: argparse.Namespace) -> str:
     for config in args.configs:
         model = _build(config, ASAG, args)
         _settle(model.generator, args.queries, args.patches)
-        for name, levels in LEVELS_PROBED.items():
+        for name, levels in NUM_PROBED_LEVELS.items():
             runs[f"{config}, {name}"] = partial(_run, model, batch, levels)
     results = measure_in_turn(runs, args.repeats, warm_up=1)
     rows, cascades = [], results[args.baseline]

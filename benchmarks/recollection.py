@@ -99,7 +99,7 @@ class Variant(NamedTuple):
         if int(start) > stages:
             raise ConfigError(f"--variants names {name!r}; write a stage from 1 to {stages}.")
         return cls(
-            recollection_windows(stages, start=int(start)),
+            recollection_windows(stages, num_plain_stages=int(start)),
             loop=kind in ("loop", "official"),
             by_level=kind == "official",
             checkpoint=kind == "checkpoint",

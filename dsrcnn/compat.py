@@ -15,13 +15,6 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = [
-    "create_local_process_group",
-    "ensure_compatible",
-    "forget_process_groups",
-    "has_compiled_extension",
-]
-
 _INSTALL_HINT = (
     "Detectron2 is not installed. In a clone of this repository run `make setup`; elsewhere run "
     "`pip install 'git+https://github.com/facebookresearch/detectron2.git'` (docs/INSTALL.md)."

@@ -6,17 +6,6 @@ line prints the message without a traceback.
 
 import re
 
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "DsrcnnError",
-    "NonFiniteLossError",
-    "UnreadableWeightsError",
-    "WeightsError",
-    "message_from_traceback",
-]
-
 
 class DsrcnnError(Exception):
     """Base of this package's errors: invalid input, not a bug."""

@@ -53,5 +53,5 @@ def test_example_assigns_the_three_cheapest_proposals(example):
     matcher = example["ThreeCheapest"](costs=None)
     cost = torch.tensor([[[[4.0, 1.0, 3.0, 2.0, 5.0]]]])
     targets = type("T", (), {"mask": torch.ones(1, 1, dtype=torch.bool)})
-    assignment, _ = matcher.assign(cost, None, torch.tensor([0]), targets)
+    assignment = matcher.assign(cost, None, torch.tensor([0]), targets)
     assert assignment.tolist() == [[[-1, 0, 0, 0, -1]]]

@@ -9,8 +9,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-__all__ = ["draw_results"]
-
 _NMS_COLORS = {"off": "tab:gray", "on": "tab:blue"}
 _BAR_ALPHA = 0.5
 

@@ -21,8 +21,6 @@ from .images import (
     training_images,
 )
 
-__all__ = ["draw_generated_anchors"]
-
 
 @torch.no_grad()
 def draw_generated_anchors(cfg: CfgNode, output: str | Path, *, images: int = 4) -> Report:

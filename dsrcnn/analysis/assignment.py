@@ -13,8 +13,6 @@ from ..structures import Predictions, Targets
 from ..visualization.draw import draw_assignment, hstack, vstack
 from .images import as_bgr, load_predictor, require_architecture, save_image, training_images
 
-__all__ = ["draw_assignments"]
-
 
 @torch.no_grad()
 def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> list[Path]:

@@ -11,8 +11,6 @@ from ..data.samplers import Draw, derive_seed
 from ..visualization.draw import draw_boxes, evenly_spaced, hstack, vstack
 from .images import as_bgr, save_image
 
-__all__ = ["draw_augmented"]
-
 
 def draw_augmented(cfg: CfgNode, output: str | Path, *, images: int = 4, times: int = 4) -> Path:
     """Write ``augmented.png``: a row for each image, `times` random augmentations each.

@@ -11,8 +11,6 @@ from ..data.datasets.validate import box_fault
 from ..visualization.draw import annotation_boxes, draw_boxes, evenly_spaced, hstack, vstack
 from .images import save_image
 
-__all__ = ["draw_sheet"]
-
 _IMAGES = 12
 _COLUMNS = 4
 _SIDE = 320

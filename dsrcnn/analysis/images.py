@@ -17,16 +17,6 @@ from ..engine.checkpoint import Checkpointer
 from ..errors import ConfigError, DataError
 from ..visualization.draw import evenly_spaced
 
-__all__ = [
-    "Report",
-    "as_bgr",
-    "load_predictor",
-    "load_records",
-    "require_architecture",
-    "save_image",
-    "training_images",
-]
-
 
 class Report(NamedTuple):
     """Pictures, and numbers by name: means over the images drawn."""

@@ -8,8 +8,6 @@ from ..data.mapper import read_image
 from ..visualization.draw import draw_comparison, evenly_spaced
 from .images import load_predictor, load_records, save_image
 
-__all__ = ["draw_predictions"]
-
 
 def draw_predictions(
     cfg: CfgNode, output: str | Path, *, images: int = 8, threshold: float = 0.3

@@ -20,8 +20,6 @@ from ..visualization.curves import draw_curves
 from ..visualization.draw import draw_proposals, hstack, vstack
 from .images import Report, as_bgr, load_predictor, save_image, training_images
 
-__all__ = ["draw_expert_weights", "draw_initial_proposals", "mixing_weights"]
-
 
 @torch.no_grad()
 def draw_initial_proposals(cfg: CfgNode, output: str | Path, *, images: int = 4) -> Report:

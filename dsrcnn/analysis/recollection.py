@@ -22,15 +22,6 @@ from ..modeling.postprocessing import select_detections
 from ..visualization.draw import draw_boxes, evenly_spaced, hstack
 from .images import as_bgr, load_predictor, load_records, require_architecture, save_image
 
-__all__ = [
-    "RecollectionReport",
-    "best_stage",
-    "draw_recollection",
-    "match_objects",
-    "route_dots",
-    "route_line",
-]
-
 _Route = tuple[int, ...]  # stages of a group, counted from 1
 _Dot = tuple[float, float]  # stage and height
 _BENDS = (0.25, -0.25, 0.125, -0.125, 0.4, -0.4)  # heights at mid-line; dots are 1 apart

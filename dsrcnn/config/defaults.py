@@ -7,8 +7,6 @@ in this file: a comment beside a key describes it, the comment above a node intr
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_dsrcnn_config"]
-
 
 def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
     """Add the keys to `cfg`, in place, and return it.

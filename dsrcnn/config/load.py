@@ -12,8 +12,6 @@ from ..errors import ConfigError
 from .defaults import add_dsrcnn_config
 from .validate import check_config, choose_device
 
-__all__ = ["config_step", "find_config", "load_cfg", "read_cfg", "shipped_configs"]
-
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Beside the package in a clone, inside it in a wheel.
 _CONFIGS = next(

@@ -20,17 +20,6 @@ from detectron2.utils.registry import Registry
 
 from ..errors import ConfigError
 
-__all__ = [
-    "CheckedArchitecture",
-    "ChecksConfig",
-    "architecture_of",
-    "check_config",
-    "check_model",
-    "check_name",
-    "choose_device",
-    "num_classes_key",
-]
-
 _LOGGER = logging.getLogger(__name__)
 
 

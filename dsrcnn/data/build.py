@@ -26,14 +26,6 @@ from .mapper import DetectionMapper
 from .samplers import TrainingBatches
 from .transforms.mosaic import MixDataset
 
-__all__ = [
-    "build_test_loader",
-    "build_train_loader",
-    "build_validation_loader",
-    "explain_data_errors",
-    "training_records",
-]
-
 
 def build_train_loader(cfg: CfgNode) -> DataLoader:
     """Build the endless loader over ``DATASETS.TRAIN``.

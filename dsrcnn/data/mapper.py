@@ -23,8 +23,6 @@ from .transforms.build import (
     build_resizing,
 )
 
-__all__ = ["DetectionMapper", "decode_jpeg", "read_image"]
-
 
 class DetectionMapper:
     """Reads an image, augments it together with its boxes and converts both to tensors.

@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-__all__ = ["Draw", "TrainingBatches", "derive_seed", "seeded"]
-
 
 class Draw(NamedTuple):
     """One sampled image.

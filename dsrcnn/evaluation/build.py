@@ -12,8 +12,6 @@ from ..errors import DataError
 from .coco import CocoEvaluator
 from .crowdhuman import CrowdHumanEvaluator
 
-__all__ = ["build_evaluator"]
-
 
 class LvisEvaluator(LVISEvaluator):
     """Detectron2's LVIS evaluator, usable with a current numpy.

@@ -21,8 +21,6 @@ from detectron2.utils import comm
 from ..data.datasets.coco import read_coco_json
 from ..data.datasets.validate import box_fault
 
-__all__ = ["CocoEvaluator", "coco_ground_truth"]
-
 _LOGGER = logging.getLogger(__name__)
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _IOU_90 = 8  # index of 0.9 in the IoU thresholds 0.5, 0.55, ..., 0.95

@@ -15,14 +15,6 @@ from scipy.optimize import linear_sum_assignment
 
 from ..data.datasets.coco import read_coco_json
 
-__all__ = [
-    "CrowdHumanEvaluator",
-    "CrowdImage",
-    "crowdhuman_metrics",
-    "jaccard_index",
-    "match_image",
-]
-
 _IOU = 0.5
 _EPSILON = 1e-6
 _FPPI = np.array([0.0100, 0.0178, 0.0316, 0.0562, 0.1000, 0.1778, 0.3162, 0.5623, 1.0000])

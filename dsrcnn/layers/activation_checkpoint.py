@@ -16,8 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from .norm import preserve_bn_stats
 
-__all__ = ["checkpoint_blocks", "checkpointed"]
-
 
 def checkpointed(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
     """Call `function`, which runs `module`, and keep only its arguments and result."""

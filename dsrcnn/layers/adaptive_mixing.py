@@ -3,8 +3,6 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["AdaptiveMixing"]
-
 
 class AdaptiveMixing(nn.Module):
     """Mix channels, then points, by weights that each proposal generates; add the result to it."""

@@ -4,8 +4,6 @@ import math
 
 from torch import nn
 
-__all__ = ["activation_from_name", "initialize_xavier", "linear_norm_act", "prior_bias"]
-
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 

@@ -11,8 +11,6 @@ from torchvision.ops import deform_conv2d
 
 from ..compat import has_compiled_extension
 
-__all__ = ["DeformConv", "ModulatedDeformConv", "provide_deform_conv"]
-
 
 class DeformConv(nn.Module):
     """Deformable convolution (arXiv 1703.06211) with the arguments and keys of Detectron2's."""

@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DynamicConv"]
-
 
 class DynamicConv(nn.Module):
     """Filter RoI features by two 1x1 convolutions whose weights each proposal generates.

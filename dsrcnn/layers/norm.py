@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["FrozenNormConv2d", "ImageNorm", "fold_frozen_norms", "preserve_bn_stats"]
-
 
 @contextmanager
 def preserve_bn_stats(module: nn.Module) -> Iterator[None]:

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["GroupedPyramid", "sample_points"]
-
 
 class GroupedPyramid(NamedTuple):
     """Pyramid levels with channels split into groups.

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RelationAttention", "encode_positions", "intersections_over_foreground"]
-
 _TEMPERATURE = 10_000.0
 _SCALES = (1000.0, 1000.0, 1.0, 1.0)  # divisors of x, y, z and r
 

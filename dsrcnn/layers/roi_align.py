@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["FeatureTable", "assign_levels", "pool_rois"]
-
 _CANONICAL_SIZE = 224.0  # side of a box that belongs to level 4
 
 

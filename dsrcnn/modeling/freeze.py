@@ -10,8 +10,6 @@ from ..errors import ConfigError
 from ..layers.norm import ImageNorm
 from .backbone.timm_backbone import freeze_norms_of_timm
 
-__all__ = ["freeze_modules"]
-
 
 def freeze_modules(model: nn.Module, names: Sequence[str]) -> None:
     """Freeze modules in place: no gradients, and batch norms always use stored statistics.

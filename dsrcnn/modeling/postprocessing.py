@@ -15,8 +15,6 @@ from torchvision.ops import nms
 
 from .matching.matcher import matcher_class
 
-__all__ = ["DetectionSettings", "Detections", "batched_nms", "select_detections", "to_instances"]
-
 _FAR = 1e5  # pixels; clamps boxes of a diverged model, which would cost the others their digits
 
 

@@ -18,8 +18,6 @@ from ..config.validate import architecture_of
 from ..errors import ConfigError
 from .meta_arch.sparse_rcnn import SparseRCNN
 
-__all__ = ["TestTimeAugmentation", "vote_boxes"]
-
 _Detections = tuple[Tensor, Tensor, Tensor]  # boxes, scores, classes
 _SAME_OBJECT_IOU = 0.65
 _MIN_MEMBER_SCORE = 0.05

@@ -11,8 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..utils.training import SplitBackbone
 
-__all__ = ["build_optimizer", "clip_full_model"]
-
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _BOTTOM_UP = "backbone.bottom_up"  # a backbone with a neck, such as Detectron2's FPN
 

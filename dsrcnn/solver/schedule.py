@@ -11,8 +11,6 @@ from fvcore.common.param_scheduler import CompositeParamScheduler, CosineParamSc
 
 from ..errors import ConfigError
 
-__all__ = ["build_lr_scheduler", "scale_learning_rate", "use_epochs"]
-
 _LOGGER = logging.getLogger(__name__)
 
 

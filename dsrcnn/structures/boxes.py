@@ -5,18 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = [
-    "MAX_LOG_SCALE",
-    "OVERLAPS",
-    "apply_deltas",
-    "at_least_float32",
-    "box_cxcywh_to_xyxy",
-    "box_xyxy_to_cxcywh",
-    "boxes_to_xyzr",
-    "pairwise_overlaps",
-    "xyzr_to_boxes",
-]
-
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Cast `x` to float32 unless it is float64."""

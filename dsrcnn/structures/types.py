@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-__all__ = ["Predictions", "Proposals", "Targets", "TermWeights"]
-
 
 class Proposals(NamedTuple):
     """Input of the cascade: a box and a feature per proposal.

@@ -8,8 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_gather", "local_reductions", "reduce_mean"]
-
 _LOCAL: ContextVar[bool] = ContextVar("local_reductions", default=False)
 
 

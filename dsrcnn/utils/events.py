@@ -6,8 +6,6 @@ import torch
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor
 
-__all__ = ["ScalarLog"]
-
 
 class ScalarLog:
     """Write scalars into Detectron2's event storage every `period` iterations.

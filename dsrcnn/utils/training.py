@@ -15,16 +15,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-__all__ = [
-    "SplitBackbone",
-    "TrainableModel",
-    "TrainingContext",
-    "TrainingState",
-    "iteration_ends",
-    "training_context",
-    "use_training_context",
-]
-
 
 @dataclass(frozen=True)
 class TrainingContext:

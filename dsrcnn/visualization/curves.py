@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 
 from ..structures import OVERLAPS
 
-__all__ = ["draw_curves", "read_metrics"]
-
 _LOSSES = ("loss_ce", "loss_bbox", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc")
 
 

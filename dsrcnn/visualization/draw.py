@@ -12,19 +12,6 @@ import cv2
 import numpy as np
 from detectron2.structures import BoxMode, Instances
 
-__all__ = [
-    "annotation_boxes",
-    "class_color",
-    "draw_anchors",
-    "draw_assignment",
-    "draw_boxes",
-    "draw_comparison",
-    "draw_proposals",
-    "evenly_spaced",
-    "hstack",
-    "vstack",
-]
-
 _GOLDEN_RATIO = 0.618034  # successive multiples spread hues evenly for any number of classes
 _GRAY = (128, 128, 128)
 _PATCH_COLOR = (40, 120, 240)

@@ -11,15 +11,6 @@ from detectron2.data.datasets import load_coco_json
 from ...errors import DataError
 from .validate import OnError, check_records, make_annotation
 
-__all__ = [
-    "load_checked_coco_json",
-    "read_categories",
-    "read_coco_json",
-    "read_coco_records",
-    "register_coco_json",
-    "reserve_name",
-]
-
 _REGISTERED: set[str] = set()  # names registered by this package
 _REQUIRED_KEYS = {  # of each entry of the lists of a COCO detection file
     "images": ("id", "file_name", "height", "width"),

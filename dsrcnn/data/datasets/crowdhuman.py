@@ -14,8 +14,6 @@ from ...errors import DataError
 from .coco import load_checked_coco_json
 from .validate import image_file_size, read_lines
 
-__all__ = ["convert_crowdhuman", "register_crowdhuman"]
-
 _BOXES = ("fbox", "vbox", "hbox")
 
 

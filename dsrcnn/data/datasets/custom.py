@@ -17,15 +17,6 @@ from .validate import OnError, check_records, raise_error
 from .voc import read_voc, voc_classes, voc_splits
 from .yolo import read_yolo, yolo_classes, yolo_splits
 
-__all__ = [
-    "check_registered",
-    "class_names",
-    "folder_splits",
-    "read_folder",
-    "resolve_num_classes",
-    "use_custom_data",
-]
-
 _CLASSES_KEY = "DATASETS.CUSTOM.CLASSES"
 _LAYOUTS = (
     "COCO: annotations/instances_<split>.json and images/<split>/; "
@@ -224,7 +215,7 @@ def class_names(name: str) -> list[str] | None:
     json_file = metadata.get("json_file")
     if names is None and json_file and Path(json_file).is_file():
         names = list(read_categories(json_file).values())
-    return names
+    return None if names is None else list(names)
 
 
 @config_step
@@ -243,8 +234,9 @@ def resolve_num_classes(cfg: CfgNode) -> None:
     key = num_classes_key(cfg)
     if key is None:
         return
-    node = functools.reduce(operator.getitem, key.split(".")[:-1], cfg)
-    if node.NUM_CLASSES == 0:
+    *path, leaf = key.split(".")
+    node = functools.reduce(operator.getitem, path, cfg)
+    if node[leaf] == 0:
         for name in cfg.DATASETS.TRAIN:
             check_registered(name)
     first: tuple[str, list[str]] | None = None
@@ -260,11 +252,11 @@ def resolve_num_classes(cfg: CfgNode) -> None:
                 f"{first[1][label]!r} in one and {names[label]!r} in the other. A model can be "
                 "trained and evaluated on data sets of the same classes only."
             )
-        if node.NUM_CLASSES == 0:
-            node.NUM_CLASSES = len(names)
-        if len(names) != node.NUM_CLASSES:
+        if node[leaf] == 0:
+            node[leaf] = len(names)
+        if len(names) != node[leaf]:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise ConfigError(
-                f"{key} is {node.NUM_CLASSES}, but data set {name!r} has {len(names)} classes "
+                f"{key} is {node[leaf]}, but data set {name!r} has {len(names)} classes "
                 f"({shown}). Write {key} {len(names)}, or 0 to take the number from the data."
             )

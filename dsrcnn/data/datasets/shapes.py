@@ -17,8 +17,6 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
-__all__ = ["CLASSES", "SPLITS", "draw_scene", "register_shapes", "shapes_records"]
-
 CLASSES = ["circle", "square", "triangle", "star", "cross"]
 SPLITS = {"train": 2000, "val": 200}  # number of images
 _SCHEME = "shapes://"

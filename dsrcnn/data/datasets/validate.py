@@ -17,22 +17,6 @@ from PIL import Image
 
 from ...errors import DataError
 
-__all__ = [
-    "FAULTS",
-    "NOTES",
-    "SIZES",
-    "OnError",
-    "SplitReport",
-    "box_fault",
-    "check_records",
-    "compare_splits",
-    "image_file_size",
-    "inspect_records",
-    "make_annotation",
-    "raise_error",
-    "read_lines",
-]
-
 # Faults stop a training or spoil its result; notes are worth knowing.
 FAULTS = (
     *("image missing", "image broken", "image size differs"),

@@ -6,8 +6,6 @@ from xml.etree import ElementTree
 from ...errors import DataError
 from .validate import OnError, make_annotation, read_lines
 
-__all__ = ["read_voc", "voc_classes", "voc_splits"]
-
 
 def voc_splits(folder: Path) -> list[str]:
     """List the splits, without those of single classes, such as ``cat_train``."""

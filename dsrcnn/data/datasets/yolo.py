@@ -8,8 +8,6 @@ import yaml
 from ...errors import DataError
 from .validate import OnError, image_file_size, make_annotation, read_lines
 
-__all__ = ["read_yolo", "yolo_classes", "yolo_splits"]
-
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 

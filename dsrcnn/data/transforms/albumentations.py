@@ -11,8 +11,6 @@ from detectron2.structures import BoxMode
 
 from ...errors import ConfigError, DataError
 
-__all__ = ["AlbumentationsAdapter"]
-
 _KEY = "INPUT.AUG.ALBUMENTATIONS"
 
 

@@ -7,8 +7,6 @@ from .albumentations import AlbumentationsAdapter
 from .geometric import OpenCVResize, RandomWarp
 from .photometric import RandomBlur, RandomHSV, RandomNoise
 
-__all__ = ["build_albumentations", "build_augmentations", "build_cropping", "build_resizing"]
-
 _SIZES_BEFORE_CROP = (400, 500, 600)  # short sides, fixed in DETR and Sparse R-CNN
 _JITTER_RANGE = (0.1, 2.0)  # of large-scale jitter (arXiv 2012.07177)
 

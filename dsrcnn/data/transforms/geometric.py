@@ -6,8 +6,6 @@ import cv2
 import numpy as np
 from detectron2.data import transforms as T
 
-__all__ = ["OpenCVResize", "RandomWarp", "WarpTransform"]
-
 
 class WarpTransform(T.Transform):
     """Projective transform of an image onto a canvas.

@@ -13,8 +13,6 @@ from torch.utils.data import Dataset
 from ..samplers import Draw, seeded
 from .geometric import WarpTransform
 
-__all__ = ["MixDataset", "Sample", "copy_paste", "mixup", "mosaic"]
-
 _MOSAIC_SCALE = (0.5, 1.5)  # smallest and largest zoom
 _MOSAIC_TRANSLATE = 0.1  # largest shift, as a fraction of the size
 _MOSAIC_MIN_VISIBLE = 0.2  # unless INPUT.AUG.MIN_VISIBLE is set

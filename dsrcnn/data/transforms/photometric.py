@@ -4,8 +4,6 @@ import cv2
 import numpy as np
 from detectron2.data import transforms as T
 
-__all__ = ["RandomBlur", "RandomHSV", "RandomNoise"]
-
 _HSV_STRENGTHS = (0.014, 0.68, 0.36)  # largest relative changes; of hue, fraction of the circle
 _BLUR_SIZES = (3, 5)  # pixels
 _NOISE_SIGMAS = (1.0, 15.0)  # gray levels

@@ -23,17 +23,7 @@ from .patches import (
     resize_valid,
 )
 
-__all__ = [
-    "LEVELS_PROBED",
-    "AnchorGenerator",
-    "Anchors",
-    "FixedLevels",
-    "ProbedLevel",
-    "ProbingRule",
-    "anchor_statistics",
-]
-
-LEVELS_PROBED = {"P5P6": 0, "P4P6": 1, "P3P6": 2}  # by MODEL.ASAG.ANCHORS.INFERENCE_LEVEL
+NUM_PROBED_LEVELS = {"P5P6": 0, "P4P6": 1, "P3P6": 2}  # by MODEL.ASAG.ANCHORS.INFERENCE_LEVEL
 
 _STRIDES = (8, 16, 32)  # of P3, P4 and P5, in the order of their compressors
 _PROBED = ((1, 16), (0, 8))  # compressor and stride of the probed levels: P4, then P3
@@ -185,7 +175,7 @@ class AnchorGenerator(nn.Module):
             least=node.MIN,
             most=node.MAX,
             max_patches=node.MAX_PATCHES,
-            levels=LEVELS_PROBED[node.INFERENCE_LEVEL],
+            levels=NUM_PROBED_LEVELS[node.INFERENCE_LEVEL],
         )
         return {
             "channels": cfg.MODEL.FPN.OUT_CHANNELS,
@@ -197,7 +187,7 @@ class AnchorGenerator(nn.Module):
 
     @property
     def probes_every_level(self) -> bool:
-        """Whether all layers are used."""
+        """Whether P4 and P3 are both probed; otherwise some parameters get no gradient."""
         return self.rule.levels == len(_PROBED)
 
     def forward(

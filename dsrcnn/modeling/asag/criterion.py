@@ -34,17 +34,6 @@ from .patch_targets import (
     targets_of_flips,
 )
 
-__all__ = [
-    "ASAGCriterion",
-    "ASAGNormalizers",
-    "MatchedTargets",
-    "detection_losses",
-    "location_losses",
-    "match",
-    "matching_costs",
-    "query_weights",
-]
-
 # As published.
 _ANCHOR_WEIGHTS = TermWeights(8.0, 4.0, 2.0)
 _FIXED_PATCHES = 4  # of P5, and of P6 with its flips; all probed patches weigh as much as these

@@ -12,17 +12,6 @@ from torchvision.ops import nms
 from ...structures import Targets, box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from .patches import CELLS, PATCH_OVERLAP
 
-__all__ = [
-    "NUM_FLIPS",
-    "RelativeTargets",
-    "TrainingPatches",
-    "object_patches",
-    "random_patches",
-    "targets_in_patches",
-    "targets_in_quarters",
-    "targets_of_flips",
-]
-
 _MAX_WEIGHT = 4.0  # as published
 
 

@@ -11,18 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-__all__ = [
-    "CELLS",
-    "PATCH_OVERLAP",
-    "PatchCompressor",
-    "crop_positions",
-    "cut_patches",
-    "from_patches",
-    "patch_nms",
-    "rank_in_group",
-    "resize_valid",
-]
-
 CELLS = 15  # per side of a patch
 PATCH_OVERLAP = 0.25  # IoU above which one of two patches is redundant
 

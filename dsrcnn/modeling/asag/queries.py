@@ -25,20 +25,6 @@ from ..decoder import (
 )
 from .patch_targets import RelativeTargets
 
-__all__ = [
-    "DECODERS",
-    "POSITION_FORMAT",
-    "AdaMixerDecoders",
-    "InitialQueries",
-    "NoisyQueries",
-    "ParallelDecoders",
-    "QueryInitializer",
-    "RCNNDecoders",
-    "attention_mask",
-    "denoising_mask",
-    "noisy_queries",
-]
-
 # How the published code encodes positions, for `PositionalStage`.
 POSITION_FORMAT: dict[str, Any] = {"tower_bias": False, "unit": 4.0, "ratio_scale": 0.5}
 

@@ -14,14 +14,6 @@ from ...config.load import config_step
 from .necks import PAFPN, BiFPN, ChannelMapper
 from .timm_backbone import TimmBackbone, pixel_statistics
 
-__all__ = [
-    "build_neck",
-    "build_resnet_neck_backbone",
-    "build_timm_backbone",
-    "build_timm_fpn_backbone",
-    "use_pixel_statistics",
-]
-
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:

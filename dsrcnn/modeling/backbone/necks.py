@@ -14,8 +14,6 @@ from detectron2.modeling.backbone import FPN
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-__all__ = ["PAFPN", "BiFPN", "ChannelMapper"]
-
 _ROUNDS = 3  # of BiFPN, as in EfficientDet-D0
 
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, WeightsError
 
-__all__ = ["TimmBackbone", "freeze_norms_of_timm", "pixel_statistics"]
-
 _STRIDES = (4, 8, 16, 32)
 _UNLIKELY_SEED = 271_828_182  # no trained weights equal those drawn with it
 _MISSING = "MODEL.TIMM needs the package timm, which is not installed: pip install 'dsrcnn[timm]'."

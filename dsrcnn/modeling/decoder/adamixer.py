@@ -19,8 +19,6 @@ from ...structures import at_least_float32, boxes_to_xyzr, xyzr_to_boxes
 from .cascade import Cascade
 from .rcnn_head import Stage, StageSettings, stride_of
 
-__all__ = ["AdaMixerDecoder", "AdaMixerStage", "PositionalStage"]
-
 _GROUPS = 4  # channel groups for sampling and mixing
 
 

@@ -17,8 +17,6 @@ from ...structures import Predictions, Proposals
 from .rcnn_head import RCNNHead, RoIFeatures, Stage
 from .sqr import GroupMemory, Window, build_windows, plain_windows
 
-__all__ = ["Cascade", "DynamicHead"]
-
 
 class Cascade(nn.Module):
     """Run stages one after the other and collect the predictions of each.

@@ -16,8 +16,6 @@ from ...layers.dynamic_conv import DynamicConv
 from ...layers.roi_align import FeatureTable, pool_rois
 from ...structures import apply_deltas, at_least_float32
 
-__all__ = ["RCNNHead", "RoIFeatures", "Stage", "StageSettings", "stride_of"]
-
 
 def stride_of(name: str) -> int:
     """Return the stride of a pyramid level by its name: ``p3`` has 8."""

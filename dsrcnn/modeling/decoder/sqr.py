@@ -17,15 +17,6 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-__all__ = [
-    "GroupMemory",
-    "Window",
-    "build_windows",
-    "plain_windows",
-    "recollection_windows",
-    "routes_of",
-]
-
 
 class Window(NamedTuple):
     """Groups that a stage refines, from `first` up to and excluding `stop`."""

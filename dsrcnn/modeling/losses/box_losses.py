@@ -5,8 +5,6 @@ from torch import Tensor
 
 from ...structures import pairwise_overlaps
 
-__all__ = ["box_losses"]
-
 
 def box_losses(
     boxes: Tensor, targets: Tensor, positive: Tensor, sizes: Tensor, overlap: str = "giou"

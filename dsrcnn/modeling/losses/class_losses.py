@@ -5,8 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-__all__ = ["cross_entropy_losses", "focal_losses", "quality_focal_loss", "weighted_class_loss"]
-
 
 def focal_losses(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float) -> Tensor:
     """Sigmoid focal loss (arXiv 1708.02002) summed over images, proposals and classes.

@@ -13,8 +13,6 @@ from ...utils.training import iteration_ends
 from .box_losses import box_losses
 from .class_losses import cross_entropy_losses, focal_losses
 
-__all__ = ["LossNormalizers", "SetCriterion"]
-
 
 class LossNormalizers(NamedTuple):
     """Divisors of the losses.

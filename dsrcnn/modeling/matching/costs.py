@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ...structures import Predictions, Targets, TermWeights, at_least_float32, pairwise_overlaps
 
-__all__ = ["WORST_COST", "CostSettings", "bounded_costs", "class_cost", "pairwise_costs"]
-
 # Bound of all costs, also used for NaN: above any cost of a healthy model, and small enough that
 # float32 resolves hundredths beside it, which the potentials of the transport need.
 WORST_COST = 1e4

@@ -10,9 +10,7 @@ from torch import Tensor
 from ...structures import Targets
 from ...utils.events import ScalarLog
 from .costs import CostSettings
-from .matcher import MATCHER_REGISTRY, Matcher
-
-__all__ = ["HungarianMatcher", "assign_one_to_one"]
+from .matcher import MATCHER_REGISTRY, Matcher, Stats
 
 
 def assign_one_to_one(cost: Tensor, mask: Tensor) -> Tensor:
@@ -49,12 +47,7 @@ class HungarianMatcher(Matcher):
         super().__init__(costs=costs, log=log)
 
     def assign(
-        self,
-        cost: Tensor,
-        iou: Tensor,
-        stage: Tensor,
-        targets: Targets,
-        statistics: dict[str, Tensor] | None = None,
+        self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets, stats: Stats = None
     ) -> Tensor:
         """Solve all sets and images, see `assign_one_to_one`."""
         mask = targets.mask.expand(len(cost), -1, -1).flatten(0, 1)

@@ -13,7 +13,7 @@ from ...structures import Predictions, Targets
 from ...utils.events import ScalarLog
 from .costs import CostSettings, bounded_costs, pairwise_costs
 
-__all__ = ["MATCHER_REGISTRY", "Matcher", "build_matcher", "matcher_class"]
+Stats = dict[str, Tensor] | None  # statistics to log by name, None where none are logged
 
 MATCHER_REGISTRY = Registry("MATCHER")
 MATCHER_REGISTRY.__doc__ = """
@@ -62,16 +62,16 @@ class Matcher(nn.Module):
             (Q, B, P) int64: index of the ground truth a proposal learns, -1 for background.
         """
         # Before `no_grad`, inside of which nothing is due.
-        statistics: dict[str, Tensor] | None = {} if self.log.is_due() else None
+        stats: Stats = {} if self.log.is_due() else None
         with torch.no_grad():
             if targets.mask.shape[1] == 0:  # known on the host: a batch without any ground truth
                 assignment = targets.labels.new_full(predictions.boxes.shape[:3], -1)
             else:
                 cost, iou = self.finite_costs(predictions, targets)
-                assignment = self.assign(cost, iou, predictions.stage, targets, statistics)
-        if statistics is not None:
-            statistics |= _count(assignment, targets)
-            self.log.write("dla", _mean_by_stage(statistics, predictions.stage))
+                assignment = self.assign(cost, iou, predictions.stage, targets, stats)
+        if stats is not None:
+            stats |= _count(assignment, targets)
+            self.log.write("dla", _mean_by_stage(stats, predictions.stage))
         return assignment
 
     def finite_costs(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -81,12 +81,7 @@ class Matcher(nn.Module):
         return bounded_costs(cost), iou.nan_to_num(nan=0.0)
 
     def assign(
-        self,
-        cost: Tensor,
-        iou: Tensor,
-        stage: Tensor,
-        targets: Targets,
-        statistics: dict[str, Tensor] | None = None,
+        self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets, stats: Stats = None
     ) -> Tensor:
         """Turn costs into an assignment.
 
@@ -95,7 +90,7 @@ class Matcher(nn.Module):
             iou: (Q, B, M, P).
             stage: (Q,) stage of each set.
             targets: for ``mask``: entries of padded ground truths have no meaning.
-            statistics: if not None, a dictionary to fill with tensors (Q,) to log.
+            stats: if not None, a dictionary to fill with tensors (Q,) to log.
 
         Returns:
             (Q, B, P).

@@ -11,11 +11,9 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from ...structures import Targets
-from .matcher import MATCHER_REGISTRY
+from .matcher import MATCHER_REGISTRY, Stats
 from .sinkhorn import column_error, sinkhorn
 from .units import UnitMatcher, unit_statistics
-
-__all__ = ["OptimalTransportMatcher", "assign_from_plan", "limit_positives", "transport_problem"]
 
 
 def transport_problem(cost: Tensor, units: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,19 +112,14 @@ class OptimalTransportMatcher(UnitMatcher):
         return f"{super().extra_repr()}, epsilon={self.epsilon}, iterations={self.iterations}"
 
     def assign(
-        self,
-        cost: Tensor,
-        iou: Tensor,
-        stage: Tensor,
-        targets: Targets,
-        statistics: dict[str, Tensor] | None = None,
+        self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets, stats: Stats = None
     ) -> Tensor:
         """Compute units, then the transport plan, then the assignment."""
         units = self.units(iou, targets.mask, stage)
         problem = transport_problem(cost, units, targets.mask)
         plan = sinkhorn(*problem, epsilon=self.epsilon, iterations=self.iterations)
         limit = self.units.max_positives(cost.shape[-1])
-        if statistics is not None:
-            statistics |= unit_statistics(units, targets.mask)
-            statistics["column_error"] = column_error(plan).amax(dim=-1)
+        if stats is not None:
+            stats |= unit_statistics(units, targets.mask)
+            stats["column_error"] = column_error(plan).amax(dim=-1)
         return limit_positives(assign_from_plan(plan), plan, limit)

@@ -10,10 +10,8 @@ from detectron2.config import configurable
 from torch import Tensor
 
 from ...structures import Targets
-from .matcher import MATCHER_REGISTRY
+from .matcher import MATCHER_REGISTRY, Stats
 from .units import UnitMatcher, unit_statistics
-
-__all__ = ["SimOTAMatcher", "assign_cheapest"]
 
 
 def assign_cheapest(cost: Tensor, units: Tensor) -> Tensor:
@@ -44,15 +42,10 @@ class SimOTAMatcher(UnitMatcher):
         super().__init__(**kwargs)
 
     def assign(
-        self,
-        cost: Tensor,
-        iou: Tensor,
-        stage: Tensor,
-        targets: Targets,
-        statistics: dict[str, Tensor] | None = None,
+        self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets, stats: Stats = None
     ) -> Tensor:
         """Assign the cheapest proposals, see `assign_cheapest`."""
         units = self.units(iou, targets.mask, stage)
-        if statistics is not None:
-            statistics |= unit_statistics(units, targets.mask)
+        if stats is not None:
+            stats |= unit_statistics(units, targets.mask)
         return assign_cheapest(cost, units)

@@ -13,9 +13,6 @@ from torch import Tensor
 
 from ...structures import at_least_float32
 
-__all__ = ["assign_exact", "column_error", "sinkhorn"]
-
-
 # Scaling factors are multiplied into the potentials after this many iterations, and plan entries
 # below e^-60 count as zero in between. In the worst case an iteration raises an entry by about P
 # squared, three with 1000 proposals by e^41: dropped entries would then still be below e^-18.

@@ -15,15 +15,6 @@ from torch import Tensor
 
 from .matcher import Matcher
 
-__all__ = [
-    "UnitMatcher",
-    "UnitRule",
-    "assign_units",
-    "sum_of_largest_ious",
-    "unit_offsets",
-    "unit_statistics",
-]
-
 
 class UnitRule(NamedTuple):
     """Settings of `assign_units`, each of them a key of ``MODEL.SparseRCNN.DLA``.

@@ -9,8 +9,6 @@ from ...config.validate import check_adamixer
 from ..decoder.adamixer import AdaMixerDecoder
 from .sparse_rcnn import SparseRCNN
 
-__all__ = ["AdaMixer"]
-
 
 @META_ARCH_REGISTRY.register()
 class AdaMixer(SparseRCNN):

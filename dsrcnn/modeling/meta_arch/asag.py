@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from ...config.validate import check_adamixer, check_asag
+from ...config.validate import check_adamixer, check_asag, check_model
 from ...structures import Predictions, Targets, at_least_float32, box_cxcywh_to_xyxy
 from ...utils.events import ScalarLog
 from ...utils.training import iteration_ends, training_context
@@ -28,8 +28,6 @@ from ..asag.queries import (
     noisy_queries,
 )
 from .base import ImageBatch, SparseDetector, size_tensor
-
-__all__ = ["ASAG"]
 
 
 @META_ARCH_REGISTRY.register()
@@ -83,8 +81,9 @@ class ASAG(SparseDetector):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read the whole model from a config."""
+        check_model(cfg)
         node = cfg.MODEL.ASAG
-        decoders = DECODERS[node.DECODER](cfg)
+        decoders = DECODERS[node.DECODER](cfg)  # built first: its initial weights are drawn first
         shared = super().from_config(cfg)
         # NMS is among the best scores, as published.
         detection = replace(shared["detection"], candidates=cfg.TEST.DETECTIONS_PER_IMAGE)
@@ -115,7 +114,15 @@ class ASAG(SparseDetector):
     def forward(
         self, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Compute losses in training mode, detections otherwise; see `SparseRCNN.forward`."""
+        """Compute losses in training mode, detections otherwise.
+
+        Args:
+            batched_inputs: Detectron2's model inputs, with ``instances`` in training.
+
+        Returns:
+            The weighted losses by name in training, otherwise one dictionary with ``instances`` per
+            image.
+        """
         if not self.training:
             predictions, images = self.raw_predictions(batched_inputs)
             return self.postprocess(predictions, images, batched_inputs)
@@ -132,7 +139,8 @@ class ASAG(SparseDetector):
     def loss_normalizers(self, parts: list[list[dict[str, Any]]]) -> ASAGNormalizers:
         """Return the loss normalizers of a batch that is processed in parts.
 
-        That of probed patches stays the number of those of each part.
+        The losses of probed patches are still averaged over the patches of each part, so their
+        gradients differ a little from those of the batch in one piece.
         """
         counts = []
         for inputs in parts:
@@ -143,7 +151,12 @@ class ASAG(SparseDetector):
     def raw_predictions(
         self, batched_inputs: list[dict[str, Any]], *, all_stages: bool = False
     ) -> tuple[Predictions, ImageBatch]:
-        """Run the network without post-processing; there are no stages, but there is a mask."""
+        """Run the network without post-processing; `all_stages` is ignored, as there is one stage.
+
+        Returns:
+            Predictions of the decoder in use (of all decoders in training mode) with a mask of real
+            anchors, and the images.
+        """
         images = self.preprocess_image(batched_inputs)
         features = self.extract_features(images)
         with torch.autocast(self.device.type, enabled=False):

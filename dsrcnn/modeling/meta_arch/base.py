@@ -17,8 +17,6 @@ from ...structures import Predictions
 from ...utils.training import TrainableModel
 from ..postprocessing import DetectionSettings, select_detections, to_instances
 
-__all__ = ["ImageBatch", "SparseDetector", "size_tensor"]
-
 
 class ImageBatch(NamedTuple):
     """Normalized images, padded to one size.

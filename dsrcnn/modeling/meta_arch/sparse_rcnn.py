@@ -17,8 +17,6 @@ from ..matching.matcher import Matcher, build_matcher
 from ..proposals.build import ProposalSource, build_proposals
 from .base import ImageBatch, SparseDetector, size_tensor
 
-__all__ = ["DynamicSparseRCNN", "SparseRCNN"]
-
 
 @META_ARCH_REGISTRY.register()
 class SparseRCNN(SparseDetector):

@@ -7,8 +7,6 @@ from torch import nn
 from ...config.validate import check_name
 from ...errors import ConfigError
 
-__all__ = ["PROPOSALS_REGISTRY", "ProposalSource", "build_proposals"]
-
 PROPOSALS_REGISTRY = Registry("PROPOSALS")
 PROPOSALS_REGISTRY.__doc__ = """
 Sources of proposals: the input of the cascade.

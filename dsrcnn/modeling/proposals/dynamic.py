@@ -23,8 +23,6 @@ from .build import PROPOSALS_REGISTRY, ProposalSource
 from .learned import initial_boxes
 from .staircase import StairStep, fuse_levels, resize_nearest
 
-__all__ = ["DynamicProposals", "LogitNorm", "TemperatureSchedule", "mixing_statistics"]
-
 _LOGGER = logging.getLogger(__name__)
 
 

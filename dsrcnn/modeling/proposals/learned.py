@@ -11,8 +11,6 @@ from ...errors import ConfigError
 from ...structures import Proposals, box_cxcywh_to_xyxy
 from .build import PROPOSALS_REGISTRY, ProposalSource
 
-__all__ = ["INITIAL_BOXES", "ContentQueries", "LearnedProposals", "initial_boxes"]
-
 INITIAL_BOXES = ("image", "center", "grid", "random")
 
 

@@ -5,8 +5,6 @@ import torch.nn.functional as F
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
-__all__ = ["StairStep", "fuse_levels", "resize_nearest"]
-
 
 class StairStep(nn.Module):
     """Depth-wise 3x3 convolution of stride 2, norm and ReLU."""

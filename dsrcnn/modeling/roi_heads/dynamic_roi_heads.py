@@ -16,14 +16,6 @@ from ...config.validate import ChecksConfig, check_dynamic_rcnn
 from ...utils.events import ScalarLog
 from .training_stats import DynamicTrainingStats
 
-__all__ = [
-    "DynamicFastRCNNOutputLayers",
-    "DynamicMatcher",
-    "DynamicROIHeads",
-    "regression_magnitudes",
-    "smooth_l1",
-]
-
 
 class DynamicMatcher(Matcher):
     """Detectron2's matcher with one threshold; it keeps the IoUs of an iteration."""

@@ -10,8 +10,6 @@ from torch import Tensor
 from ...utils.distributed import all_gather
 from ...utils.training import TrainingState
 
-__all__ = ["DynamicTrainingStats"]
-
 _LOGGER = logging.getLogger(__name__)
 _LEAST_BETA = 1e-5  # a smaller median, of proposals that equal their ground truth, is not used
 
