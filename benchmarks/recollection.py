@@ -254,7 +254,7 @@ def run(args: argparse.Namespace) -> None:
     speed = flops_per_second(torch.device(cfg.MODEL.DEVICE))
     rows = []
     for name, variant in variants.items():
-        groups = sum(w.end - w.start for w in variant.windows)
+        groups = sum(w.stop - w.first for w in variant.windows)
         ratio = median_ratio(seconds[name], seconds["plain"])
         bound, peak = flops_of(runs[name]) / speed, step.peak(variant) / 2**20
         share = ratio * stages / groups

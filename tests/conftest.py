@@ -1,12 +1,12 @@
-"""Shared fixtures: one thread layout, one seed, a tiny model and batches for it."""
+"""Shared fixtures: a tiny model, batches and data sets for it, a seed for every test."""
 
 import os
 
-# Threads that wait for each other yield the core: other processes on it slow the tests far less.
+# Waiting threads yield the core, so other processes slow the tests less.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # isort: split
-import dsrcnn  # noqa: F401  (bridges Detectron2 before anything else imports it)
+import dsrcnn  # noqa: F401  (patches Detectron2 before anything else imports it)
 
 # isort: split
 import json
@@ -22,8 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from dsrcnn.config import read_cfg
-from dsrcnn.config.load import load_cfg
+from dsrcnn.config import load_cfg, read_cfg
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -36,8 +35,7 @@ TINY = [
     *("MODEL.SparseRCNN.NUM_CLASSES", 5, "DATALOADER.NUM_WORKERS", 0),
 ]
 
-
-# The same as words of a command line: two steps of two images of the quick config.
+# The same as words of a command line: two steps of two images of a quick config.
 SMALL = [
     *map(str, TINY), "MODEL.SparseRCNN.NUM_CLASSES", "0", "MODEL.BACKBONE.FREEZE_AT", "0",
     "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0",
@@ -50,9 +48,20 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _restore_loggers():
+    """Remove the handlers that a run sets; they would keep messages from `caplog`."""
+    loggers = [logging.getLogger(name) for name in ("dsrcnn", "detectron2", "fvcore")]
+    before = [(x.handlers, x.propagate, x.level) for x in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
 @pytest.fixture
 def clean_catalogs():
-    """Data sets that a test registers are gone after it."""
+    """Remove the data sets that a test registers."""
     before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
     yield
     for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
@@ -61,14 +70,14 @@ def clean_catalogs():
 
 
 def tiny_cfg(*opts: object, config: str = "coco/sparse_rcnn_R50_100pro_3x") -> CfgNode:
-    """A Sparse R-CNN of 8 proposals, 2 stages and 32 channels."""
+    """Return the config of a Sparse R-CNN with 8 proposals, 2 stages and 32 channels."""
     return read_cfg(config, [*TINY, *opts])
 
 
 def batch(
     sizes: Sequence[tuple[int, int]], counts: Sequence[int], classes: int = 5, seed: int = 0
 ) -> list[dict]:
-    """Random model inputs with the given (height, width) and number of ground truths."""
+    """Make random model inputs of the given (height, width) and numbers of ground truths."""
     generator = torch.Generator().manual_seed(seed)
     inputs = []
     for (height, width), count in zip(sizes, counts, strict=True):
@@ -85,17 +94,12 @@ def batch(
 
 
 def quick_cfg(folder: Path, *opts: object) -> CfgNode:
-    """The tiny model on shapes: two steps of two images, evaluated once at the end."""
-    options = [
-        *TINY, "MODEL.SparseRCNN.NUM_CLASSES", 0, "MODEL.BACKBONE.FREEZE_AT", 0,
-        "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0,
-        "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "OUTPUT_DIR", str(folder),
-    ]  # fmt: skip
-    return load_cfg("quick/sparse_rcnn_shapes", [*options, *opts])
+    """Return the config of two steps on shapes with the tiny model, evaluated at the end."""
+    return load_cfg("quick/sparse_rcnn_shapes", [*SMALL, "OUTPUT_DIR", str(folder), *opts])
 
 
 def write_coco(annotations: Path, images: Path, count: int = 2) -> None:
-    """A COCO data set of two classes with `count` images of 96 x 64 pixels, two objects each."""
+    """Write a COCO data set of two classes: images of 96 x 64 pixels, two objects each."""
     for folder in (annotations.parent, images):
         folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -113,7 +117,7 @@ def write_coco(annotations: Path, images: Path, count: int = 2) -> None:
 
 
 def coco_options(folder: Path, count: int = 4) -> list[str]:
-    """Write a COCO data set into `folder`; the options that train and test on it."""
+    """Write a COCO data set into `folder` and return the options to train and test on it."""
     annotations, images = folder / "annotations.json", folder / "images"
     write_coco(annotations, images, count)
     return [
@@ -125,7 +129,7 @@ def coco_options(folder: Path, count: int = 4) -> list[str]:
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a text to a file of a name."""
+    """Return a function that writes a text file and returns its path."""
 
     def write(text, name="mine.yaml"):
         path = tmp_path / name
@@ -136,15 +140,14 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def messages(caplog, monkeypatch):
-    """What this package logged; set up loggers no longer propagate, so ours is made to."""
-    monkeypatch.setattr(logging.getLogger("dsrcnn"), "propagate", True)
+def messages(caplog):
+    """Return a function that lists the messages of this package's loggers."""
     return lambda: [r.getMessage() for r in caplog.records if r.name.startswith("dsrcnn")]
 
 
 @pytest.fixture
 def write_image(tmp_path):
-    """Write an image of pixels (H, W, 3) or of Pillow; gives its path."""
+    """Return a function that writes pixels (H, W, 3) or a Pillow image and returns the path."""
 
     def write(pixels, name="image.png", **options):
         path = tmp_path / name

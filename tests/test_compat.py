@@ -119,6 +119,6 @@ def test_a_missing_detectron2_is_explained(monkeypatch, spec):
 
 
 def test_the_import_prints_nothing():
-    command = [sys.executable, "-c", "import dsrcnn.engine.launch"]
+    command = [sys.executable, "-c", "import dsrcnn.engine.processes"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""

@@ -1,24 +1,108 @@
-"""Draw predictions of a trained model beside the ground truth of its test set."""
+"""``dsrcnn draw``: pictures of a run."""
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from .options import add_picture_arguments
+from ..analysis.anchors import draw_generated_anchors
+from ..analysis.assignment import draw_assignments
+from ..analysis.augmented import draw_augmented
+from ..analysis.images import Report
+from ..analysis.predictions import draw_predictions
+from ..analysis.proposals import draw_initial_proposals
+from ..analysis.recollection import RecollectionReport, draw_recollection
+from ..config import load_cfg
+from ..errors import DataError
+from ..visualization.curves import draw_curves
+from .options import add_model_arguments, find_model, output_path, positive_int
 
-__all__ = ["add_arguments", "run"]
+_Options = dict[str, tuple[Any, Callable[[str], Any], str]]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("--threshold", type=float, default=0.3, help="smallest score (default 0.3)")
-    add_picture_arguments(parser, images=8)
+class _Drawing(NamedTuple):
+    """Drawing of a model or its data.
+
+    Attributes:
+        draw: function of ``dsrcnn.analysis``.
+        images: default number of images.
+        options: other arguments by name: default, type and help.
+        weights: whether it needs weights.
+    """
+
+    draw: Callable[..., Any]
+    images: int
+    options: _Options
+    weights: bool = True
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write the pictures and print where they are."""
-    from ..analysis.predictions import draw_predictions
-    from ..config.load import load_cfg
+_THRESHOLD: _Options = {"threshold": (0.3, float, "least score")}
+_NUM_IMAGES: _Options = {"num_images": (100, positive_int, "test images to count objects in")}
+_TIMES: _Options = {"times": (4, positive_int, "versions of an image")}
+_DRAWINGS = {
+    "predictions": _Drawing(draw_predictions, 8, _THRESHOLD),
+    "augmented": _Drawing(draw_augmented, 4, _TIMES, weights=False),
+    "assignment": _Drawing(draw_assignments, 4, {}),
+    "proposals": _Drawing(draw_initial_proposals, 4, {}),
+    "anchors": _Drawing(draw_generated_anchors, 4, {}),
+    "recollection": _Drawing(draw_recollection, 4, {**_NUM_IMAGES, **_THRESHOLD}),
+}
 
-    cfg = load_cfg(args.config_file, args.opts)
-    written = draw_predictions(cfg, args.output, images=args.images, threshold=args.threshold)
-    print(f"{len(written)} pictures in {args.output}")
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Declare the options of a drawing."""
+    if name == "curves":
+        parser.add_argument("run", metavar="RUN", help="output folder of a training")
+        text = "file to write (default: RUN/curves.png)"
+        parser.add_argument("--output", type=Path, metavar="FILE", help=text)
+        return
+    drawing = _DRAWINGS[name]
+    add_model_arguments(parser)
+    text = f"folder to write to (default: RUN/{name})"
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help=text)
+    images: _Options = {"images": (drawing.images, positive_int, "images to draw")}
+    for option, (default, kind, text) in (images | drawing.options).items():
+        flag = f"--{option.replace('_', '-')}"
+        metavar = "N" if kind is positive_int else "X"
+        text = f"{text} (default: {default})"
+        parser.add_argument(flag, type=kind, default=default, metavar=metavar, help=text)
+
+
+def run(args: argparse.Namespace, name: str) -> int:
+    """Draw, and print where the pictures are and what was measured."""
+    if name == "curves":
+        print(_draw_curves(args))
+        return 0
+    drawing = _DRAWINGS[name]
+    config_file, opts = find_model(args, weights=drawing.weights)
+    output = output_path(args, name)
+    options = {option: vars(args)[option] for option in ("images", *drawing.options)}
+    print(_describe(drawing.draw(load_cfg(config_file, opts), output, **options), output))
     return 0
+
+
+def _draw_curves(args: argparse.Namespace) -> Path:
+    metrics = Path(args.run) / "metrics.json"
+    if not metrics.is_file():
+        raise DataError(f"{metrics} does not exist; write the output folder of a training.")
+    output = output_path(args, "curves.png")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw_curves(metrics, output)
+    return output
+
+
+def _describe(result: Path | list[Path] | Report | RecollectionReport, output: Path) -> str:
+    """Name the files, and the numbers of a report."""
+    if isinstance(result, Path):
+        return str(result)
+    if isinstance(result, list):
+        return f"{len(result)} pictures in {output}"
+    lines = [", ".join(map(str, result.files))]
+    if isinstance(result, Report):
+        lines.append(", ".join(f"{k} {v:.3g}" for k, v in result.statistics.items()))
+        return "\n".join(lines)
+    counts = zip(result.detected, result.lost, strict=True)
+    for stage, (detected, lost) in enumerate(counts, start=1):
+        text = f"{detected} of {result.objects} objects detected, {lost} lost by the last stage"
+        lines.append(f"stage {stage}: {text}")
+    return "\n".join(lines)

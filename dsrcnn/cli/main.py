@@ -1,64 +1,116 @@
-"""``dsrcnn <command>``: one program for what is not training.
-
-Commands import what only they need when they run.
-"""
+"""``dsrcnn <command>``; its table of commands is in ``dsrcnn_command.py``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from dsrcnn_command import COMMANDS, DRAWINGS, answer
+
+from ..config import load_cfg
+from ..engine.main import CommandParser, add_process_arguments, add_train_arguments, launch
+from ..engine.weight_io import export_weights
 from ..errors import DsrcnnError
-from . import (
-    anchors,
-    assignment,
-    check_data,
-    curves,
-    demo,
-    draw,
-    draw_augmented,
-    proposals,
-    recollection,
-    weights,
-)
-
-__all__ = ["main"]
-
-_COMMANDS = (
-    demo,
-    check_data,
-    curves,
-    draw,
-    draw_augmented,
-    assignment,
-    proposals,
-    anchors,
-    recollection,
-    weights,
-)
+from . import check_data
+from .options import add_model_arguments, find_model, positive_int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Returns:
-        Exit status: 0, or 2 after bad input, which is explained on stderr; `check_data` gives 1
-        for data that should be mended.
-    """
-    parser = argparse.ArgumentParser(prog="dsrcnn", description="Sparse detectors for Detectron2.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for module in _COMMANDS:
-        name = module.__name__.rsplit(".", 1)[-1].replace("_", "-")
-        summary = (module.__doc__ or "").strip().splitlines()[0]
-        command = commands.add_parser(name, help=summary, description=module.__doc__)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
+    """Run a command; see `dsrcnn_command.main`."""
+    words = sys.argv[1:] if argv is None else argv
+    status = answer(words)
+    if status is not None:
+        return status
     try:
-        return args.run(args)
+        return _run(words)
     except DsrcnnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
+
+def _run(words: Sequence[str]) -> int:
+    command, *rest = words
+    if command == "draw":
+        from . import draw  # takes Matplotlib along
+
+        drawing, *rest = rest
+        parser = CommandParser(prog=f"dsrcnn draw {drawing}", description=DRAWINGS[drawing])
+        draw.add_arguments(parser, drawing)
+        args = parser.parse_args(rest) if drawing == "curves" else parser.parse_overrides(rest)
+        return draw.run(args, drawing)
+    declare, run = _COMMANDS[command]
+    parser = CommandParser(prog=f"dsrcnn {command}", description=COMMANDS[command])
+    declare(parser)
+    has_config = command not in ("check-data", "weights")
+    return run(parser.parse_overrides(rest) if has_config else parser.parse_args(rest))
+
+
+def _declare_train(parser: argparse.ArgumentParser) -> None:
+    add_train_arguments(parser)
+    parser.set_defaults(eval_only=False)
+
+
+def _declare_eval(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    add_process_arguments(parser)
+    parser.set_defaults(eval_only=True, resume=False)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    args.config_file, args.opts = find_model(args)
+    return launch(args)
+
+
+def _declare_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", help="checkpoint: .pth, .pkl or .safetensors")
+    parser.add_argument("output", help="file to write: .safetensors or .pth")
+    parser.add_argument("--average", action="store_true", help="the averaged weights (MODEL.EMA)")
+    text = "run code that the input may contain"
+    parser.add_argument("--trust", action="store_true", help=text)
+
+
+def _weights(args: argparse.Namespace) -> int:
+    count = export_weights(args.input, args.output, average=args.average, trust=args.trust)
+    print(f"{args.output}: {count} tensors")
+    return 0
+
+
+def _declare_demo(parser: argparse.ArgumentParser) -> None:
+    add_train_arguments(parser)
+    parser.add_argument("--images", type=positive_int, default=8, metavar="N", help="to draw (8)")
+    parser.set_defaults(eval_only=False, config_file="quick/sparse_rcnn_shapes")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from ..analysis.predictions import draw_predictions
+    from ..visualization.curves import draw_curves
+
+    folder = Path(load_cfg(args.config_file, args.opts).OUTPUT_DIR)
+    (folder / "metrics.json").unlink(missing_ok=True)  # else the curves would show two runs
+    if status := launch(args):
+        return status
+    args.run, args.config_file, args.opts = str(folder), None, []
+    cfg = load_cfg(*find_model(args))
+    files = draw_predictions(cfg, folder / "predictions", images=args.images)
+    draw_curves(folder / "metrics.json", folder / "curves.png")
+    print(f"predictions: {folder / 'predictions'} ({len(files)} pictures)")
+    for kind, name in (
+        ("curves", "curves.png"),
+        ("metrics", "metrics.json"),
+        ("log", "log.txt"),
+        ("weights", "model_final.pth"),
+    ):
+        print(f"{kind}: {folder / name}")
+    return 0
+
+
+_COMMANDS = {
+    "train": (_declare_train, launch),
+    "eval": (_declare_eval, _eval),
+    "check-data": (check_data.add_arguments, check_data.run),
+    "weights": (_declare_weights, _weights),
+    "demo": (_declare_demo, _demo),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

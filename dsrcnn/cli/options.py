@@ -1,32 +1,76 @@
 """Options that several commands share."""
 
 import argparse
+from pathlib import Path
 
-__all__ = ["add_picture_arguments", "at_least_one"]
+from ..errors import ConfigError, WeightsError
 
 
-def at_least_one(text: str) -> int:
-    """An argument that counts something.
+def positive_int(text: str) -> int:
+    """Parse an argument that is a number of at least 1.
 
     Raises:
-        argparse.ArgumentTypeError: for what is no whole number, or below 1.
+        argparse.ArgumentTypeError: for anything else.
     """
     if not text.lstrip("+-").isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
 
 
-def add_picture_arguments(parser: argparse.ArgumentParser, images: int) -> None:
-    """Declare what every command that draws with a trained model takes.
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments that `find_model` reads."""
+    text = "output folder of a training, with its config and its best or last weights"
+    parser.add_argument("run", nargs="?", metavar="RUN", help=text)
+    text = "YAML file or shipped name instead of RUN; write MODEL.WEIGHTS, too"
+    parser.add_argument("--config-file", metavar="FILE", help=text)
+    options = "RUN | --config-file FILE"
+    parser.usage = f"{parser.prog} ({options}) [options] [KEY VALUE ...]"
+
+
+def find_model(args: argparse.Namespace, *, weights: bool = True) -> tuple[str, list[str]]:
+    """Return the config file and the overrides of a model.
 
     Args:
-        parser: of the command.
-        images: how many by default.
+        args: of `add_model_arguments`, with the overrides in ``opts``.
+        weights: whether the model needs weights.
+
+    Raises:
+        ConfigError: if there is neither a run folder nor a config file.
+        WeightsError: if the run folder has no weights.
     """
-    parser.add_argument("--config-file", required=True, help="YAML file or shipped name")
-    parser.add_argument("--output", required=True, help="folder for the pictures")
-    shown = f"how many (default: {images})"
-    parser.add_argument("--images", type=at_least_one, default=images, help=shown)
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., such as MODEL.WEIGHTS model.pth"
-    )
+    if args.config_file:
+        stray = [args.run] if args.run else []  # reading the config names it
+        return args.config_file, [*stray, *args.opts]
+    if not args.run:
+        raise ConfigError("write RUN, the output folder of a training, or --config-file.")
+    folder = Path(args.run)
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"{folder / 'config.yaml'} does not exist. Write the output folder of a training, or "
+            "--config-file."
+        )
+    opts = ["OUTPUT_DIR", str(folder)]  # the folder may have been moved
+    if weights and "MODEL.WEIGHTS" not in args.opts:
+        opts += ["MODEL.WEIGHTS", str(_best_weights(folder))]
+    return str(folder / "config.yaml"), [*opts, *args.opts]
+
+
+def _best_weights(folder: Path) -> Path:
+    """Return the best model of a run, or else the final or the last one."""
+    files = [folder / "model_best.pth", folder / "model_final.pth"]
+    files += sorted(folder.glob("model_[0-9]*.pth"), reverse=True)
+    for file in files:
+        if file.is_file():
+            return file
+    raise WeightsError(f"{folder} has no model_*.pth. Write MODEL.WEIGHTS <checkpoint>.")
+
+
+def output_path(args: argparse.Namespace, name: str) -> Path:
+    """Return ``--output``, by default `name` in the run folder.
+
+    Raises:
+        ConfigError: if there is neither.
+    """
+    if args.output is None and not args.run:
+        raise ConfigError("write --output, where the pictures go.")
+    return args.output or Path(args.run) / name

@@ -276,6 +276,6 @@ def _add_log(cfg: CfgNode) -> None:
     # Logging.
     node = cfg.LOG = CfgNode()
     node.LEVEL = "normal"  # console output: normal, or verbose for all of Detectron2's messages
-    node.PERIOD = 20  # iterations between entries; 0: losses every 20, no statistics (dla/*, ...)
+    node.PERIOD = 20  # iterations between entries of metrics.json; 0: 20, without dla/*, dpg/*, ...
     node.IMAGES = 4  # images of the first test set drawn for TensorBoard at each evaluation
     node.WANDB_PROJECT = ""  # Weights & Biases project, if wandb is installed

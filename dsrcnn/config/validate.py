@@ -373,7 +373,7 @@ def _check_num_classes(key: str, value: int) -> None:
     if value < 1:
         raise ConfigError(
             f"{key} is {value}. 0 takes the number from the classes of the training set, which are "
-            "not known here: write the number, or load the config with dsrcnn.load_cfg."
+            "not known here: write the number of classes, or load the config by dsrcnn.load_cfg."
         )
 
 

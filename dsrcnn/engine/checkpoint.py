@@ -1,5 +1,6 @@
-"""Checkpoints: written whole, read safely, with a report of what was loaded."""
+"""Checkpoints: written atomically, read safely, with a report of the loaded tensors."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,21 +13,21 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..errors import UnreadableWeightsError, WeightsError
+from ..utils.training import TrainingState
 from .weight_io import read_pickle, read_weights, write_atomically
 
-__all__ = ["ReportingCheckpointer"]
+_LOGGER = logging.getLogger(__name__)
+_MAX_EXAMPLES = 6
 
-_SHOWN = 6
 
-
-class ReportingCheckpointer(DetectionCheckpointer):
+class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, with one readable report instead of several warnings.
 
     Attributes:
-        strict: a tensor of the model that the file lacks or has in another shape is an error: an
-            evaluation with partly random weights means nothing.
-        prefer_average: load the averaged weights (``MODEL.EMA``) where the file has them.
-        trust: run code that a pickled file may hold.
+        strict: raise an error if the file lacks a tensor of the model or has it in another shape,
+            since an evaluation with partly random weights is meaningless.
+        prefer_average: load the averaged weights (``MODEL.EMA``) if the file has them.
+        trust: run code that a pickled file may contain.
     """
 
     def __init__(
@@ -40,14 +41,14 @@ class ReportingCheckpointer(DetectionCheckpointer):
         trust: bool = False,
         **checkpointables: Any,
     ) -> None:
-        """Take the model, and what else belongs into a checkpoint."""
+        """Set the model, the folder and the other objects with a state; see the attributes."""
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.strict = strict
         self.prefer_average = prefer_average
         self.trust = trust
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write everything to ``<name>.pth``, which becomes the last checkpoint.
+        """Write model and checkpointables to ``<name>.pth``, the last checkpoint from now on.
 
         Raises:
             CheckpointError: if it cannot be written; earlier checkpoints are untouched.
@@ -60,22 +61,22 @@ class ReportingCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write a file into the folder of the checkpoints; resuming does not consider it."""
+        """Write a file that resuming ignores into the folder of the checkpoints."""
         if self.save_dir and self.save_to_disk:
             path = os.path.join(self.save_dir, name)
             self.logger.info("Saving %s", path)
             write_atomically(path, lambda file: torch.save(content, file))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Note which checkpoint is the last."""
+        """Record the name of the last checkpoint."""
         path = os.path.join(self.save_dir, "last_checkpoint")
         write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Go on from the newest checkpoint that can be read by all processes, or load weights.
+        """Load the newest checkpoint that all processes can read, or else the weights at `path`.
 
         Raises:
-            WeightsError: if there are checkpoints, but none can be read or used.
+            WeightsError: if there are checkpoints, but none can be used.
         """
         files = comm.all_gather(list(self._newest_first()) if resume else [])[0]
         if not files:
@@ -89,9 +90,9 @@ class ReportingCheckpointer(DetectionCheckpointer):
             damages = [text for text in comm.all_gather(damage) if text]
             if not damages:
                 return content
-            self.logger.warning("%s Trying the checkpoint before it.", damages[0])
+            _LOGGER.warning("%s Trying the checkpoint before it.", damages[0])
         raise WeightsError(
-            f"No checkpoint in {self.save_dir} can be read. Leave out --resume to start anew."
+            f"No checkpoint in {self.save_dir} can be read. Leave out --resume to start again."
         )
 
     def _newest_first(self) -> Iterator[str]:
@@ -107,7 +108,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
                 yield str(file)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a file; see `DetectionCheckpointer.load`.
+        """Load a file as Detectron2 does.
 
         Raises:
             UnreadableWeightsError: if the file is damaged.
@@ -120,13 +121,13 @@ class ReportingCheckpointer(DetectionCheckpointer):
             )
         missing = f"Weights {path!r} do not exist; correct MODEL.WEIGHTS."
         if path and "://" not in path:
-            found = comm.all_gather(os.path.isfile(path))
-            if any(found) and not all(found):
+            exists = comm.all_gather(os.path.isfile(path))
+            if any(exists) and not all(exists):
                 raise WeightsError(
                     f"Weights {path!r} exist on some machines only. OUTPUT_DIR and MODEL.WEIGHTS "
-                    "must be where all machines find them."
+                    "must be paths that all machines can read."
                 )
-            if not all(found):
+            if not all(exists):
                 raise WeightsError(missing)
         try:
             return super().load(path, *args, **kwargs)
@@ -146,16 +147,16 @@ class ReportingCheckpointer(DetectionCheckpointer):
             ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Content of a file as Detectron2 gives it; called once by `load`."""
+        """Read a file in the format Detectron2 expects; called by `load`."""
         if not filename.endswith(".pkl"):
             content = read_weights(filename, trust=self.trust)
-            if filename.endswith(".pyth"):  # pycls', as Detectron2 reads them
+            if filename.endswith(".pyth"):  # of pycls
                 weights = content["model_state"]
                 return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
             if "model" not in content:
                 content = {"model": content}
             if self.prefer_average and "ema" in content:
-                self.logger.info("Taking the averaged weights of the file (MODEL.EMA).")
+                _LOGGER.info("Loading the averaged weights of the file (MODEL.EMA).")
                 content["model"] = content["ema"]["model"]
             return content
         content = read_pickle(filename, trust=self.trust)
@@ -165,63 +166,63 @@ class ReportingCheckpointer(DetectionCheckpointer):
         weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
-    def _numbers_of_training(self) -> set[str]:
-        """Keys of what is no weight: modules whose `averaged` is False take care of it."""
-        parts = [(n, m) for n, m in self.model.named_modules() if not getattr(m, "averaged", True)]
-        return {f"{name}.{key}" for name, module in parts for key in module.state_dict()}
-
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Replace fvcore's warnings by one report; called once by `load`."""
+        """Report what was loaded in place of fvcore's warnings; called by `load`."""
+        state_keys = {
+            f"{name}.{key}"
+            for name, module in self.model.named_modules()
+            if isinstance(module, TrainingState)
+            for key in module.state_dict()
+        }
         reshaped = [
             (k, tuple(a), tuple(b))
             for k, a, b in incompatible.incorrect_shapes
-            if k not in self._numbers_of_training()
+            if k not in state_keys
         ]
         # Frozen norms do not count batches, and nothing depends on the count.
-        changed = {k for k, _, _ in reshaped}
+        reported = {k for k, _, _ in reshaped}
         missing = [
             k
             for k in incompatible.missing_keys
-            if k not in changed and not k.endswith("num_batches_tracked")
+            if k not in reported and not k.endswith("num_batches_tracked")
         ]
         total = len(self.model.state_dict())
-        loaded = total - len(missing) - len(reshaped)
-        lines = [f"Weights: {loaded} of {total} tensors loaded."]
+        lines = [f"Weights: {total - len(missing) - len(reshaped)} of {total} tensors loaded."]
         if reshaped:
             shapes = [f"{k} {a} in the file, {b} in the model" for k, a, b in reshaped]
-            lines.append(f"Of another shape, start anew: {_some(shapes)}.{_class_hint(reshaped)}")
+            hint = _class_count_hint(reshaped)
+            lines.append(f"Not loaded because of their shape: {_examples(shapes)}.{hint}")
         if missing:
-            lines.append(f"Not in the file, start anew: {_by_part(missing)}.")
+            lines.append(f"Not in the file: {_count_by_part(missing)}.")
         if incompatible.unexpected_keys:
-            lines.append(f"In the file, not used: {_by_part(incompatible.unexpected_keys)}.")
+            unused = _count_by_part(incompatible.unexpected_keys)
+            lines.append(f"In the file but not in the model: {unused}.")
         report = "\n  ".join(lines)
         if self.strict and (missing or reshaped):
             raise WeightsError(
-                f"The weights do not fit the model that is to be evaluated.\n  {report}\n  "
+                f"The weights do not fit the model to evaluate.\n  {report}\n  "
                 "Use the config the weights were trained with."
             )
-        if missing or reshaped:
-            self.logger.warning(report)
-        else:
-            self.logger.info(report)
+        _LOGGER.log(logging.WARNING if missing or reshaped else logging.INFO, report)
 
 
-def _some(items: list[str]) -> str:
-    more = len(items) - _SHOWN
-    return "; ".join(items[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+def _examples(items: list[str]) -> str:
+    more = len(items) - _MAX_EXAMPLES
+    return "; ".join(items[:_MAX_EXAMPLES]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _by_part(keys: Iterable[str]) -> str:
-    """Keys summed up by the part of the model they belong to."""
+def _count_by_part(keys: Iterable[str]) -> str:
+    """Count keys by part of the model."""
     parts = Counter(".".join(key.split(".")[:2]) for key in keys)
-    return _some([f"{part} ({count})" for part, count in sorted(parts.items())])
+    return _examples([f"{part} ({count})" for part, count in sorted(parts.items())])
 
 
-def _class_hint(reshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
-    for key, found, expected in reshaped:
+def _class_count_hint(reshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
+    for key, in_file, in_model in reshaped:
         if key.endswith("class_logits.bias"):
             return (
-                f" The file has {found[0]} classes, the model {expected[0]}: right when fine-tuning"
-                " on other classes, otherwise correct MODEL.SparseRCNN.NUM_CLASSES."
+                f" The classifier of the file has {in_file[0]} outputs, the model's {in_model[0]}: "
+                "right when fine-tuning on other classes, otherwise correct "
+                "MODEL.SparseRCNN.NUM_CLASSES."
             )
     return ""

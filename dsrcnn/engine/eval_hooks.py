@@ -1,4 +1,4 @@
-"""Evaluation while training: the best model is kept, and training ends when none gets better."""
+"""Evaluation during training: the best model, early stopping, validation losses, pictures."""
 
 import logging
 import math
@@ -20,60 +20,49 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..data.mapper import DetectionMapper, read_image
 from ..errors import CheckpointError, ConfigError
-from ..modeling.decoder import Cascade
-from ..utils.distributed import each_for_itself
-from .checkpoint import ReportingCheckpointer
-
-__all__ = [
-    "BestModel",
-    "EarlyStop",
-    "Evaluation",
-    "PredictionImages",
-    "losses_without_learning",
-    "validation_losses",
-]
+from ..utils.distributed import local_reductions
+from ..utils.training import use_training_context
+from ..visualization.draw import draw_comparison, evenly_spaced
+from .checkpoint import Checkpointer
 
 _LOGGER = logging.getLogger(__name__)
+_MIN_SCORE = 0.3  # of predictions that are drawn
 
 
 class EarlyStop(Exception):  # noqa: N818  (it is no error)
-    """Training ends before its last iteration, because no evaluation found a better model.
-
-    Attributes:
-        iteration: the last one that was trained.
-    """
+    """End of a training after `iteration`, since the evaluations have not improved."""
 
     def __init__(self, iteration: int) -> None:
-        """End after `iteration`."""
         super().__init__(iteration)
         self.iteration = iteration
 
 
 class BestModel:
-    """Keeps the weights of the best evaluation as ``model_best.pth``."""
+    """Keeps the weights of the best evaluation in ``model_best.pth``.
+
+    Less is better for losses and for the miss rate ``mMR``, more for other metrics.
+    """
 
     def __init__(
         self,
         metric: str,
         *,
-        mode: str = "max",
-        patience: int = 0,
-        required: bool = True,
-        checkpointer: ReportingCheckpointer,
+        patience: int,
+        required: bool,
+        checkpointer: Checkpointer,
         weights: Callable[[], dict[str, Tensor]],
     ) -> None:
         """Set the rule.
 
         Args:
             metric: name in the log, such as ``bbox/AP``.
-            mode: "max" or "min".
-            patience: evaluations without a better one that end training; 0 for never.
-            required: False allows that an evaluation does not give the metric; it says so then.
+            patience: number of evaluations without improvement that end training; 0: never.
+            required: whether an evaluation without the metric is an error or only a warning.
             checkpointer: writes the file.
-            weights: state dict of what was evaluated.
+            weights: returns the state dict that was evaluated.
         """
         self.metric = metric
-        self.sign = 1 if mode == "max" else -1
+        self.sign = -1 if "loss" in metric or metric.endswith("mMR") else 1
         self.patience = patience
         self.required = required
         self.checkpointer = checkpointer
@@ -83,13 +72,13 @@ class BestModel:
         self.waited = 0
 
     def update(self, results: dict[str, float], iteration: int) -> None:
-        """Compare, and write the weights if they are better than all before.
+        """Write the weights if the results are the best so far.
 
-        All processes call it with the same results and agree on the outcome. A file that cannot be
-        written is logged, and the next model as good is written instead.
+        All processes call it with the same results and agree on the outcome. If the file cannot be
+        written, that is logged, and the next model that is at least as good is written instead.
 
         Raises:
-            ConfigError: if the metric is not among the results, though `required`.
+            ConfigError: if the results lack the metric, though it is required.
         """
         if self.metric not in results:
             message = (
@@ -108,11 +97,14 @@ class BestModel:
         else:
             self.waited = 0
             content = {"model": self.weights(), "iteration": iteration, self.metric: value}
-            if all(comm.all_gather(self._is_written(content))):
+            if all(comm.all_gather(self._write(content))):
                 self.value, self.iteration = value, iteration
-        _LOGGER.info("Best %s so far: %s, iteration %d.", self.metric, self.value, self.iteration)
+        if self.value is not None:
+            _LOGGER.info(
+                "Best %s so far: %.2f at iteration %d.", self.metric, self.value, self.iteration
+            )
 
-    def _is_written(self, content: dict[str, Any]) -> bool:
+    def _write(self, content: dict[str, Any]) -> bool:
         try:
             self.checkpointer.write("model_best.pth", content)
         except CheckpointError as error:
@@ -122,34 +114,34 @@ class BestModel:
 
     @property
     def is_final(self) -> bool:
-        """Whether waiting for a better model is over."""
+        """Whether the patience is exhausted."""
         return 0 < self.patience <= self.waited
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the best value, its iteration, and the evaluations since."""
         return {"value": self.value, "iteration": self.iteration, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self.value = state_dict["value"]
         self.iteration, self.waited = state_dict["iteration"], state_dict["waited"]
 
 
 class Evaluation(HookBase):
-    """Evaluates every `period` iterations and after the last one.
+    """Evaluate every `period` iterations and after the last one.
 
-    An evaluation that was cut off after its checkpoint was written is made up for on resume.
+    If a run is stopped between a checkpoint and its evaluation, the resumed run evaluates first.
     """
 
     def __init__(
         self, period: int, evaluate: Callable[[], dict[str, Any]], best: BestModel | None = None
     ) -> None:
-        """Set period and function.
+        """Set the period.
 
         Args:
-            period: in iterations; 0 for the end only.
-            evaluate: called by all processes; results on the main one.
-            best: told about the results, on all processes.
+            period: in iterations; 0 evaluates at the end only.
+            evaluate: called by all processes; returns results on the main one.
+            best: updated with the results on all processes.
         """
         self.period = period
         self.evaluate = evaluate
@@ -157,41 +149,41 @@ class Evaluation(HookBase):
         self.done = -1  # the last iteration that was evaluated
 
     def before_train(self) -> None:
-        """Evaluate what was loaded, if that was missed.
+        """Evaluate the loaded model if its evaluation is missing.
 
         Raises:
-            EarlyStop: if training had ended, or would have.
+            EarlyStop: if the training had ended already.
         """
-        reached = self.trainer.start_iter - 1
-        if reached >= 0 and self._is_turn(reached) and self.done < reached:
-            self.trainer.storage.iter = reached
-            self._run(reached)
+        last = self.trainer.start_iter - 1
+        if last >= 0 and self._is_due(last) and self.done < last:
+            self.trainer.storage.iter = last
+            self._run(last)
             self.trainer.storage.iter = self.trainer.start_iter
-        if reached >= 0:
-            self._end_if_final(reached)
+        if last >= 0:
+            self._stop_if_final(last)
 
     def after_step(self) -> None:
-        """Evaluate if it is time.
+        """Evaluate if it is due.
 
         Raises:
-            EarlyStop: on all processes, if the best model has not improved for long enough.
+            EarlyStop: on all processes, if the patience is exhausted.
         """
         iteration = self.trainer.iter
-        if self._is_turn(iteration) and iteration + 1 < self.trainer.max_iter:
+        if self._is_due(iteration) and iteration + 1 < self.trainer.max_iter:
             self._run(iteration)
-            self._end_if_final(iteration)
+            self._stop_if_final(iteration)
 
     def after_train(self) -> None:
-        """Evaluate the end; not what an error has left, on one process perhaps."""
+        """Evaluate the final model, unless an error ended training, maybe on one process only."""
         last = self.trainer.max_iter - 1
         if self.trainer.iter > last and self.done < last:
             self._run(last)
 
-    def _end_if_final(self, iteration: int) -> None:
+    def _stop_if_final(self, iteration: int) -> None:
         if self.best is not None and self.best.is_final:
             raise EarlyStop(iteration)
 
-    def _is_turn(self, iteration: int) -> bool:
+    def _is_due(self, iteration: int) -> bool:
         return self.period > 0 and (iteration + 1) % self.period == 0
 
     def _run(self, iteration: int) -> None:
@@ -199,66 +191,63 @@ class Evaluation(HookBase):
         numbers = {k: float(v) for k, v in results.items()}
         self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # images at test size are larger; training needs the memory
+            torch.cuda.empty_cache()  # test images are larger, and training needs the memory
         numbers = comm.all_gather(numbers)[0]  # only the main process has them
         if self.best is not None and numbers:
             self.best.update(numbers, iteration)
         self.done = iteration
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the last evaluated iteration and the state of the best model."""
         best = self.best.state_dict() if self.best is not None else None
         return {"done": self.done, "best": best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self.done = state_dict["done"]
         if self.best is not None and state_dict["best"] is not None:
             self.best.load_state_dict(state_dict["best"])
 
 
-_DIFFERENT_WHEN_TRAINING = (_BatchNorm, _DropoutNd, nn.MultiheadAttention)
-
-
 @contextmanager
-def losses_without_learning(model: nn.Module) -> Iterator[None]:
-    """Inside, the model gives losses as at inference.
+def eval_loss_mode(model: nn.Module) -> Iterator[None]:
+    """Let the model return the losses of the network that inference runs.
 
-    Norms use stored statistics, nothing is dropped, and a cascade refines no recollected proposals
-    (SQR): losses are those of what inference runs, and compare with those of other trainings.
+    Norms use stored statistics, dropout is off and no proposals are recollected (SQR), so losses
+    compare with those of other trainings.
     """
     before = {module: module.training for module in model.modules()}
-    cascades = [m for m in before if isinstance(m, Cascade) and m.recollects]
     model.train()
-    for cascade in cascades:
-        cascade.recollects = False
     for module in before:
-        if isinstance(module, _DIFFERENT_WHEN_TRAINING):
+        if isinstance(module, (_BatchNorm, _DropoutNd, nn.MultiheadAttention)):
             module.training = False
     try:
-        # Detectron2's heads log what they do: not into the log of the training.
-        with torch.no_grad(), each_for_itself(), EventStorage():
+        # Detectron2's heads write scalars, which do not belong into the log of the training.
+        with (
+            torch.no_grad(),
+            local_reductions(),
+            use_training_context(recollect=False),
+            EventStorage(),
+        ):
             yield
     finally:
-        for cascade in cascades:
-            cascade.recollects = True
         for module, training in before.items():
             module.training = training
 
 
 def validation_losses(model: nn.Module, loader: Iterable[list[dict[str, Any]]]) -> dict[str, float]:
-    """Mean losses over the images of all processes.
+    """Compute the mean losses over the images of all processes.
 
     Args:
-        model: not wrapped for several processes: those need not have equally many images.
-        loader: this process's batches, with ``instances``.
+        model: not wrapped by `wrap_ddp`, since processes may have different numbers of images.
+        loader: batches of this process, with ``instances``.
 
     Returns:
         Losses by name and ``total_loss``; empty on all processes but the main one.
     """
     sums: dict[str, float] = defaultdict(float)
     count = 0
-    with losses_without_learning(model):
+    with eval_loss_mode(model):
         for batch in loader:
             for name, value in model(batch).items():
                 sums[name] += float(value) * len(batch)
@@ -272,41 +261,18 @@ def validation_losses(model: nn.Module, loader: Iterable[list[dict[str, Any]]]) 
     return {"total_loss": sum(means.values()), **means}
 
 
-_LOGGER = logging.getLogger(__name__)
-
-
-class PredictionImages:
-    """Draws ground truth and predictions of the same images every time."""
-
-    def __init__(self, cfg: CfgNode, *, count: int = 4, threshold: float = 0.3) -> None:
-        """Choose the images.
-
-        Args:
-            cfg: for the first of ``DATASETS.TEST``.
-            count: how many, spread evenly over it.
-            threshold: smallest score that is drawn.
-        """
-        self.cfg = cfg
-        self.name = cfg.DATASETS.TEST[0]
-        self.count = count
-        self.threshold = threshold
-
-    def __call__(self, model: nn.Module, storage: EventStorage) -> None:
-        """Draw with `model` into `storage`, from where the writers take it."""
-        try:
-            from ..visualization.draw import picture_of, spread
-        except ImportError:  # without the extra "viz"
-            _LOGGER.warning('Images are not logged: pip install "dsrcnn[viz]", or LOG.IMAGES 0.')
-            return
-        records = DatasetCatalog.get(self.name)
-        classes = MetadataCatalog.get(self.name).thing_classes
-        mapper = DetectionMapper(self.cfg, is_train=False)
-        training = model.training
-        model.eval()
-        for index in spread(len(records), self.count):
-            with torch.no_grad():
-                found = model([mapper(records[index])])[0]["instances"].to("cpu")
-            image = read_image(dict(records[index]), "BGR")
-            picture = picture_of(image, records[index], found, classes, self.threshold)
-            storage.put_image(f"predictions/{index}", picture[..., ::-1].transpose(2, 0, 1).copy())
-        model.train(training)
+def draw_predictions(cfg: CfgNode, model: nn.Module, storage: EventStorage) -> None:
+    """Draw ``LOG.IMAGES`` images of the first test set, always the same, for TensorBoard."""
+    name = cfg.DATASETS.TEST[0]
+    records = DatasetCatalog.get(name)
+    classes = MetadataCatalog.get(name).thing_classes
+    mapper = DetectionMapper(cfg, is_train=False)
+    training = model.training
+    model.eval()
+    for index in evenly_spaced(len(records), cfg.LOG.IMAGES):
+        with torch.no_grad():
+            detections = model([mapper(records[index])])[0]["instances"].to("cpu")
+        image = read_image(dict(records[index]), "BGR")
+        picture = draw_comparison(image, records[index], detections, classes, _MIN_SCORE)
+        storage.put_image(f"predictions/{index}", picture[..., ::-1].transpose(2, 0, 1).copy())
+    model.train(training)

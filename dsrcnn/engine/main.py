@@ -1,74 +1,160 @@
-"""The body of ``train_net.py``: arguments, set-up, training or evaluation, processes."""
+"""Shared entry of ``train_net.py`` and ``dsrcnn train | eval | demo``.
+
+`run` or a command parses arguments, `launch` starts the processes, and `_main` runs in each of
+them: `setup_run`, then `Trainer` or `evaluate`.
+"""
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.config import CfgNode, get_cfg
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from ..config import read_cfg
-from ..config.load import find_config, load_cfg
+from ..config import add_dsrcnn_config, read_cfg
 from ..errors import ConfigError, DsrcnnError, message_from_traceback
-from .checkpoint import ReportingCheckpointer
-from .launch import Processes, run_processes, started_by_torchrun
-from .setup import final_recipe, keep_drawn_seed, make_deterministic, record_environment
+from .checkpoint import Checkpointer
+from .processes import Processes, run_processes, started_by_torchrun
+from .setup import setup_run
 from .trainer import Trainer
 
-__all__ = ["evaluate", "main", "run", "setup"]
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser for command lines with config overrides, and with errors of this package."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a `ConfigError`, which the command line prints as one line."""
+        raise ConfigError(f"{message}. See {self.prog} --help.")
+
+    def parse_overrides(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse options and ``KEY VALUE`` pairs, which may come in any order.
+
+        Returns:
+            The options, and the pairs as a flat list in ``opts``.
+
+        Raises:
+            ConfigError: for an unknown option.
+        """
+        sections = add_dsrcnn_config(get_cfg())
+        words, opts, rest = iter(argv), [], []
+        for word in words:
+            section, dot, _ = word.partition(".")
+            if section in sections and bool(dot) == isinstance(sections[section], CfgNode):
+                opts += [word, *itertools.islice(words, 1)]
+            else:
+                rest.append(word)
+        args, unknown = self.parse_known_args(rest)
+        for word in unknown:
+            if word.startswith("-") and not word.lstrip("-").replace(".", "", 1).isdigit():
+                self.error(f"unknown option {word}")
+        args.opts = opts + unknown  # reading the config names keys that do not exist
+        return args
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Config, output folder, loggers and seed of a run."""
-    cfg = load_cfg(args.config_file, args.opts)
-    # Before Detectron2 does it: what the recipe decides belongs into the log.
-    for name in ({"name": "fvcore"}, {}, {"name": "dsrcnn"}):  # its arguments: it asks a cache
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), **name)
-    if not args.eval_only:
-        if args.resume:
-            keep_drawn_seed(cfg)
-        cfg = final_recipe(cfg)
-    cfg.freeze()
-    args.config_file = str(find_config(args.config_file))
-    default_setup(cfg, args)
-    if cfg.DETERMINISTIC:
-        make_deterministic()
-    if comm.is_main_process():
-        record_environment(cfg)
-    return cfg
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a training."""
+    text = "YAML file or shipped name, such as quick/sparse_rcnn_shapes"
+    parser.add_argument("--config-file", metavar="FILE", help=text)
+    text = "continue from the last checkpoint in OUTPUT_DIR, if there is one"
+    parser.add_argument("--resume", action="store_true", help=text)
+    add_process_arguments(parser)
+    parser.usage = f"{parser.prog} --config-file FILE [options] [KEY VALUE ...]"
 
 
-def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Train, or with ``--eval-only`` evaluate; runs in every process."""
-    cfg = setup(args)
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare Detectron2's options about processes."""
+    text = "processes on this machine, one per GPU"
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help=text)
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines")
+    text = "number of this machine, from 0"
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="I", help=text)
+    text = "address of the first machine, tcp://HOST:PORT"
+    parser.add_argument("--dist-url", default="", metavar="URL", help=text)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run ``train_net.py``.
+
+    Returns:
+        Exit status: 0, 2 after invalid input, 1 if a process died; explained on stderr.
+    """
+    parser = CommandParser(prog="train_net.py", description="Train or evaluate a detector.")
+    add_train_arguments(parser)
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    try:
+        return launch(parser.parse_overrides(sys.argv[1:] if argv is None else argv))
+    except DsrcnnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def launch(args: argparse.Namespace) -> int:
+    """Train or evaluate in the processes that the arguments ask for.
+
+    Args:
+        args: the options of ``train_net.py``, and ``opts``.
+
+    Returns:
+        Exit status: 0, or 1 if a process died, which is explained on stderr.
+
+    Raises:
+        DsrcnnError: if a process raises it.
+    """
+    if not args.config_file:
+        raise ConfigError(
+            "write --config-file, for example --config-file quick/sparse_rcnn_shapes."
+        )
+    try:
+        run_processes(_processes(args, read_cfg(args.config_file, args.opts)), _main, args)
+    except ProcessRaisedException as error:
+        message = message_from_traceback(str(error))
+        if message is None:
+            raise
+        raise DsrcnnError(message) from None
+    except ProcessExitedException as error:
+        reason = f"was killed by {error.signal_name}" if error.signal_name else "has died"
+        print(
+            f"error: Process {error.error_index} {reason} (exit code {error.exit_code}); the rest "
+            "were stopped. SIGKILL often means that main memory ran out: lower "
+            "SOLVER.IMS_PER_BATCH or DATALOADER.NUM_WORKERS. --resume continues from the last "
+            "checkpoint.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _main(args: argparse.Namespace) -> None:
+    """Train or evaluate; runs in every process."""
+    cfg = setup_run(args.config_file, args.opts, resume=args.resume, eval_only=args.eval_only)
     if args.eval_only:
-        return evaluate(cfg, resume=args.resume)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+        evaluate(cfg, resume=args.resume)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
 
 
 def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``, with ``TEST.AUG.ENABLED`` once more with it.
+    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``; with ``TEST.AUG.ENABLED`` in both ways.
 
     Args:
         cfg: from `load_cfg`.
-        resume: take the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
+        resume: evaluate the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
 
     Returns:
-        The metrics by task, as Detectron2's ``DefaultTrainer.test``.
+        The metrics by task; see `Trainer.test`.
 
     Raises:
         WeightsError: if the weights are missing or do not fill the whole model.
     """
     model = Trainer.build_model(cfg)
-    checkpointer = ReportingCheckpointer(
+    checkpointer = Checkpointer(
         model,
         save_dir=cfg.OUTPUT_DIR,
         strict=True,
@@ -85,67 +171,30 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
 
 
 def _processes(args: argparse.Namespace, cfg: CfgNode) -> Processes:
-    """Which processes the command line asks for; ``--num-gpus`` counts CPU processes as well."""
-    found = torch.cuda.device_count()
-    wants_cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    several = args.num_gpus * args.num_machines > 1
-    if started_by_torchrun() and several:
+    """Return the processes to start; ``--num-gpus`` counts CPU processes as well."""
+    gpus = torch.cuda.device_count()
+    uses_cuda = cfg.MODEL.DEVICE.startswith("cuda")
+    is_distributed = args.num_gpus * args.num_machines > 1
+    if started_by_torchrun() and is_distributed:
         raise ConfigError(
             f"--num-gpus is {args.num_gpus} and --num-machines {args.num_machines}, but torchrun "
             "has started the processes already. Leave both out."
         )
-    if (wants_cuda and args.num_gpus > max(found, 1)) or (wants_cuda and several and not found):
+    if uses_cuda and (args.num_gpus > max(gpus, 1) or (is_distributed and not gpus)):
         raise ConfigError(
-            f"--num-gpus is {args.num_gpus}, but torch finds {found} CUDA devices on this machine. "
-            f"Write --num-gpus {found}, or MODEL.DEVICE cpu for as many processes on the CPU."
+            f"--num-gpus is {args.num_gpus}, but torch finds {gpus} CUDA devices on this machine. "
+            f"Write --num-gpus {gpus}, or MODEL.DEVICE cpu for as many processes on the CPU."
         )
-    if several and wants_cuda and ":" in cfg.MODEL.DEVICE:
+    if is_distributed and uses_cuda and ":" in cfg.MODEL.DEVICE:
         raise ConfigError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but every process takes a GPU of its own. Write "
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but every process needs its own GPU. Write "
             "MODEL.DEVICE cuda; CUDA_VISIBLE_DEVICES chooses among GPUs."
         )
-    if args.num_machines > 1 and "127.0.0.1" in args.dist_url:
+    if args.num_machines > 1 and (not args.dist_url or "127.0.0.1" in args.dist_url):
         raise ConfigError(
-            f"--num-machines is {args.num_machines}, but --dist-url is {args.dist_url}, where no "
-            "other machine finds this one. Write --dist-url tcp://<first machine>:<port>."
+            f"--num-machines is {args.num_machines}, but --dist-url is {args.dist_url!r}, which "
+            "other machines cannot reach. Write --dist-url tcp://<first machine>:<port>."
         )
-    # Detectron2's default for one machine is a fixed port, which two trainings would share.
     url = args.dist_url if args.num_machines > 1 else None
-    device = "cuda" if wants_cuda and found else "cpu"
+    device = "cuda" if uses_cuda and gpus else "cpu"
     return Processes(device, max(args.num_gpus, 1), args.num_machines, args.machine_rank, url)
-
-
-def run(argv: Sequence[str] | None = None) -> int:
-    """Command line of ``train_net.py``.
-
-    Returns:
-        Exit status: 0, 2 after bad input, 1 if a process died; explained on stderr.
-    """
-    parser = default_argument_parser()
-    args = parser.parse_args(argv)
-    if not args.config_file:
-        parser.error("write --config-file, for example --config-file quick/sparse_rcnn_shapes")
-    try:
-        processes = _processes(args, read_cfg(args.config_file, args.opts))
-        run_processes(processes, main, args)
-    except DsrcnnError as error:
-        return _fail(str(error))
-    except ProcessRaisedException as error:
-        message = message_from_traceback(str(error))
-        if message is None:
-            raise
-        return _fail(message)
-    except ProcessExitedException as error:
-        what = f"was killed by {error.signal_name}" if error.signal_name else "has died"
-        return _fail(
-            f"Process {error.error_index} {what} (exit code {error.exit_code}); the others were "
-            "stopped. SIGKILL often means that main memory ran out: lower SOLVER.IMS_PER_BATCH or "
-            "DATALOADER.NUM_WORKERS. --resume goes on from the last checkpoint.",
-            status=1,
-        )
-    return 0
-
-
-def _fail(message: str, status: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status

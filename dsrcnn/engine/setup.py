@@ -1,4 +1,4 @@
-"""What a run depends on besides its config: recorded, and made deterministic on request."""
+"""Set-up of a run: output folder, log, records of the environment, seed, final solver settings."""
 
 import json
 import logging
@@ -14,41 +14,93 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 
+from ..config import load_cfg, read_cfg
 from ..data.build import training_records
 from ..solver import scale_learning_rate, use_epochs
 from ..version import __version__
+from .console import configure_logging
 
-__all__ = [
-    "final_recipe",
-    "keep_drawn_seed",
-    "make_deterministic",
-    "record_environment",
-    "warn_of_few_images",
-]
-
+_LOGGER = logging.getLogger(__name__)
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "Pillow", "pycocotools", "faster-coco-eval")
+_MIN_IMAGES_FOR_DPG = 4
 
 
-def record_environment(cfg: CfgNode) -> None:
-    """Append command, versions, machine and state of the code to ``environment.jsonl``.
+def setup_run(
+    config_file: str, opts: list[str], *, resume: bool = False, eval_only: bool = False
+) -> CfgNode:
+    """Prepare a training or an evaluation, in every process.
 
-    One line for every start, so that a run that was resumed elsewhere shows it.
+    The output folder gets ``config.yaml``, ``log.txt`` and a record of the environment. The
+    evaluation of a training leaves the training's ``config.yaml`` as it is.
+
+    Args:
+        config_file: YAML file or shipped name.
+        opts: ``KEY, VALUE, KEY, VALUE ...``.
+        resume: whether a training continues; it keeps a seed that was drawn.
+        eval_only: whether the run does not train.
+
+    Returns:
+        The final config, frozen.
+
+    Raises:
+        ConfigError: if the config cannot work.
+        DataError: if the data set cannot be read.
     """
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    entry = {
+    cfg = read_cfg(config_file, opts)
+    configure_logging(cfg.OUTPUT_DIR, verbose=cfg.LOG.LEVEL == "verbose")
+    cfg = load_cfg(config_file, opts)
+    if not eval_only:
+        if resume:
+            restore_seed(cfg)
+        cfg = resolve_solver(cfg)
+    cfg.freeze()
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not eval_only:  # there are too few images in an evaluation
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.get("FLOAT32_PRECISION"):  # a key of Detectron2's main branch
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    if cfg.DETERMINISTIC:
+        _make_deterministic()
+    if comm.is_main_process():
+        _record(cfg, keep_config=eval_only)
+    return cfg
+
+
+def _record(cfg: CfgNode, *, keep_config: bool) -> None:
+    """Write ``config.yaml``, ``environment.txt`` and a line of ``environment.jsonl``."""
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True, exist_ok=True)
+    _LOGGER.debug("Command: %s\nConfig:\n%s", sys.argv, cfg.dump())
+    if not (keep_config and (folder / "config.yaml").is_file()):
+        (folder / "config.yaml").write_text(cfg.dump())
+    # It warns of a CUDA toolkit without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    environment = collect_env_info()
+    _LOGGER.debug("Environment:\n%s", environment)
+    (folder / "environment.txt").write_text(environment + "\n")
+    entry = {  # for every start, since a run may be resumed elsewhere
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
         "seed": cfg.SEED,
         "processes": comm.get_world_size(),
-        "device": cuda or f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)",
+        "device": device_name(cfg),
         "python": platform.python_version(),
         "dsrcnn": __version__,
         "packages": {name: _version(name) for name in _PACKAGES},
         **_git_state(),
     }
-    with (Path(cfg.OUTPUT_DIR) / "environment.jsonl").open("a") as file:
+    with (folder / "environment.jsonl").open("a") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+def device_name(cfg: CfgNode) -> str:
+    """Return the name of the GPU, or architecture and threads of the CPU."""
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def _version(package: str) -> str | None:
@@ -59,38 +111,34 @@ def _version(package: str) -> str | None:
 
 
 def _git_state() -> dict[str, object]:
-    """Commit of the package and whether files differ from it; empty outside a clone."""
+    """Return the commit of the package and whether files are modified; empty outside a clone."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 ["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10
             )
         except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout.strip()
+        return result.stdout.strip()
 
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     return {} if commit is None else {"commit": commit, "changed": bool(changes)}
 
 
-def make_deterministic() -> None:
-    """Ask torch for algorithms that give the same numbers every time, on GPUs too.
+def _make_deterministic() -> None:
+    """Use deterministic algorithms on GPUs, with a warning where torch has none.
 
-    Where it has none, it warns and goes on. On a CPU nothing changes: there results are the same
-    anyway for the same number of threads.
+    On a CPU results are the same anyway for the same number of threads.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-_LOGGER = logging.getLogger(__name__)
-
-
-def keep_drawn_seed(cfg: CfgNode) -> None:
-    """Where ``SEED`` is drawn and a run goes on: take what was drawn at its start, in place."""
+def restore_seed(cfg: CfgNode) -> None:
+    """Replace a negative ``SEED`` by the one drawn at the start of a resumed run, in place."""
     folder = Path(cfg.OUTPUT_DIR)
     if cfg.SEED < 0 and (folder / "last_checkpoint").is_file():
         saved = folder / "config.yaml"
@@ -98,39 +146,21 @@ def keep_drawn_seed(cfg: CfgNode) -> None:
             cfg.SEED = CfgNode.load_yaml_with_base(str(saved), allow_unsafe=False)["SEED"]
 
 
-def warn_of_few_images(cfg: CfgNode) -> None:
-    """DPG cannot learn from batches, or parts of them, of two or three images; say so."""
-    dpg = cfg.MODEL.SparseRCNN.DPG
-    images = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE
-    if dpg.ENABLED and dpg.LOGIT_NORM and images < _FEWEST_IMAGES:
-        _LOGGER.warning(
-            "DPG compares the %d images of a step (SOLVER.IMS_PER_BATCH / SOLVER.ACCUMULATE) with "
-            "each other; below %d it learns little or nothing. Raise the one or lower the other, "
-            "or save memory by MODEL.CHECKPOINT instead.",
-            *(images, _FEWEST_IMAGES),
-        )
+def resolve_solver(cfg: CfgNode) -> CfgNode:
+    """Return a frozen config with final values in ``SOLVER`` and ``SEED``.
 
-
-_FEWEST_IMAGES = 4
-
-
-def final_recipe(cfg: CfgNode) -> CfgNode:
-    """A frozen config whose ``SOLVER`` needs no further interpretation; doing it twice is harmless.
-
-    In this order: ``REFERENCE_WORLD_SIZE`` (Detectron2's rule: as many images per process as
-    before), ``EPOCHS``, ``REFERENCE_BATCH``, a seed where ``SEED`` is below 0.
-
-    Args:
-        cfg: from `load_cfg`; not changed.
+    In this order: ``REFERENCE_WORLD_SIZE`` (Detectron2's rule of constant images per process),
+    ``EPOCHS``, ``REFERENCE_BATCH``, and a drawn seed if ``SEED`` is negative. A second call has no
+    effect.
 
     Raises:
-        ConfigError: if the numbers cannot work.
+        ConfigError: if the values cannot work.
         DataError: if the data are needed to count epochs and cannot be read.
     """
     batch = cfg.SOLVER.IMS_PER_BATCH
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
     cfg.defrost()
-    # It has scaled BASE_LR with the batch, so that is meant for more images now.
+    # BASE_LR was scaled with the batch, so it is meant for more images now.
     cfg.SOLVER.REFERENCE_BATCH = round(
         cfg.SOLVER.REFERENCE_BATCH * cfg.SOLVER.IMS_PER_BATCH / batch
     )
@@ -142,3 +172,16 @@ def final_recipe(cfg: CfgNode) -> CfgNode:
         _LOGGER.info("SEED is drawn: %d.", cfg.SEED)
     cfg.freeze()
     return cfg
+
+
+def warn_of_few_images(cfg: CfgNode) -> None:
+    """Warn if batches, or their parts, have too few images for DPG to learn from."""
+    dpg = cfg.MODEL.SparseRCNN.DPG
+    images = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE
+    if dpg.ENABLED and dpg.LOGIT_NORM and images < _MIN_IMAGES_FOR_DPG:
+        _LOGGER.warning(
+            "DPG compares the %d images of a step (SOLVER.IMS_PER_BATCH / SOLVER.ACCUMULATE) with "
+            "each other; below %d it learns little or nothing. Raise the one or lower the other, "
+            "or save memory by MODEL.ACTIVATION_CHECKPOINT instead.",
+            *(images, _MIN_IMAGES_FOR_DPG),
+        )

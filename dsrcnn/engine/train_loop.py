@@ -1,4 +1,4 @@
-"""One training iteration: forward and backward by parts, check, clip, update."""
+"""One training iteration: forward and backward passes, checks, clipping, update."""
 
 import contextlib
 import math
@@ -15,23 +15,24 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..data.samplers import mixed_seed
+from ..data.samplers import derive_seed
 from ..errors import NonFiniteLossError
 from ..solver import clip_full_model
-from ..utils.distributed import mean_over_processes
-
-__all__ = ["TrainLoop", "unwrapped"]
+from ..utils.distributed import reduce_mean
+from ..utils.training import TrainableModel, use_training_context
 
 _Batch = list[dict[str, Any]]
 
+_MIN_SCALE = 1e-4  # gradients that are infinite at this scale are not so because of float16
+
 
 class TrainLoop(TrainerBase):
-    """Mixed precision, accumulation, clipping and a check of losses and gradients.
+    """Training with mixed precision, gradient accumulation, clipping and checks for NaN.
 
-    Gradients are unscaled, then clipped, then applied, so clipping sees their true size also under
-    a gradient scaler. Losses or gradients that are not finite stop training before they touch the
-    weights, on all processes at once. Random numbers of an iteration follow from the seed, the
-    iteration and the process, so a resumed run draws the same ones.
+    Gradients are unscaled, then clipped, then applied, so clipping sees their true size under a
+    gradient scaler. Losses or gradients that are not finite end training on all processes before
+    they reach the weights. The random numbers of an iteration depend on the seed, the iteration and
+    the process only, so a resumed run draws the same ones.
     """
 
     def __init__(
@@ -41,24 +42,24 @@ class TrainLoop(TrainerBase):
         optimizer: torch.optim.Optimizer,
         *,
         device: torch.device,
-        precision: torch.dtype = torch.float32,
-        accumulate: int = 1,
-        clip_norm: float = math.inf,
-        norm_type: float = 2.0,
-        seed: int = 0,
+        precision: torch.dtype,
+        accumulate: int,
+        clip_norm: float,
+        norm_type: float,
+        seed: int,
     ) -> None:
-        """Set the loop up.
+        """Initialize the loop.
 
         Args:
-            model: batch to a dictionary of losses; may be wrapped for several processes.
+            model: maps a batch to a dictionary of losses; may be wrapped by `wrap_ddp`.
             data_loader: endless; iteration starts with the first step.
             optimizer: of the model.
-            device: where the model is.
-            precision: of autocast; float16 comes with a gradient scaler, float32 is none.
-            accumulate: parts that a batch is processed in.
+            device: device of the model.
+            precision: of autocast; float16 uses a gradient scaler, float32 disables autocast.
+            accumulate: number of parts a batch is processed in.
             clip_norm: largest norm of all gradients together.
             norm_type: order of that norm.
-            seed: of random numbers.
+            seed: seed of the random numbers.
         """
         super().__init__()
         model.train()
@@ -83,10 +84,10 @@ class TrainLoop(TrainerBase):
         data_loader: Iterable[_Batch],
         optimizer: torch.optim.Optimizer,
     ) -> "TrainLoop":
-        """Read `SOLVER` and `MODEL.DEVICE`."""
+        """Build the loop with the settings of ``SOLVER``, ``MODEL.DEVICE`` and ``SEED``."""
         solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
         precisions = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        full = clip.ENABLED and clip.CLIP_TYPE == "full_model"
+        clips_full_model = clip.ENABLED and clip.CLIP_TYPE == "full_model"
         return cls(
             model,
             data_loader,
@@ -94,7 +95,7 @@ class TrainLoop(TrainerBase):
             device=torch.device(cfg.MODEL.DEVICE),
             precision=precisions[solver.AMP.PRECISION] if solver.AMP.ENABLED else torch.float32,
             accumulate=solver.ACCUMULATE,
-            clip_norm=clip.CLIP_VALUE if full else math.inf,
+            clip_norm=clip.CLIP_VALUE if clips_full_model else math.inf,
             norm_type=clip.NORM_TYPE,
             seed=max(cfg.SEED, 0),
         )
@@ -103,7 +104,8 @@ class TrainLoop(TrainerBase):
         """Train on one batch.
 
         Raises:
-            NonFiniteLossError: if losses or gradients are infinite or NaN; weights are as before.
+            NonFiniteLossError: if losses or gradients are infinite or NaN; the weights are
+                unchanged.
         """
         start = time.perf_counter()
         if self._batches is None:
@@ -120,53 +122,51 @@ class TrainLoop(TrainerBase):
         self.scaler.update()
 
     def _backward(self, batch: _Batch) -> dict[str, Tensor]:
-        """Gradients of the whole batch; returns its losses."""
+        """Compute the gradients of the batch, part by part, and return its losses."""
         size = math.ceil(len(batch) / self.accumulate)
         parts = [batch[i : i + size] for i in range(0, len(batch), size)]
-        arguments, factors = self._how_parts_add_up(parts)
+        normalizers, factors = self._normalize(parts)
         sums: dict[str, Tensor] = {}
         for number, (part, factor) in enumerate(zip(parts, factors, strict=True), start=1):
             is_last = number == len(parts)
-            if arguments:
-                arguments["ends_iteration"] = is_last
-            with self._synchronized(is_last):
+            context = use_training_context(normalizers=normalizers, ends_iteration=is_last)
+            with context, self._reduce_gradients(is_last):
                 with self._autocast():
-                    losses = self.model(part, **arguments)
+                    losses = self.model(part)
                 total = sum(losses.values()) * factor
                 self.scaler.scale(total).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() * factor
         return sums
 
-    def _how_parts_add_up(self, parts: list[_Batch]) -> tuple[dict[str, Any], list[float]]:
-        """Arguments for the model, and factors that make losses of parts those of the batch.
+    def _normalize(self, parts: list[_Batch]) -> tuple[Any, list[float]]:
+        """Return normalizers and factors with which the losses of the parts sum to the batch's.
 
-        A model that can count beforehand what its losses are divided by is exact; the losses of
-        others are averaged over the images.
+        This is exact for a `TrainableModel`; the losses of other models are averaged over images.
         """
-        count = getattr(unwrapped(self.model), "loss_normalizers", None)
         if len(parts) == 1:
-            return {}, [1.0]
-        if count is None:
+            return None, [1.0]
+        model = unwrapped(self.model)
+        if not isinstance(model, TrainableModel):
             images = sum(len(part) for part in parts)
-            return {}, [len(part) / images for part in parts]
+            return None, [len(part) / images for part in parts]
         with self._autocast():
-            normalizers = count(parts)
-        self._seed_iteration()  # dropout has to leave out the same again
-        return {"normalizers": normalizers}, [1.0] * len(parts)
+            normalizers = model.loss_normalizers(parts)
+        self._seed_iteration()  # dropout must draw the same numbers again
+        return normalizers, [1.0] * len(parts)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         enabled = self.precision != torch.float32
         return torch.autocast(self.device.type, self.precision, enabled=enabled)
 
-    def _synchronized(self, is_last: bool) -> contextlib.AbstractContextManager:
-        """Gradients are averaged over processes once, after the last part."""
+    def _reduce_gradients(self, is_last: bool) -> contextlib.AbstractContextManager:
+        """Average gradients over processes only once, after the last part."""
         if is_last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self.model.no_sync()
 
     def _seed_iteration(self) -> None:
-        seed = mixed_seed(self.seed, self.iter, comm.get_rank())
+        seed = derive_seed(self.seed, self.iter, comm.get_rank())
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
@@ -175,35 +175,37 @@ class TrainLoop(TrainerBase):
         self, losses: dict[str, Tensor], norm: Tensor, batch: _Batch, data_time: float
     ) -> None:
         """Read losses and gradient norm from the device, once, as means over processes."""
-        own = torch.stack([*losses.values(), norm.float()])
-        values, means = torch.stack([own, mean_over_processes(own)]).tolist()
-        *shared, norm_value = means
-        # Gradients were averaged over processes: their norm is the same on all of them. Infinite
-        # ones are part of float16, and skipped by the scaler.
-        harmless = self.scaler.is_enabled() and self.scaler.get_scale() > _SMALLEST_SCALE
-        if not (np.isfinite(shared).all() and (math.isfinite(norm_value) or harmless)):
+        local = torch.stack([*losses.values(), norm.float()])
+        values, means = torch.stack([local, reduce_mean(local)]).tolist()
+        *mean_losses, norm_value = means
+        # Gradients were averaged over processes, so their norm is the same on all of them. With
+        # float16 infinite ones are normal, and skipped by the scaler.
+        is_skipped = self.scaler.is_enabled() and self.scaler.get_scale() > _MIN_SCALE
+        if not (np.isfinite(mean_losses).all() and (math.isfinite(norm_value) or is_skipped)):
             raise NonFiniteLossError(self._describe(dict(zip(losses, values, strict=False)), batch))
         storage = get_event_storage()
         storage.put_scalars(
-            data_time=data_time, total_loss=sum(shared), **dict(zip(losses, shared, strict=True))
+            data_time=data_time,
+            total_loss=sum(mean_losses),
+            **dict(zip(losses, mean_losses, strict=True)),
         )
         if math.isfinite(norm_value):
             storage.put_scalar("gradient_norm", norm_value)
 
     def _describe(self, losses: dict[str, float], batch: _Batch) -> str:
-        what = "The loss is not finite"
-        where = f" Images: {', '.join(str(record.get('file_name', '?')) for record in batch)}."
+        problem = "The loss is not finite"
+        images = f" Images: {', '.join(str(record.get('file_name', '?')) for record in batch)}."
         if np.isfinite(list(losses.values())).all():
-            what, where = "The gradients are not finite, or the loss of another process", ""
+            problem, images = "The gradients are not finite, or the loss of another process", ""
         values = ", ".join(f"{k} {v:.4g}" for k, v in losses.items())
         return (
-            f"{what} at iteration {self.iter}: {values}.{where} "
+            f"{problem} at iteration {self.iter}: {values}.{images} "
             "A learning rate too high for the batch size is the usual cause: lower SOLVER.BASE_LR "
             "(0.000025 is meant for 16 images)."
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """State for the checkpoint: optimizer and gradient scaler."""
+        """Return the state of the optimizer and the gradient scaler."""
         return {
             **super().state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -211,18 +213,15 @@ class TrainLoop(TrainerBase):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; checkpoints without a scaler leave it as it is."""
+        """Restore the result of `state_dict`; a checkpoint may lack the scaler."""
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
         if self.scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.scaler.load_state_dict(state_dict["grad_scaler"])
 
 
-_SMALLEST_SCALE = 1e-4  # gradients that are infinite even so do not come from float16
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, without what wraps it for several processes."""
+    """Return the model inside a wrapper of `wrap_ddp`."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return cast(nn.Module, model.module)
     return model

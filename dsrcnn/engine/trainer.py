@@ -3,18 +3,23 @@
 import contextlib
 import logging
 import os
+import shlex
 import weakref
+from collections.abc import Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..data import build_test_loader, build_train_loader
 from ..data.build import build_validation_loader
@@ -22,52 +27,59 @@ from ..data.samplers import TrainingBatches
 from ..errors import DsrcnnError, NonFiniteLossError, WeightsError
 from ..evaluation import build_evaluator
 from ..modeling.freeze import freeze_modules
+from ..modeling.meta_arch.base import SparseDetector
 from ..modeling.tta import TestTimeAugmentation
 from ..solver import build_lr_scheduler, build_optimizer
-from .checkpoint import ReportingCheckpointer
+from .checkpoint import Checkpointer
+from .console import FILE_ONLY, progress_bar, results_table
 from .ema import AveragedWeights
-from .eval_hooks import BestModel, EarlyStop, Evaluation, PredictionImages, validation_losses
-from .hooks import AverageNorms, Checkpoints, ProgressBar, precise_norms
-from .launch import for_all_processes
-from .setup import final_recipe, warn_of_few_images
+from .eval_hooks import BestModel, EarlyStop, Evaluation, draw_predictions, validation_losses
+from .hooks import AverageNorms, Checkpoints, ProgressBar, Writers, precise_norms
+from .processes import wrap_ddp
+from .setup import device_name, resolve_solver, warn_of_few_images
 from .train_loop import TrainLoop, unwrapped
 from .weight_io import remove_partial_files
 from .writers import build_writers
 
-__all__ = ["Trainer"]
-
 _LOGGER = logging.getLogger(__name__)
+_DEFAULT_METRIC = "bbox/AP"
+_MAX_NAMES = 8  # of classes in the summary
 
 
 class Trainer(DefaultTrainer):
-    """Trains and evaluates any model of this package; each builder is one call.
+    """Trainer and evaluator for any model of this package.
 
     Attributes:
-        average: the averaged weights, None without ``MODEL.EMA.ENABLED``.
+        average: the averaged weights; None without ``MODEL.EMA.ENABLED``.
+        best: keeps the best model; None without ``TEST.BEST.METRIC`` or test data.
     """
 
+    build_optimizer = staticmethod(build_optimizer)
+    build_lr_scheduler = staticmethod(build_lr_scheduler)
+    build_train_loader = staticmethod(build_train_loader)
+    build_test_loader = staticmethod(build_test_loader)
+    build_evaluator = staticmethod(build_evaluator)
+
     def __init__(self, cfg: CfgNode) -> None:
-        """Build model, optimizer, loader, checkpointer and hooks from `cfg`."""
-        # Not what `DefaultTrainer` does there: it insists on CUDA for mixed precision and for
-        # several processes, and starts the loader before a checkpoint could say where.
+        """Build model, optimizer, loader, checkpointer and hooks."""
+        # `DefaultTrainer.__init__` requires CUDA for mixed precision and several processes, and
+        # starts the loader before a checkpoint can set its position.
         TrainerBase.__init__(self)
-        # Detectron2 logs a traceback for every exception; for our own the message says it all.
-        logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_own_error)
+        # Detectron2 logs a traceback of every exception; messages of ours are enough.
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexpected)
         self._finished: int | None = None  # the last complete step of this run
-        self.cfg = cfg = final_recipe(cfg)
+        self._last_eval_results: dict[str, Any] = {}
+        self.cfg = cfg = resolve_solver(cfg)
         warn_of_few_images(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         self.average: AveragedWeights | None = None
         if cfg.MODEL.EMA.ENABLED:
-            ema = cfg.MODEL.EMA
-            self.average = AveragedWeights(model, decay=ema.DECAY, warmup=ema.WARMUP)
-        self._trainer: TrainLoop = TrainLoop.from_config(
-            cfg, for_all_processes(model), loader, optimizer
-        )
+            self.average = AveragedWeights(model, decay=cfg.MODEL.EMA.DECAY)
+        self._trainer: TrainLoop = TrainLoop.from_config(cfg, wrap_ddp(model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = ReportingCheckpointer(
+        self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, trust=cfg.MODEL.TRUST_WEIGHTS, trainer=weakref.proxy(self)
         )
         if comm.is_main_process():
@@ -76,26 +88,27 @@ class Trainer(DefaultTrainer):
             self.checkpointer.add_checkpointable("ema", self.average)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.best = self._build_best_model()
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase | None]:
-        """The same on all processes, in the same order; writers only act on the main one."""
+        """Build the hooks, which are the same on all processes; only the main one writes."""
         cfg, model = self.cfg, unwrapped(self.model)
         models = [model] if self.average is None else [model, self.average.average.module]
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            self._average_hook(),
+            self._build_average_hook(),
             *precise_norms(cfg, models, self.build_train_loader),
-            AverageNorms(models, self._leaves_the_process),
-            # Before the evaluation: if that fails, the checkpoint is there.
+            AverageNorms(models, self._is_saved_or_evaluated),
+            # Before the evaluation, so that a checkpoint exists if that fails.
             Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
-            Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate, self._best_model()),
-            ProgressBar(cfg.TEST.BEST.METRIC or "bbox/AP"),
-            hooks.PeriodicWriter(self.build_writers() if comm.is_main_process() else [], period=20),
+            Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate, self.best),
+            ProgressBar(cfg.TEST.BEST.METRIC or _DEFAULT_METRIC),
+            Writers(self.build_writers() if comm.is_main_process() else [], cfg.LOG.PERIOD or 20),
         ]
 
-    def _average_hook(self) -> HookBase | None:
+    def _build_average_hook(self) -> HookBase | None:
         average = self.average
         if average is None:
             return None
@@ -103,18 +116,16 @@ class Trainer(DefaultTrainer):
             before_train=lambda _: average.start(), after_step=lambda _: average.update()
         )
 
-    def _best_model(self) -> BestModel | None:
-        node = self.cfg.TEST.BEST
-        if not (node.METRIC and self.cfg.DATASETS.TEST):
+    def _build_best_model(self) -> BestModel | None:
+        node, sets = self.cfg.TEST.BEST, self.cfg.DATASETS.TEST
+        if not (node.METRIC and sets):
             return None
-        sets = self.cfg.DATASETS.TEST
         metric = node.METRIC
         if len(sets) > 1 and not metric.startswith(tuple(f"{name}/" for name in sets)):
-            metric = f"{sets[0]}/{metric}"  # with several, the log names the set
+            metric = f"{sets[0]}/{metric}"  # the log has the name of the set, too
         return BestModel(
             metric,
             required=node.METRIC != _DEFAULT_METRIC or node.PATIENCE > 0,
-            mode=node.MODE,
             patience=node.PATIENCE,
             checkpointer=self.checkpointer,
             weights=self._evaluated_weights,
@@ -125,25 +136,24 @@ class Trainer(DefaultTrainer):
             return self.average.weights()
         return unwrapped(self.model).state_dict()
 
-    def _leaves_the_process(self, done: int) -> bool:
-        """Whether weights are stored or evaluated after so many iterations."""
+    def _is_saved_or_evaluated(self, done: int) -> bool:
+        """Whether weights are saved or evaluated after `done` iterations."""
         periods = (self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD)
         return done >= self.max_iter or any(p > 0 and done % p == 0 for p in periods)
 
     def _evaluate(self) -> dict[str, Any]:
-        """Evaluate the averaged weights where there are any, otherwise the weights."""
+        """Evaluate the averaged weights if there are any, otherwise the weights."""
         cfg, model = self.cfg, unwrapped(self.model)
         average = self.average
-        averaged = average.in_place_of_the_weights() if average else contextlib.nullcontext()
-        with averaged:
+        with average.swapped_in() if average else contextlib.nullcontext():
             self._last_eval_results = self.test(cfg, model)
             results = dict(self._last_eval_results)
             for name in cfg.DATASETS.TEST if cfg.TEST.LOSS else ():
                 losses = validation_losses(model, build_validation_loader(cfg, name))
-                where = results.setdefault(name, {}) if len(cfg.DATASETS.TEST) > 1 else results
-                where["validation"] = losses
+                node = results.setdefault(name, {}) if len(cfg.DATASETS.TEST) > 1 else results
+                node["validation"] = losses
             if cfg.LOG.IMAGES and cfg.DATASETS.TEST and comm.is_main_process():
-                PredictionImages(cfg, count=cfg.LOG.IMAGES)(model, self.storage)
+                draw_predictions(cfg, model, self.storage)
         return results
 
     def build_writers(self) -> list[EventWriter]:
@@ -151,53 +161,103 @@ class Trainer(DefaultTrainer):
         return build_writers(self.cfg, self.max_iter)
 
     def run_step(self) -> None:
-        """One step; remembers that it was finished."""
+        """Run one step."""
         super().run_step()
         self._finished = self.iter
 
-    def train(self) -> dict[str, Any] | None:
+    def train(self) -> dict[str, Any]:
         """Train from ``start_iter`` to the end.
 
+        Returns:
+            The results of the last evaluation; empty without one.
+
         Raises:
-            DsrcnnError: if something cannot be used, such as an image. The state reached is saved
-                first; ``--resume`` goes on from it.
+            DsrcnnError: if something is unusable, such as an image. The state is saved first, and
+                ``--resume`` continues from it.
             NonFiniteLossError: if the loss diverges; the last checkpoint is untouched.
         """
-        self._position_loader()
+        self._set_loader_position()
+        if comm.is_main_process():
+            (Path(self.cfg.OUTPUT_DIR) / "model.txt").write_text(f"{unwrapped(self.model)}\n")
+            _LOGGER.debug("Model:\n%s", unwrapped(self.model))
+        _LOGGER.info("Training\n%s", self._summary())
+        done = max(self.start_iter, self.max_iter)
         try:
-            return super().train()
+            super().train()
         except EarlyStop as stop:
-            return self._end_early(stop)
-        except NonFiniteLossError as error:
-            stopped: DsrcnnError = NonFiniteLossError(f"{error} {self._last_checkpoint()}")
-            cause: DsrcnnError = error
+            self.checkpointer.save("model_final", iteration=stop.iteration)
+            node = self.cfg.TEST.BEST
+            _LOGGER.info(
+                "No better %s in %d evaluations: training ends early.", node.METRIC, node.PATIENCE
+            )
+            done = stop.iteration + 1
         except DsrcnnError as error:
-            stopped, cause = type(error)(f"{error} {self._save_reached()}"), error
-        _LOGGER.error("%s", stopped)  # the command line prints it too, but not into the log
-        raise stopped from cause
+            is_diverged = isinstance(error, NonFiniteLossError)
+            advice = self._last_checkpoint() if is_diverged else self._save_finished()
+            stopped = type(error)(f"{error} {advice}")
+            _LOGGER.error("%s", stopped, extra=FILE_ONLY)  # the command line prints it
+            raise stopped from error
+        _LOGGER.info("%s", self._conclusion(done))
+        return self._last_eval_results
 
-    def _position_loader(self) -> None:
-        """Make the loader begin with the images of the first iteration of this run."""
-        batches = getattr(self.data_loader, "batch_sampler", None)
+    def _set_loader_position(self) -> None:
+        """Let the loader begin with the images of the first iteration of this run."""
+        loader = self.data_loader
+        batches = loader.batch_sampler if isinstance(loader, DataLoader) else None
         if isinstance(batches, TrainingBatches):
             batches.seed, batches.start = self._trainer.seed, self.start_iter
         elif self.start_iter:
-            _LOGGER.warning("The loader is not this package's; its data start anew.")
+            _LOGGER.warning("The loader is not this package's; it starts from the beginning.")
 
-    def _end_early(self, stop: EarlyStop) -> dict[str, Any]:
-        self.checkpointer.save("model_final", iteration=stop.iteration)
-        _LOGGER.info(
-            "No better %s in %d evaluations: training ends after %d iterations. The best model is "
-            "model_best.pth, the last one model_final.pth.",
-            *(self.cfg.TEST.BEST.METRIC, self.cfg.TEST.BEST.PATIENCE, stop.iteration + 1),
-        )
-        return getattr(self, "_last_eval_results", {})
+    def _summary(self) -> str:
+        """Describe the run in a few lines."""
+        cfg, solver, model = self.cfg, self.cfg.SOLVER, unwrapped(self.model)
+        classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+        names = ", ".join(classes[:_MAX_NAMES]) + (", ..." if len(classes) > _MAX_NAMES else "")
+        dataset = self.data_loader.dataset if isinstance(self.data_loader, DataLoader) else None
+        images = len(dataset) if isinstance(dataset, Sized) else 0
+        count, batch = self.max_iter, solver.IMS_PER_BATCH
+        epochs = f" ({count * batch / images:.1f} epochs)" if images else ""
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+        total = sum(p.numel() for p in model.parameters()) / 1e6
+        sets, period = cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD
+        every = f", every {period} iterations" if sets and period else ""
+        weights = cfg.MODEL.WEIGHTS or "random weights"
+        precision = str(self._trainer.precision).removeprefix("torch.")
+        if self.start_iter:
+            weights = f"iteration {self.start_iter} of an earlier run"
+        rows = {
+            "data": f"{', '.join(cfg.DATASETS.TRAIN)}, {images} images",
+            "classes": f"{len(classes)}: {names}",
+            "model": f"{cfg.MODEL.META_ARCHITECTURE}, {cfg.MODEL.BACKBONE.NAME}, from {weights}",
+            "parameters": f"{total:.1f} M, {trained:.1f} M of them trained",
+            "schedule": f"{count} iterations of {batch} images{epochs}, "
+            f"{solver.OPTIMIZER}, learning rate {solver.BASE_LR:g}",
+            "evaluation": f"{', '.join(sets) or 'none'}{every}",
+            "device": f"{device_name(cfg)}, {precision}, processes: {comm.get_world_size()}",
+            "output": cfg.OUTPUT_DIR,
+        }
+        return "\n".join(f"  {name:<12}{text}" for name, text in rows.items())
 
-    def _save_reached(self) -> str:
+    def _conclusion(self, done: int) -> str:
+        """Name the result, the best model and the command that draws its predictions."""
+        folder, best, latest = Path(self.cfg.OUTPUT_DIR), self.best, self.storage.latest()
+        metric = best.metric if best is not None else _DEFAULT_METRIC
+        result = f": {metric} {latest[metric][0]:.2f}" if metric in latest else ""
+        kept, file = "Model", "model_final.pth"
+        if best is not None and best.value is not None:
+            kept, file = f"Best {best.value:.2f} at iteration {best.iteration}", "model_best.pth"
+        text = f"Finished {done} iterations{result}. {kept}: {folder / file}."
+        if self.cfg.DATASETS.TEST:
+            text += f" Look at it: dsrcnn draw predictions {shlex.quote(str(folder))}"
+        return text
+
+    def _save_finished(self) -> str:
+        """Save the state after the last complete step; returns a message about it."""
         if self._finished is None:
             return self._last_checkpoint()
         self.iter = self._finished
-        # Whichever process meets the error saves: model and optimizer are equal on all of them.
+        # Any process may meet the error and save: model and optimizer are equal on all of them.
         self.checkpointer.save_to_disk = True
         name = f"model_{self.iter:07d}"
         try:
@@ -206,7 +266,7 @@ class Trainer(DefaultTrainer):
             return f"{error} {self._last_checkpoint()}"
         return (
             f"The model after {self.iter + 1} iterations is saved as {name}.pth in "
-            f"{self.cfg.OUTPUT_DIR}; --resume goes on from there."
+            f"{self.cfg.OUTPUT_DIR}; --resume continues from there."
         )
 
     def _last_checkpoint(self) -> str:
@@ -215,63 +275,68 @@ class Trainer(DefaultTrainer):
         return f"There is no checkpoint in {self.cfg.OUTPUT_DIR} yet."
 
     def state_dict(self) -> dict[str, Any]:
-        """State for the checkpoint, with the loop's, which 0.6 forgets, and the seed."""
-        own = {"_trainer": self._trainer.state_dict(), "seed": self._trainer.seed}
-        return {**super().state_dict(), **own}
+        """Return the state of hooks, loop and seed."""
+        # Detectron2 0.6 leaves the loop out.
+        loop = {"_trainer": self._trainer.state_dict(), "seed": self._trainer.seed}
+        return {**super().state_dict(), **loop}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`.
+
+        Raises:
+            WeightsError: if it has no optimizer state.
+        """
         if "_trainer" not in state_dict:
             raise WeightsError(
-                "The checkpoint has no optimizer state, so training cannot go on from it. Leave "
+                "The checkpoint has no optimizer state, so training cannot continue from it. Leave "
                 "out --resume and write MODEL.WEIGHTS to start from its weights."
             )
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
         seed = state_dict.get("seed", self._trainer.seed)
         if seed != self._trainer.seed:
-            _LOGGER.info("Going on with the seed of the checkpoint, %d.", seed)
+            _LOGGER.info("Using the seed of the checkpoint, %d.", seed)
         self._trainer.seed = seed
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's builder; ``MODEL.FREEZE`` is applied."""
-        model = super().build_model(cfg)
+        """Build the model and apply ``MODEL.FREEZE``."""
+        model = build_model(cfg)
         freeze_modules(model, cfg.MODEL.FREEZE)
         return model
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See `dsrcnn.solver.build_optimizer`."""
-        return build_optimizer(cfg, model)
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate on all of ``DATASETS.TEST`` and print a table for each.
 
-    @classmethod
-    def build_lr_scheduler(
-        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """See `dsrcnn.solver.build_lr_scheduler`."""
-        return build_lr_scheduler(cfg, optimizer)
+        Args:
+            cfg: of the model.
+            model: detector to evaluate.
+            evaluators: one per data set; None builds them.
 
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """See `dsrcnn.data.build_train_loader`."""
-        return build_train_loader(cfg)
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """See `dsrcnn.data.build_test_loader`."""
-        return build_test_loader(cfg, dataset_name)
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """See `dsrcnn.evaluation.build_evaluator`."""
-        return build_evaluator(cfg, dataset_name)
+        Returns:
+            The metrics by task, or by data set and task if there are several data sets.
+        """
+        results: dict[str, Any] = {}
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+            loader = cls.build_test_loader(cfg, name)
+            with progress_bar(loader, desc=name, unit="batch", leave=False) as bar:
+                results[name] = inference_on_dataset(model, bar, evaluator)
+            if comm.is_main_process():
+                _LOGGER.info("Results on %s\n%s", name, results_table(results[name]))
+        return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod
     def test_with_TTA(  # noqa: N802  (the name Detectron2 projects use)
         cls, cfg: CfgNode, model: nn.Module
     ) -> dict[str, Any]:
-        """Evaluate once more with test-time augmentation (``TEST.AUG``).
+        """Evaluate with test-time augmentation (``TEST.AUG``).
 
         Returns:
             The metrics with ``_TTA`` behind the task's name.
@@ -279,14 +344,12 @@ class Trainer(DefaultTrainer):
         tta_cfg = cfg.clone()
         tta_cfg.defrost()
         tta_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "tta")
-        kind = TestTimeAugmentation if hasattr(model, "predict") else GeneralizedRCNNWithTTA
-        augmented = kind(cfg, model)
+        is_sparse = isinstance(model, SparseDetector)
+        augmented = (TestTimeAugmentation if is_sparse else GeneralizedRCNNWithTTA)(cfg, model)
+        _LOGGER.info("Evaluating with test-time augmentation.")
         results = cls.test(tta_cfg, augmented)
         return {f"{task}_TTA": values for task, values in results.items()}
 
 
-_DEFAULT_METRIC = "bbox/AP"
-
-
-def _is_no_own_error(record: logging.LogRecord) -> bool:
+def _is_unexpected(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], (DsrcnnError, EarlyStop)))

@@ -1,4 +1,4 @@
-"""Weight files: written whole or not at all, read without running what they may contain."""
+"""Weight files: atomic writing, and reading that does not run code from the file."""
 
 import logging
 import os
@@ -14,37 +14,28 @@ import torch
 
 from ..errors import CheckpointError, UnreadableWeightsError, WeightsError
 
-__all__ = [
-    "export_weights",
-    "read_pickle",
-    "read_weights",
-    "remove_partial_files",
-    "write_atomically",
-]
-
 _LOGGER = logging.getLogger(__name__)
 
 _UNTRUSTED = (
-    "Weights {path!r} hold more than numbers ({error}). Reading them would run code from the file. "
-    "Write MODEL.TRUST_WEIGHTS True if you trust where it comes from."
+    "Weights {path!r} contain more than numbers ({error}). Reading them would run code from the "
+    "file. Write MODEL.TRUST_WEIGHTS True if you trust its source."
 )
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that there is, at any time, the old one or the whole new one.
+    """Write a file so that at any time either the old or the complete new content is there.
 
     Args:
-        path: of the file; its folder exists.
+        path: file in an existing folder.
         write: writes into the open file it is given.
 
     Raises:
-        CheckpointError: if writing fails, because the disk is full or read-only; what was at `path`
-            is untouched.
+        CheckpointError: if writing fails, such as on a full disk; the old file is untouched.
     """
     path = Path(path)
     partial: str | None = None
     try:
-        # In the same folder: only within a file system is renaming one step.
+        # In the same folder, since renaming is atomic only within a file system.
         descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             write(file)
@@ -52,7 +43,7 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # temporary files are private otherwise
+        os.chmod(partial, 0o666 & ~umask)  # temporary files are private by default
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise CheckpointError(
@@ -65,23 +56,23 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
 
 
 def remove_partial_files(folder: str | Path) -> None:
-    """Remove what `write_atomically` leaves of checkpoints when its process is killed."""
+    """Remove partial checkpoints, which `write_atomically` leaves when its process is killed."""
     for partial in Path(folder).glob(".*.pth.*"):
-        _LOGGER.info("Removing %s, which was not written to the end.", partial)
+        _LOGGER.info("Removing %s, which is incomplete.", partial)
         partial.unlink(missing_ok=True)
 
 
 def read_weights(path: str, *, trust: bool = False) -> Any:
-    """Content of a ``.pth`` or ``.safetensors`` file, on the CPU.
+    """Read a ``.pth`` or ``.safetensors`` file to the CPU.
 
     Args:
-        path: of the file.
-        trust: run code that the file may hold.
+        path: file to read.
+        trust: run code that the file may contain.
 
     Raises:
         UnreadableWeightsError: if the file is damaged or no weight file.
-        WeightsError: if there is no such file, or it holds more than tensors, numpy arrays and
-            plain values.
+        WeightsError: if it does not exist or contains more than tensors, numpy arrays and plain
+            values.
     """
     if not Path(path).is_file():
         raise WeightsError(f"Weights {path!r} do not exist; write the path of a file.")
@@ -92,7 +83,7 @@ def read_weights(path: str, *, trust: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         forbidden = re.search(r"(?:GLOBAL|global:?|class:?) (?!GLOBAL)(\S+)", str(error))
-        if forbidden is None:  # torch explains itself in a paragraph; what matters is its kind
+        if forbidden is None:
             raise _unreadable(path, "not a file of torch") from error
         raise WeightsError(_UNTRUSTED.format(path=path, error=forbidden[1])) from error
     except _DAMAGE as error:
@@ -110,17 +101,21 @@ def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
 
 
 def read_pickle(path: str, *, trust: bool = False) -> Any:
-    """Content of a ``.pkl`` file of Detectron2's model zoo.
+    """Read a ``.pkl`` file of Detectron2's model zoo.
+
+    Args:
+        path: file to read.
+        trust: run code that the file may contain.
 
     Raises:
         UnreadableWeightsError: if the file is damaged.
-        WeightsError: if it holds more than numpy arrays and plain values.
+        WeightsError: if it contains more than numpy arrays and plain values.
     """
     try:
         with open(path, "rb") as file:
             if trust:
                 return pickle.load(file, encoding="latin1")
-            return _NumbersOnly(file, encoding="latin1").load()
+            return _NumpyUnpickler(file, encoding="latin1").load()
     except _ForbiddenError as error:
         raise WeightsError(_UNTRUSTED.format(path=path, error=error)) from error
     except (pickle.UnpicklingError, *_DAMAGE) as error:
@@ -130,20 +125,20 @@ def read_pickle(path: str, *, trust: bool = False) -> Any:
 def export_weights(
     source: str | Path, target: str | Path, *, average: bool = False, trust: bool = False
 ) -> int:
-    """Write the weights of a checkpoint alone, without optimizer and other state.
+    """Write the weights of a checkpoint without the optimizer and other state.
 
     Args:
         source: ``.pth``, ``.pkl`` or ``.safetensors``.
         target: ``.safetensors`` or ``.pth``.
-        average: the averaged weights instead.
-        trust: run code that the source may hold.
+        average: take the averaged weights (``MODEL.EMA``).
+        trust: run code that the source may contain.
 
     Returns:
-        Number of tensors.
+        The number of tensors.
 
     Raises:
         WeightsError: if the source cannot be read or has no averaged weights, or the target has
-            another ending.
+            another extension.
         CheckpointError: if the target cannot be written.
     """
     source, target = str(source), str(target)
@@ -151,7 +146,7 @@ def export_weights(
         raise WeightsError(f"Weights {source!r} do not exist.")
     if not target.endswith((".safetensors", ".pth")):
         raise WeightsError(
-            f"The target is {target!r}; write a name that ends .safetensors or .pth."
+            f"The target is {target!r}; write a name that ends in .safetensors or .pth."
         )
     read = read_pickle if source.endswith(".pkl") else read_weights
     content = read(source, trust=trust)
@@ -176,35 +171,35 @@ _DAMAGE = (EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeEr
 def _unreadable(path: str, error: object) -> UnreadableWeightsError:
     reason = str(error) or "it ends too early"
     return UnreadableWeightsError(
-        f"Weights {path!r} cannot be read ({reason}); the file is damaged or is no checkpoint. "
+        f"Weights {path!r} cannot be read ({reason}); the file is damaged or no checkpoint. "
         "Write another MODEL.WEIGHTS."
     )
 
 
 def _numpy_globals() -> list[Any]:
-    """What arrays and numbers of numpy are made of; harmless."""
-    from numpy.lib import format as _  # noqa: F401  (makes the dtypes below known)
+    """Types that pickled numpy arrays and scalars consist of."""
+    from numpy.lib import format as _  # noqa: F401  (defines the dtypes below)
 
-    core = getattr(np, "_core", None) or np.core
-    kinds = {type(np.dtype(k)) for k in ("?", "i1", "u1", "i2", "i4", "i8", "f2", "f4", "f8")}
+    core = np._core if hasattr(np, "_core") else np.core  # renamed in numpy 2
     multiarray = core.multiarray
-    return [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *kinds]
+    dtypes = {type(np.dtype(k)) for k in ("?", "i1", "u1", "i2", "i4", "i8", "f2", "f4", "f8")}
+    return [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *dtypes]
 
 
 _NUMPY = _numpy_globals()
 
 
 class _ForbiddenError(pickle.UnpicklingError):
-    """A pickle asks for something that is neither a number nor a container."""
+    """A pickle contains something other than numbers and containers."""
 
 
-class _NumbersOnly(pickle.Unpickler):
-    """Refuses everything but numpy arrays and containers."""
+class _NumpyUnpickler(pickle.Unpickler):
+    """Unpickler that refuses everything but numpy arrays and containers."""
 
     _ALLOWED = frozenset(
         [
             ("collections", "OrderedDict"),
-            ("_codecs", "encode"),  # how Python 3 writes bytes for Python 2
+            ("_codecs", "encode"),  # bytes in pickles that Python 2 can read
             *((m, n) for m in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
               for n in ("ndarray", "dtype", "_reconstruct", "scalar")),
         ]

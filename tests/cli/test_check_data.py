@@ -1,4 +1,4 @@
-"""Every kind of damage is found, counted and named; exit status 1 says so."""
+"""``dsrcnn check-data``: every kind of fault is counted and named; the exit status is 1."""
 
 import json
 import re
@@ -12,7 +12,10 @@ from PIL import Image
 
 from dsrcnn.cli.main import main
 
-CLEAN = {"image without boxes": 0, "image broken": 0, "boxes to learn": 6}
+
+def write_photo(path, seed, size=(64, 96), **options):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
 
 
 @pytest.fixture
@@ -23,15 +26,12 @@ def folder(tmp_path):
         images = tmp_path / "images" / split
         write_coco(annotations, images, count=3)
         for path in images.glob("*.jpg"):
-            pixels = np.random.default_rng(int(path.stem) + 10 * number).integers(
-                0, 256, (64, 96, 3)
-            )
-            Image.fromarray(pixels.astype(np.uint8)).save(path)
+            write_photo(path, int(path.stem) + 10 * number)
     return tmp_path
 
 
 def check(folder, capsys, *options):
-    """Exit status, numbers of train and val by row, and the whole text."""
+    """Return exit status, numbers of train and val by row, and the text."""
     status = main(["check-data", str(folder), *options])
     text = capsys.readouterr().out
     rows = re.findall(r"^(\S.*?) +(\d+) +(\d+)$", text, re.MULTILINE)
@@ -49,12 +49,12 @@ def set_box(*box):
     return lambda content: content["annotations"][0].update(bbox=list(box))
 
 
-def test_sound_data_are_ready_to_train(folder, capsys):
+def test_valid_data_are_ready_to_train(folder, capsys):
     status, rows, text = check(folder, capsys)
     assert status == 0
     assert "Ready to train." in text
     assert rows["images"] == (3, 3)
-    assert rows["boxes to learn"] == (6, 6)
+    assert rows["usable boxes"] == (6, 6)
     assert rows["left"] == rows["right"] == (3, 3)
     # 30 x 30 and 40 x 30 pixels, enlarged by 800 / 64
     assert rows["256 and more"] == (6, 6)
@@ -73,15 +73,15 @@ def test_sound_data_are_ready_to_train(folder, capsys):
             "unknown class",
             "annotation 1 has category 9",
         ),
-        (lambda c: c["annotations"][0].update(image_id=9), "annotation broken", "of image 9"),
+        (lambda c: c["annotations"][0].update(image_id=9), "annotation broken", "to image 9"),
         (lambda c: c["images"][0].update(height=60), "image size differs", "96x64, recorded 96x60"),
     ],
 )
-def test_damaged_annotations_are_found(folder, capsys, change, kind, shown):
+def test_faulty_annotations_are_reported(folder, capsys, change, kind, shown):
     edit(folder, change)
     status, rows, text = check(folder, capsys)
     assert status == 1
-    assert "Something should be mended." in text
+    assert "Some faults should be fixed." in text
     assert rows[kind] == (1, 0)
     assert shown in next(x for x in text.splitlines() if x.startswith(f"train, {kind}"))
 
@@ -92,16 +92,15 @@ def test_damaged_annotations_are_found(folder, capsys, change, kind, shown):
         (lambda path: path.unlink(), "image missing"),
         (lambda path: path.write_bytes(path.read_bytes()[:900]), "image broken"),
         (lambda path: path.write_bytes(b"no image"), "image broken"),
-        (lambda path: shutil.copy(path.with_name("2.jpg"), path), "image twice"),
+        (lambda path: shutil.copy(path.with_name("2.jpg"), path), "duplicate image"),
         (lambda path: shutil.copy(path.parents[1] / "val/2.jpg", path), "image in two splits"),
     ],
 )
-def test_damaged_images_are_found(folder, capsys, damage, kind):
+def test_faulty_images_are_reported(folder, capsys, damage, kind):
     damage(folder / "images/train/1.jpg")
     status, rows, text = check(folder, capsys)
     assert status == 1
-    found = rows[kind]
-    assert sum(found) == 1
+    assert sum(rows[kind]) == 1
     assert re.search(rf"^\w+, {kind}: .*1\.jpg", text, re.MULTILINE)
 
 
@@ -109,12 +108,12 @@ def test_damaged_images_are_found(folder, capsys, damage, kind):
     ("change", "kind"),
     [
         (set_box(-9, 5, 30, 30), "box over the border"),
-        (set_box(5, 5, 0.2, 30), "box tiny"),
+        (set_box(5, 5, 0.2, 30), "tiny box"),
         (lambda c: c["annotations"][0].update(iscrowd=1), "crowd"),
         (lambda c: c["annotations"].__delitem__(slice(0, 2)), "image without boxes"),
     ],
 )
-def test_what_one_should_know_is_no_fault(folder, capsys, change, kind):
+def test_notes_are_no_faults(folder, capsys, change, kind):
     edit(folder, change)
     status, rows, _ = check(folder, capsys)
     assert status == 0
@@ -133,26 +132,30 @@ def test_examples_are_limited_and_splits_chosen(folder, capsys):
     assert "val" not in text
 
 
-def test_a_sheet_of_pictures_is_written(folder, capsys):
+def test_a_sheet_is_drawn_of_what_is_usable(folder, capsys):
     (folder / "images/train/1.jpg").unlink()
+    edit(folder, set_box(None, 1, 5, 5), "val")
     check(folder, capsys, "--output", str(folder / "sheets/cells.png"))
     sheet = cv2.imread(str(folder / "sheets/cells.png"))
     assert sheet.shape[0] > 600  # two rows
     assert sheet.shape[1] > 4 * 400
 
 
-def test_a_folder_of_no_known_layout_is_one_message(tmp_path, capsys):
-    assert main(["check-data", str(tmp_path)]) == 2
-    assert "none of the known layouts" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [([], "none of the known layouts"), (["--output", "sheet"], "ends in one of .png")],
+)
+def test_invalid_arguments_are_one_message(tmp_path, capsys, options, message):
+    assert main(["check-data", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_yolo_and_voc_are_looked_at_as_well(tmp_path, capsys):
+def test_a_yolo_folder_is_checked(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     (tmp_path / "data.yaml").write_text("train: images\nnames: [cell]\n")
     for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"images/{number}.jpg")
+        write_photo(tmp_path / f"images/{number}.jpg", number)
     (tmp_path / "labels/0.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2\n0 0.5\n")
     (tmp_path / "images/2.jpg").write_bytes(b"broken")
     status = main(["check-data", str(tmp_path)])
@@ -165,24 +168,24 @@ def test_yolo_and_voc_are_looked_at_as_well(tmp_path, capsys):
         ("image without boxes", "1.jpg"),
     ):
         assert re.search(rf"^train, {kind}: .*{re.escape(shown)}", text, re.MULTILINE), kind
-    assert re.search(r"^image missing +0$", text, re.MULTILINE)  # broken, and only that
+    assert re.search(r"^image missing +0$", text, re.MULTILINE)
     assert re.search(r"^image broken +1$", text, re.MULTILINE)
 
 
-def test_splits_of_other_classes_are_found(folder, capsys):
+def test_splits_with_different_classes_are_reported(folder, capsys):
     def swap(content):
         first, second = content["categories"]
         first["name"], second["name"] = second["name"], first["name"]
 
     edit(folder, swap, "val")
-    status, rows, text = check(folder, capsys, "--output", str(folder / "sheet.png"))
+    status, rows, text = check(folder, capsys)
     assert status == 1
     assert rows["classes differ"] == (0, 1)
     assert rows["left"] == rows["right"] == (3, 3)  # by name
     assert "right, left; train has left, right" in text
 
 
-def test_a_class_that_one_split_lacks_is_a_dash(folder, capsys):
+def test_a_class_that_a_split_lacks_has_a_dash(folder, capsys):
     edit(folder, lambda c: c["categories"].append({"id": 9, "name": "new"}), "val")
     status, _, text = check(folder, capsys, "--output", str(folder / "sheet.png"))
     assert status == 1
@@ -190,40 +193,27 @@ def test_a_class_that_one_split_lacks_is_a_dash(folder, capsys):
 
 
 @pytest.mark.parametrize("part", ["images", "annotations"])
-def test_ids_that_come_twice_are_found(folder, capsys, part):
+def test_duplicate_ids_are_reported(folder, capsys, part):
     edit(folder, lambda c: c[part][1].update(id=c[part][0]["id"]))
     status, rows, text = check(folder, capsys)
-    assert (status, rows["id twice"]) == (1, (1, 0))
+    assert (status, rows["duplicate id"]) == (1, (1, 0))
     assert f"several {part} have the id" in text
 
 
-def test_boxes_that_are_no_numbers_do_not_spoil_the_sheet(folder, capsys):
-    edit(folder, set_box(None, 1, 5, 5))
-    assert check(folder, capsys, "--output", str(folder / "sheet.png"))[0] == 1
-
-
-def test_a_sheet_that_is_no_picture_is_one_message(folder, capsys):
-    assert main(["check-data", str(folder), "--output", str(folder / "sheet")]) == 2
-    assert "ends in one of .png" in capsys.readouterr().err
-
-
-def test_turned_photos_are_no_fault(folder, capsys):
+def test_rotated_photos_are_no_fault(folder, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = sorted((folder / "images/train").glob("*.jpg"))[0]
-    Image.fromarray(np.random.default_rng(99).integers(0, 256, (96, 64, 3), dtype=np.uint8)).save(
-        path, exif=exif
-    )
+    write_photo(path, 99, (96, 64), exif=exif)
     assert check(folder, capsys)[0] == 0
 
 
-def test_vocs_union_of_two_splits_is_none_of_its_own(tmp_path, capsys):
+def test_the_union_of_two_voc_splits_is_not_checked(tmp_path, capsys):
     for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
         (tmp_path / name).mkdir(parents=True)
     box = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>40</xmax><ymax>40</ymax></bndbox>"
     for number in range(2):
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"JPEGImages/{number}.jpg")
+        write_photo(tmp_path / f"JPEGImages/{number}.jpg", number)
         size = "<size><width>96</width><height>64</height></size>"
         text = f"<annotation>{size}<object><name>cell</name>{box}</object></annotation>"
         (tmp_path / f"Annotations/{number}.xml").write_text(text)

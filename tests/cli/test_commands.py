@@ -1,27 +1,113 @@
-"""`dsrcnn <command>`."""
+"""``dsrcnn <command>``."""
 
 import json
 import re
+import subprocess
+import sys
 
 import cv2
 import pytest
-from conftest import SMALL
+import torch
+from conftest import REPOSITORY, SMALL, coco_options
 
+import dsrcnn_command
 from dsrcnn.cli.main import main
 from dsrcnn.engine.main import run
 
+NODE = "MODEL.SparseRCNN"
+QUICK = ["--config-file", "quick/sparse_rcnn_shapes"]
 
-def test_help_lists_the_commands(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    printed = capsys.readouterr().out
-    assert all(
-        name in printed
-        for name in ("demo", "draw", "assignment", "proposals", "benchmark", "benchmark-matching")
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """The folder of a short run."""
+    folder = tmp_path_factory.mktemp("run")
+    options = [*coco_options(folder / "data"), "LOG.IMAGES", "0"]
+    assert run([*QUICK, *SMALL, *options, "OUTPUT_DIR", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def fails_with(capsys, *words):
+    """The message of a command that must end with status 2."""
+    assert main(list(words)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["draw", "--help"], []])
+def test_help_and_version_need_no_import(words):
+    code = f"import sys, dsrcnn_command as c; c.main({words}); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
+    assert done.stdout.endswith("False\n")
+    names = {0: dsrcnn_command.COMMANDS, 2: dsrcnn_command.DRAWINGS}.get(len(words), ())
+    assert all(re.search(rf"^  {name} ", done.stdout, re.MULTILINE) for name in names)
+    if words == ["--version"]:
+        assert re.match(r"dsrcnn \d+\.\d+", done.stdout)
 
 
-def test_the_demo_trains_draws_and_says_where_everything_is(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evl"], "unknown command 'evl'; did you mean eval?"),
+        (["draw", "assignments"], "unknown drawing 'assignments'; did you mean assignment"),
+        (["draw", "predictions", *QUICK, "--output", "x", "--imges", "2"], "option --imges"),
+        (["draw", "predictions", *QUICK, "--output", "x", "--images", "0"], "'0' is not a number"),
+        (["draw", "predictions", "nothing"], "nothing/config.yaml does not exist"),
+        (["draw", "predictions"], "write RUN, the output folder of a training"),
+        (["draw", "predictions", *QUICK], "write --output"),
+        (
+            ["draw", "predictions", "--config-file", "nothing", "--output", "x"],
+            "'nothing' does not",
+        ),
+        (["draw", "assignment", *QUICK, "--output", "x", *SMALL], "random weights"),
+        (["draw", "proposals", *QUICK, "--output", "x", *SMALL], "DPG.ENABLED is False"),
+        (["eval", *QUICK, "MODLE.DEVICE", "cpu"], "Did you mean MODEL.DEVICE"),
+        (["train", "MODEL.DEVICE", "cpu", "--eval-only"], "unknown option --eval-only"),
+        (["train"], "write --config-file"),
+        (["weights", "in.pth"], "the following arguments are required: output"),
+        (["check-data", "folder", "more"], "unrecognized arguments: more"),
+    ],
+)
+def test_invalid_input_is_one_message(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails_with(capsys, *words)
+
+
+def test_a_model_is_trained_and_evaluated(tmp_path, capsys):
+    output = str(tmp_path / "out")
+    options = [*SMALL, *coco_options(tmp_path), "OUTPUT_DIR", output]
+    assert main(["train", *options, *QUICK]) == 0  # options after the pairs
+    saved = (tmp_path / "out/config.yaml").read_text()
+    assert main(["eval", "TEST.DETECTIONS_PER_IMAGE", "3", output, "MODEL.DEVICE", "cpu"]) == 0
+    results = json.loads((tmp_path / "out/inference/coco_instances_results.json").read_text())
+    assert 0 < len(results) <= 3 * 4  # of the 8 proposals of each image
+    assert (tmp_path / "out/config.yaml").read_text() == saved
+    assert capsys.readouterr().out.count("AP50") == 2
+
+
+def test_a_run_folder_is_a_model_with_its_best_weights(output, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("config.yaml", "model_best.pth", "model_final.pth"):
+        (moved / name).write_bytes((output / name).read_bytes())
+    arguments = ["draw", "predictions", str(moved), "MODEL.DEVICE", "cpu", "--images", "3"]
+    assert main(arguments) == 0
+    assert len(list((moved / "predictions").glob("*.png"))) == 3
+    assert f"3 pictures in {moved / 'predictions'}" in capsys.readouterr().out
+    (moved / "model_best.pth").write_bytes(b"broken")  # the best weights are preferred
+    assert "model_best.pth' cannot be read" in fails_with(capsys, *arguments)
+    (moved / "model_best.pth").unlink()
+    (moved / "model_final.pth").rename(moved / "model_0000001.pth")
+    assert main(arguments) == 0
+    (moved / "model_0000001.pth").unlink()
+    assert "has no model_*.pth" in fails_with(capsys, *arguments)
+
+
+def test_the_demo_trains_draws_and_prints_where_everything_is(tmp_path, capsys):
     output = tmp_path / "demo"
     assert main(["demo", "--images", "2", *SMALL, "OUTPUT_DIR", str(output)]) == 0
     printed = capsys.readouterr().out
@@ -32,141 +118,81 @@ def test_the_demo_trains_draws_and_says_where_everything_is(tmp_path, capsys):
     assert [p.stem for p in pictures] == ["00000_0", "00199_199"]  # first and last of shapes_val
     assert cv2.imread(str(pictures[0])).shape[1] > 600
 
-    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
-    arguments = ["draw", "--config-file", str(output / "config.yaml"), "--images", "3"]
-    assert main([*arguments, "--output", str(tmp_path / "drawn"), *weights]) == 0
-    assert len(list((tmp_path / "drawn").glob("*.png"))) == 3
 
-    arguments = ["assignment", "--config-file", str(output / "config.yaml"), "--images", "2"]
-    assert main([*arguments, "--output", str(tmp_path / "assigned"), *weights]) == 0
-    pictures = [cv2.imread(str(p)) for p in (tmp_path / "assigned").glob("*.png")]
+def test_assignments_are_drawn_by_matcher_and_stage(output, tmp_path):
+    arguments = ["draw", "assignment", str(output), "--images", "2", "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    pictures = [cv2.imread(str(p)) for p in tmp_path.glob("*.png")]
     assert len(pictures) == 2
     assert all(p.shape[0] > 2 * 240 and p.shape[1] > 2 * 240 for p in pictures)  # 2 rows, 2 stages
 
 
-def test_proposals_of_a_dpg_model_are_drawn_with_numbers(tmp_path, capsys):
-    output = tmp_path / "demo"
-    dpg = ["MODEL.SparseRCNN.DPG.ENABLED", "True", "OUTPUT_DIR", str(output)]
-    config = ["--config-file", "quick/sparse_rcnn_shapes"]
-    assert run([*config, *SMALL, *dpg]) == 0
-    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
-    arguments = ["proposals", "--config-file", str(output / "config.yaml"), "--images", "3"]
-    assert main([*arguments, "--output", str(tmp_path / "drawn"), *weights]) == 0
+def test_proposals_of_a_dpg_model_are_drawn_with_statistics(tmp_path, capsys):
+    options = [*coco_options(tmp_path), f"{NODE}.DPG.ENABLED", "True", "OUTPUT_DIR", str(tmp_path)]
+    assert run([*QUICK, *SMALL, *options]) == 0
+    assert main(["draw", "proposals", str(tmp_path), "--images", "3"]) == 0
     printed = capsys.readouterr().out
     for name in ("proposals.png", "weights.png", "curves.png"):
-        assert str(tmp_path / "drawn" / name) in printed
-        assert cv2.imread(str(tmp_path / "drawn" / name)).std() > 5
+        assert str(tmp_path / "proposals" / name) in printed
+        assert cv2.imread(str(tmp_path / "proposals" / name)).std() > 5
     assert "entropy" in printed
     assert "variation" in printed
 
 
-def test_anchors_of_an_asag_are_drawn_by_level(tmp_path, capsys):
-    output = tmp_path / "run"
-    small = ["MODEL.ASAG.ANCHORS.HIDDEN", "32", "MODEL.AdaMixer.IN_POINTS", "4"]
-    config = ["--config-file", "quick/asag_a_shapes"]
-    assert run([*config, *SMALL, *small, "OUTPUT_DIR", str(output)]) == 0
-    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
-    arguments = ["anchors", "--config-file", str(output / "config.yaml"), "--images", "3"]
-    assert main([*arguments, "--output", str(tmp_path / "drawn"), *weights]) == 0
+def test_anchors_of_asag_are_drawn_by_level(tmp_path, capsys):
+    options = ["MODEL.ASAG.ANCHORS.HIDDEN", "32", "MODEL.AdaMixer.IN_POINTS", "4"]
+    options += [*coco_options(tmp_path), "OUTPUT_DIR", str(tmp_path)]
+    assert run(["--config-file", "quick/asag_a_shapes", *SMALL, *options]) == 0
+    assert main(["draw", "anchors", str(tmp_path), "--images", "3"]) == 0
     printed = capsys.readouterr().out
-    assert str(tmp_path / "drawn" / "anchors.png") in printed
+    assert str(tmp_path / "anchors/anchors.png") in printed
     assert "patches of P4" in printed
-    picture = cv2.imread(str(tmp_path / "drawn" / "anchors.png"))
+    picture = cv2.imread(str(tmp_path / "anchors/anchors.png"))
     assert picture.shape[0] > 3 * 240  # a row for every image
     assert picture.shape[1] > 3 * 240  # three levels
-    assert (
-        main(
-            [
-                *arguments,
-                "--output",
-                str(tmp_path),
-                *weights,
-                "MODEL.META_ARCHITECTURE",
-                "SparseRCNN",
-                "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
-                "ROIAlignV2",
-            ]
-        )
-        == 2
+
+
+def test_anchors_need_asag(output, capsys):
+    assert "MODEL.META_ARCHITECTURE is SparseRCNN" in fails_with(
+        capsys, "draw", "anchors", str(output)
     )
-    assert "SparseRCNN generates none" in capsys.readouterr().err
 
 
-def test_augmented_images_are_drawn(tmp_path, capsys):
-    output = tmp_path / "drawn"
-    arguments = ["draw-augmented", "--config-file", "quick/sparse_rcnn_shapes", "--images", "2"]
+def test_augmented_images_are_drawn_without_weights(tmp_path, capsys):
     mosaic = ["INPUT.AUG.MOSAIC.PROB", "1.0", "INPUT.AUG.MOSAIC.SIZE", "96"]
-    assert main([*arguments, "--times", "3", "--output", str(output), *SMALL, *mosaic]) == 0
-    path = output / "augmented.png"
-    assert str(path) in capsys.readouterr().out
-    picture = cv2.imread(str(path))
+    arguments = ["draw", "augmented", *QUICK, *SMALL, *mosaic, "--images", "2", "--times", "3"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    assert str(tmp_path / "augmented.png") in capsys.readouterr().out
+    picture = cv2.imread(str(tmp_path / "augmented.png"))
     assert picture.shape[0] > 2 * 320  # two rows
     assert picture.shape[1] > 3 * 320
 
 
-@pytest.mark.parametrize("count", ["0", "-1", "some"])
-def test_a_count_of_pictures_that_makes_no_sense_is_refused(count, capsys):
-    with pytest.raises(SystemExit):
-        main(["draw", "--config-file", "x", "--output", "y", "--images", count])
-    assert f"'{count}' is not a number of at least 1" in capsys.readouterr().err
-
-
-def test_a_model_without_dpg_has_no_mixtures_to_draw(tmp_path, capsys):
-    arguments = ["proposals", "--config-file", "quick/sparse_rcnn_shapes"]
-    assert main([*arguments, "--output", str(tmp_path), *SMALL]) == 2
-    assert "DPG.ENABLED is False" in capsys.readouterr().err
-
-
-def test_matching_is_timed(capsys):
-    sizes = ["--stages", "2", "--images", "1", "--proposals", "20", "--objects", "3"]
-    assert main(["benchmark-matching", *sizes, "--repeats", "2"]) == 0
-    assert "transport, batched" in capsys.readouterr().out
-
-
-def test_bad_input_of_a_command_is_one_message(capsys):
-    assert main(["draw", "--config-file", "nothing", "--output", "x"]) == 2
-    assert "error: Config file 'nothing' does not exist" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", ["draw", "assignment"])
-def test_drawing_without_weights_is_an_error(command, tmp_path, capsys):
-    arguments = [command, "--config-file", "quick/sparse_rcnn_shapes", "--output", str(tmp_path)]
-    assert main([*arguments, *SMALL]) == 2
-    assert "random weights" in capsys.readouterr().err
-
-
 def test_routes_and_lost_objects_of_recollection_are_drawn(tmp_path, capsys):
-    output = tmp_path / "run"
-    config = ["--config-file", "quick/sparse_rcnn_sqr_shapes"]
-    # With all else that changes how a step is done: averaged weights, precision, parts.
-    extra = ["MODEL.SparseRCNN.NUM_HEADS", "4", "MODEL.EMA.ENABLED", "True"]
-    extra += ["SOLVER.AMP.ENABLED", "True", "SOLVER.ACCUMULATE", "2"]
-    assert run([*config, *SMALL, *extra, "OUTPUT_DIR", str(output)]) == 0
-    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
-    arguments = ["recollection", "--config-file", str(output / "config.yaml"), "--images", "2"]
-    options = ["--looked-at", "5", "--threshold", "0.0", "--output", str(tmp_path / "drawn")]
-    assert main([*arguments, *options, *weights]) == 0
+    # With everything else that changes a step: averaged weights, precision, parts.
+    options = [f"{NODE}.NUM_HEADS", "4", "MODEL.EMA.ENABLED", "True", "SOLVER.AMP.ENABLED", "True"]
+    options += ["SOLVER.ACCUMULATE", "2", "OUTPUT_DIR", str(tmp_path), *coco_options(tmp_path)]
+    assert run(["--config-file", "quick/sparse_rcnn_sqr_shapes", *SMALL, *options]) == 0
+    arguments = ["draw", "recollection", str(tmp_path), "--images", "2", "--threshold", "0.0"]
+    assert main([*arguments, "--num-images", "4"]) == 0
     printed = capsys.readouterr().out
     for name in ("routes.png", "found_by_stage.png", "lost_00.png", "lost_01.png"):
-        assert str(tmp_path / "drawn" / name) in printed
-        assert cv2.imread(str(tmp_path / "drawn" / name)).std() > 5
-    counts = re.findall(r"stage (\d): (\d+) of (\d+) objects found, (\d+) lost", printed)
+        assert str(tmp_path / "recollection" / name) in printed
+        assert cv2.imread(str(tmp_path / "recollection" / name)).std() > 5
+    counts = re.findall(r"stage (\d): (\d+) of (\d+) objects detected, (\d+) lost", printed)
     assert [c[0] for c in counts] == ["1", "2", "3", "4"]
-    assert all(
-        int(found) <= int(total) and int(lost) <= int(found) for _, found, total, lost in counts
-    )
-    assert counts[-1][-1] == "0"  # what the last stage finds is not lost
+    for _, detected, total, lost in counts:
+        assert int(lost) <= int(detected) <= int(total)
+    assert counts[-1][-1] == "0"  # the last stage loses nothing
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "message"),
     [("NUM_HEADS", "1", "NUM_HEADS is 1"), ("DEEP_SUPERVISION", "False", "Write True")],
 )
-def test_stages_that_cannot_be_compared_are_one_message(key, value, words, tmp_path, capsys):
-    arguments = ["recollection", "--config-file", "quick/sparse_rcnn_shapes"]
-    options = [f"MODEL.SparseRCNN.{key}", value]
-    assert main([*arguments, "--output", str(tmp_path), *SMALL, *options]) == 2
-    assert words in capsys.readouterr().err
+def test_recollection_needs_stages_to_compare(key, value, message, tmp_path, capsys):
+    arguments = ["draw", "recollection", *QUICK, "--output", str(tmp_path), *SMALL]
+    assert message in fails_with(capsys, *arguments, f"{NODE}.{key}", value)
 
 
 def test_curves_of_a_training_are_drawn(tmp_path, capsys):
@@ -176,8 +202,15 @@ def test_curves_of_a_training_are_drawn(tmp_path, capsys):
         {"iteration": 39, "dynamic_rcnn/beta": 0.5, "dynamic_rcnn/iou_stat": 0.5, "loss_cls": 0.1},
     ]
     (tmp_path / "metrics.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert main(["curves", str(tmp_path), "--output", str(tmp_path / "new/drawn.png")]) == 0
-    assert str(tmp_path / "new/drawn.png") in capsys.readouterr().out
-    assert cv2.imread(str(tmp_path / "new/drawn.png")).shape[1] == 5 * 440
-    assert main(["curves", str(tmp_path / "new")]) == 2
-    assert "metrics.json does not exist" in capsys.readouterr().err
+    file = tmp_path / "new/drawn.png"
+    assert main(["draw", "curves", str(tmp_path), "--output", str(file)]) == 0
+    assert str(file) in capsys.readouterr().out
+    assert cv2.imread(str(file)).shape[1] == 5 * 440
+    message = fails_with(capsys, "draw", "curves", str(tmp_path / "new"))
+    assert "metrics.json does not exist" in message
+
+
+def test_the_weights_of_a_run_are_exported(output, tmp_path, capsys):
+    assert main(["weights", str(output / "model_final.pth"), str(tmp_path / "w.pth")]) == 0
+    assert set(torch.load(tmp_path / "w.pth")) == {"model"}
+    assert "tensors" in capsys.readouterr().out

@@ -1,15 +1,14 @@
-"""The command line: what works, and one clear message for what cannot."""
+"""``train_net.py``: training and evaluation, and one clear message for invalid input."""
 
 import json
-import logging
 import subprocess
 import sys
 
 import cv2
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL
-from detectron2.utils.logger import setup_logger
+from conftest import REPOSITORY, SMALL, tiny_cfg
+from detectron2.modeling import build_model
 
 from dsrcnn.data.datasets.shapes import CLASSES, draw_scene, shapes_records
 from dsrcnn.engine.main import run
@@ -17,17 +16,8 @@ from dsrcnn.engine.main import run
 QUICK = ["--config-file", "quick/sparse_rcnn_shapes"]
 
 
-@pytest.fixture(autouse=True)
-def _fresh_loggers():
-    """Detectron2 keeps log handlers as long as the process, a test has streams of its own."""
-    yield
-    for name in ("detectron2", "fvcore", "dsrcnn"):
-        logging.getLogger(name).handlers.clear()
-    setup_logger.cache_clear()
-
-
 def fails_with(capsys, *arguments):
-    """The message of a run that must end with status 2."""
+    """Return the message of a run that must end with status 2."""
     assert run(list(arguments)) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -61,25 +51,33 @@ def coco_folder(tmp_path):
     return tmp_path
 
 
-def custom(folder, *, output):
+@pytest.fixture
+def custom(coco_folder):
+    """Config file and options that train the tiny model on the folder."""
     return [
-        "DATASETS.CUSTOM.NAME", "mine", "OUTPUT_DIR", str(output),
-        "DATASETS.CUSTOM.TRAIN_JSON", str(folder / "train.json"),
-        "DATASETS.CUSTOM.TRAIN_IMAGES", str(folder),
-        "DATASETS.CUSTOM.TEST_JSON", str(folder / "train.json"),
-        "DATASETS.CUSTOM.TEST_IMAGES", str(folder),
+        *QUICK, *SMALL, "DATASETS.CUSTOM.NAME", "mine", "OUTPUT_DIR", str(coco_folder / "out"),
+        "DATASETS.CUSTOM.TRAIN_JSON", str(coco_folder / "train.json"),
+        "DATASETS.CUSTOM.TRAIN_IMAGES", str(coco_folder),
+        "DATASETS.CUSTOM.TEST_JSON", str(coco_folder / "train.json"),
+        "DATASETS.CUSTOM.TEST_IMAGES", str(coco_folder),
     ]  # fmt: skip
 
 
-def test_ones_own_coco_json_trains_resumes_and_evaluates(coco_folder, tmp_path, capsys):
-    output = tmp_path / "out"
-    options = [*SMALL, *custom(coco_folder, output=output)]
-    assert run([*QUICK, *options]) == 0
-    assert run([*QUICK, "--resume", *options, "SOLVER.MAX_ITER", "3"]) == 0
+def edit(folder, change):
+    path = folder / "train.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_coco_json_trains_resumes_and_evaluates(coco_folder, custom, capsys):
+    output = coco_folder / "out"
+    assert run(custom) == 0
+    assert run([*custom, "SOLVER.MAX_ITER", "3", "--resume"]) == 0  # options in any order
     final = str(output / "model_final.pth")
     assert torch.load(final)["iteration"] == 2
     capsys.readouterr()
-    assert run([*QUICK, "--eval-only", *options, "MODEL.WEIGHTS", final]) == 0
+    assert run(["--eval-only", *custom, "MODEL.WEIGHTS", final]) == 0
     printed = capsys.readouterr().out
     assert "AP50" in printed
     assert "triangle" in printed
@@ -88,16 +86,32 @@ def test_ones_own_coco_json_trains_resumes_and_evaluates(coco_folder, tmp_path, 
     assert (output / "config.yaml").is_file()
 
 
-def test_a_config_that_does_not_exist_is_named_with_close_ones(capsys):
-    message = fails_with(capsys, "--config-file", "quick/sparse_rcnn_shape.yaml")
-    assert "quick/sparse_rcnn_shape.yaml" in message
-    assert "quick/sparse_rcnn_shapes" in message
-
-
-def test_an_unknown_key_is_named_with_close_ones(capsys):
-    message = fails_with(capsys, *QUICK, "MODEL.SparseRCNN.NUM_PROPOSAL", "5")
-    assert "MODEL.SparseRCNN.NUM_PROPOSAL'" in message
-    assert "Did you mean MODEL.SparseRCNN.NUM_PROPOSALS" in message
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (
+            ["--config-file", "quick/sparse_rcnn_shape.yaml"],
+            ["quick/sparse_rcnn_shape.yaml", "quick/sparse_rcnn_shapes"],
+        ),
+        (
+            [*QUICK, "MODEL.SparseRCNN.NUM_PROPOSAL", "5"],
+            ["NUM_PROPOSAL'", "Did you mean MODEL.SparseRCNN.NUM_PROPOSALS"],
+        ),
+        ([*QUICK, "MODEL.DEVICE", "cpu", "--resmue"], ["unknown option --resmue"]),
+        ([*QUICK, "SEEDS", "-1"], ["Unknown config key 'SEEDS'", "SEED"]),
+        ([*QUICK, "MODEL.DEVICE"], ["Overrides come in pairs"]),
+        (
+            ["--num-machines", "2", *QUICK, "MODEL.DEVICE", "cpu"],
+            ["--dist-url is ''", "--dist-url tcp://<first machine>"],
+        ),
+        ([*QUICK, "--eval-only"], ["random weights"]),
+    ],
+)
+def test_invalid_arguments_are_one_message(words, messages, capsys, tmp_path):
+    options = ["OUTPUT_DIR", str(tmp_path)] if words[-1] == "--eval-only" else []
+    error = fails_with(capsys, *words, *options)
+    assert all(message in error for message in messages)
+    assert error.count("\n") == 1
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 1, reason="needs a machine without two GPUs")
@@ -106,103 +120,81 @@ def test_more_gpus_than_there_are_is_an_error(capsys):
     assert f"--num-gpus is 2, but torch finds {torch.cuda.device_count()}" in message
 
 
-def test_several_machines_need_an_address_that_others_find(capsys):
-    message = fails_with(capsys, "--num-machines", "2", *QUICK, "MODEL.DEVICE", "cpu")
-    assert "--dist-url is tcp://127.0.0.1" in message
-    assert "--dist-url tcp://<first machine>" in message
-
-
 def test_several_processes_cannot_share_one_gpu(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     message = fails_with(capsys, "--num-gpus", "2", *QUICK, "MODEL.DEVICE", "cuda:1")
-    assert "every process takes a GPU of its own" in message
+    assert "every process needs its own GPU" in message
 
 
-def test_torchrun_alone_says_how_many_processes_there_are(capsys, monkeypatch):
+def test_the_number_of_processes_comes_from_torchrun_alone(capsys, monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.setenv(name, "0")
     message = fails_with(capsys, "--num-gpus", "2", *QUICK, "MODEL.DEVICE", "cpu")
     assert "torchrun has started the processes already" in message
 
 
-def test_a_wrong_class_count_says_what_to_write(coco_folder, tmp_path, capsys):
-    options = [*SMALL, *custom(coco_folder, output=tmp_path / "out")]
-    message = fails_with(capsys, *QUICK, *options, "MODEL.SparseRCNN.NUM_CLASSES", "80")
+def test_a_wrong_class_count_is_an_error_with_the_right_one(custom, capsys):
+    message = fails_with(capsys, *custom, "MODEL.SparseRCNN.NUM_CLASSES", "80")
     assert "NUM_CLASSES is 80" in message
     assert "Write MODEL.SparseRCNN.NUM_CLASSES 5" in message
 
 
 def test_weights_of_another_class_count_cannot_be_evaluated(tmp_path, capsys):
-    options = [*QUICK, *SMALL, "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "1"]
-    assert run(options) == 0
-    path = tmp_path / "model_final.pth"
-    content = torch.load(path)
-    for key in [k for k in content["model"] if "class_logits" in k]:
-        content["model"][key] = content["model"][key][:3]
-    torch.save(content, path)
-    message = fails_with(capsys, "--eval-only", *options, "MODEL.WEIGHTS", str(path))
-    assert "The file has 3 classes, the model 5" in message
+    model = build_model(tiny_cfg("MODEL.SparseRCNN.NUM_CLASSES", 3))
+    path = tmp_path / "weights.pth"
+    torch.save({"model": model.state_dict()}, path)
+    options = [*QUICK, *SMALL, "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(path)]
+    assert "The classifier of the file has 3 outputs, the model's 5" in fails_with(
+        capsys, "--eval-only", *options
+    )
 
 
-def test_evaluating_without_weights_is_an_error(tmp_path, capsys):
-    options = [*QUICK, *SMALL, "OUTPUT_DIR", str(tmp_path)]
-    assert "random weights" in fails_with(capsys, "--eval-only", *options)
-
-
-def test_a_missing_image_is_found_before_training(coco_folder, tmp_path, capsys):
+def test_a_missing_image_is_an_error_before_training(coco_folder, custom, capsys):
     (coco_folder / "3.jpg").unlink()
-    options = [*SMALL, *custom(coco_folder, output=tmp_path / "out")]
-    message = fails_with(capsys, *QUICK, *options)
+    message = fails_with(capsys, *custom)
     assert "1 of 8 images" in message
     assert "3.jpg" in message
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_truncated_image_is_named_and_the_model_kept(coco_folder, tmp_path, capsys, workers):
+def test_a_truncated_image_is_named_and_the_model_saved(coco_folder, custom, capsys, workers):
     path = coco_folder / "5.jpg"
     path.write_bytes(path.read_bytes()[:600])
-    options = [*SMALL, *custom(coco_folder, output=tmp_path / "out")]
-    options += ["SOLVER.MAX_ITER", "40", "DATALOADER.NUM_WORKERS", workers]
-    message = fails_with(capsys, *QUICK, *options)
+    options = ["SOLVER.MAX_ITER", "40", "DATALOADER.NUM_WORKERS", workers]
+    message = fails_with(capsys, *custom, *options)
     assert "5.jpg cannot be read" in message
     assert "replace the file or remove it" in message
-    assert "--resume goes on" in message or "There is no checkpoint" in message
+    assert "--resume continues" in message or "There is no checkpoint" in message
 
 
-def test_bad_boxes_are_left_out_with_one_warning_and_training_goes_on(
-    coco_folder, tmp_path, capsys
-):
-    content = json.loads((coco_folder / "train.json").read_text())
-    for annotation, box in zip(
-        content["annotations"],
-        ([5, 5, 0, 9], [float("nan"), 1, 5, 5], [900, 900, 5, 5], [-4, -4, 30, 30]),
-        strict=False,
-    ):
-        annotation["bbox"] = box
-    (coco_folder / "train.json").write_text(json.dumps(content))
-    options = [*SMALL, *custom(coco_folder, output=tmp_path / "out")]
-    assert run([*QUICK, *options]) == 0
-    log = (tmp_path / "out" / "log.txt").read_text()
-    warnings = [x for x in log.splitlines() if "boxes cannot be used" in x]
-    assert warnings
-    assert all(
-        "3 boxes" in x and "no area" in x and "not finite" in x and "outside" in x for x in warnings
-    )
+def test_unusable_boxes_are_left_out_with_one_warning(coco_folder, custom):
+    def break_boxes(content):
+        boxes = ([5, 5, 0, 9], [float("nan"), 1, 5, 5], [900, 900, 5, 5], [-4, -4, 30, 30])
+        for annotation, box in zip(content["annotations"], boxes, strict=False):
+            annotation["bbox"] = box
+
+    edit(coco_folder, break_boxes)
+    assert run(custom) == 0
+    log = (coco_folder / "out/log.txt").read_text()
+    (warning,) = [x for x in log.splitlines() if "boxes cannot be used" in x]
+    assert all(x in warning for x in ("3 boxes", "no area", "not finite", "outside"))
 
 
 @pytest.mark.parametrize(
-    ("key", "words"), [("images", "lists no images"), ("annotations", "no box that can be used")]
+    ("parts", "words"),
+    [
+        (["images", "annotations"], "lists no images"),
+        (["annotations"], "no box that can be used"),
+    ],
 )
-def test_an_empty_data_set_is_an_error(coco_folder, tmp_path, capsys, key, words):
-    content = json.loads((coco_folder / "train.json").read_text())
-    content |= {"images": [], "annotations": []} if key == "images" else {"annotations": []}
-    (coco_folder / "train.json").write_text(json.dumps(content))
-    message = fails_with(capsys, *QUICK, *SMALL, *custom(coco_folder, output=tmp_path / "out"))
+def test_an_empty_data_set_is_an_error(coco_folder, custom, capsys, parts, words):
+    edit(coco_folder, lambda content: content.update({part: [] for part in parts}))
+    message = fails_with(capsys, *custom)
     assert words in message
     assert "train.json" in message
 
 
-def test_a_data_set_that_is_not_on_the_machine_says_where_to_put_it(tmp_path, capsys, monkeypatch):
+def test_a_data_set_that_is_not_on_the_machine_is_an_error_with_its_place(tmp_path, capsys):
     options = [*SMALL, "MODEL.SparseRCNN.NUM_CLASSES", "80", "OUTPUT_DIR", str(tmp_path)]
     options += ["DATASETS.TRAIN", "('coco_2014_minival_100',)", "DATASETS.TEST", "()"]
     message = fails_with(capsys, *QUICK, *options)
@@ -210,7 +202,7 @@ def test_a_data_set_that_is_not_on_the_machine_says_where_to_put_it(tmp_path, ca
     assert "DETECTRON2_DATASETS" in message
 
 
-def test_the_script_itself_ends_with_a_message_and_no_traceback():
+def test_the_script_ends_with_a_message_and_no_traceback():
     command = [sys.executable, "train_net.py", "--config-file", "nothing.yaml"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -24,12 +24,13 @@ def test_reading_twice_gives_independent_configs():
     assert read_cfg("quick/sparse_rcnn_shapes").MODEL.SparseRCNN.NUM_HEADS != 99
 
 
-def test_a_file_is_found_by_path_and_by_shipped_name(write, monkeypatch, tmp_path):
+def test_a_file_is_given_by_its_path_or_its_shipped_name(write, monkeypatch, tmp_path):
     path = write("VERSION: 2\n")
     assert find_config(path) == find_config(str(path)) == path
     monkeypatch.chdir(tmp_path)  # shipped names work from any folder
-    for name in ("coco/sparse_rcnn_R50_100pro_3x", "configs/coco/sparse_rcnn_R50_100pro_3x"):
-        assert find_config(name).name == "sparse_rcnn_R50_100pro_3x.yaml"
+    name = "coco/sparse_rcnn_R50_100pro_3x"
+    for text in (name, f"configs/{name}", f"configs/{name}.yaml"):
+        assert find_config(text).name == "sparse_rcnn_R50_100pro_3x.yaml"
 
 
 @pytest.mark.parametrize("in_file", [True, False], ids=["file", "override"])
@@ -60,11 +61,11 @@ def test_an_unknown_key_suggests_the_one_meant(write, in_file, key, meant):
     ("opts", "unknown"),
     [
         (["SOLVR.BASE_LR", 1.0], "SOLVR.BASE_LR"),
-        (["SOLVER.BASE_LR.X", 1.0], "SOLVER.BASE_LR.X"),  # below what is a number
+        (["SOLVER.BASE_LR.X", 1.0], "SOLVER.BASE_LR.X"),  # below a number
         (["SOLVER.GAMMA", 0.5, "SOLVER.BASE_LR.X", 1.0], "SOLVER.BASE_LR.X"),
     ],
 )
-def test_an_unknown_parent_is_an_unknown_key(write, opts, unknown):
+def test_a_key_below_an_unknown_node_or_a_value_is_unknown(write, opts, unknown):
     with pytest.raises(ConfigError, match=f"Unknown config key '{unknown}'"):
         read_cfg(write("VERSION: 2\n"), opts)
 
@@ -102,7 +103,7 @@ def test_a_value_of_another_type_names_its_key(write, key, value):
 
 
 @pytest.mark.parametrize("opts", [["MODEL.DEVICE"], ["MODEL.DEVICE", "cpu", "SEED"]])
-def test_overrides_that_are_no_pairs_are_shown(opts):
+def test_an_odd_number_of_overrides_is_an_error(opts):
     with pytest.raises(ConfigError) as caught:
         read_cfg("quick/sparse_rcnn_shapes", opts)
     assert f"there are {len(opts)} words: {' '.join(opts)}" in str(caught.value)
@@ -126,7 +127,7 @@ def test_a_missing_base_is_named(write):
         ("VERSION: 2\nINPUT:\n  FORMAT: 2022-05-02\n", "INPUT.FORMAT"),
     ],
 )
-def test_a_file_that_is_no_config_is_named(write, text, expected):
+def test_an_invalid_config_file_is_named(write, text, expected):
     path = write(text)
     with pytest.raises(ConfigError) as caught:
         read_cfg(path)
@@ -135,12 +136,12 @@ def test_a_file_that_is_no_config_is_named(write, text, expected):
 
 
 @pytest.mark.parametrize("value", ["0", 0, "-2", "1"])
-def test_a_whole_number_is_accepted_where_a_fraction_is_expected(value):
+def test_an_override_may_be_an_integer_where_a_float_is_expected(value):
     cfg = tiny_cfg(f"{NODE}.DLA.UNIT_STEP", value)
     assert float(value) == cfg.MODEL.SparseRCNN.DLA.UNIT_STEP
     assert isinstance(cfg.MODEL.SparseRCNN.DLA.UNIT_STEP, float)
 
 
-def test_a_whole_number_for_a_fraction_in_a_file_says_what_to_write(write):
+def test_an_integer_for_a_float_in_a_file_is_an_error_with_advice(write):
     with pytest.raises(ConfigError, match="Write the number with a decimal point"):
         read_cfg(write("MODEL:\n  SparseRCNN:\n    DLA: {UNIT_STEP: 0}\n"))

@@ -1,4 +1,4 @@
-"""Every shipped config is whole."""
+"""Every shipped config is complete."""
 
 from pathlib import Path
 
@@ -6,10 +6,11 @@ import pytest
 
 from dsrcnn import load_cfg
 from dsrcnn.config import check_config, read_cfg, shipped_configs
+from dsrcnn.config.validate import num_classes_key
 from dsrcnn.data.datasets import class_names
 
 
-def data_at_hand(cfg):
+def has_data(cfg):
     custom = cfg.DATASETS.CUSTOM
     if custom.NAME:
         files = [f for f in (custom.TRAIN_JSON, custom.TEST_JSON) if f]
@@ -22,17 +23,18 @@ def data_at_hand(cfg):
 def test_every_shipped_config_passes_its_checks(name):
     cfg = read_cfg(name)
     for node in (cfg.MODEL.SparseRCNN, cfg.MODEL.ROI_HEADS):
-        node.NUM_CLASSES = node.NUM_CLASSES or 7  # from the data, here of whichever kind
+        node.NUM_CLASSES = node.NUM_CLASSES or 7  # in place of the data's number
     check_config(cfg)
 
 
 @pytest.mark.parametrize("name", shipped_configs())
-def test_every_shipped_config_loads_where_its_data_are_at_hand(name):
-    if not data_at_hand(read_cfg(name)):
+def test_every_shipped_config_loads_if_its_data_are_available(name):
+    if not has_data(read_cfg(name)):
         pytest.skip("its data are not on this machine")
     cfg = load_cfg(name)
-    is_faster = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
-    count = (cfg.MODEL.ROI_HEADS if is_faster else cfg.MODEL.SparseRCNN).NUM_CLASSES
+    count = cfg
+    for part in num_classes_key(cfg).split("."):
+        count = count[part]
     assert count > 0
     for split in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         assert len(class_names(split)) == count

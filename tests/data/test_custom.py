@@ -4,15 +4,17 @@ import json
 import os
 
 import pytest
-from conftest import write_coco
+from conftest import tiny_cfg, write_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from dsrcnn import load_cfg
 from dsrcnn.config import check_config, read_cfg
 from dsrcnn.data import build_test_loader, build_train_loader, use_custom_data
 from dsrcnn.data.datasets import class_names, resolve_num_classes
 from dsrcnn.errors import ConfigError, DataError
+from dsrcnn.modeling import SparseRCNN
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -171,3 +173,28 @@ def test_unregistered_data_set_suggests_similar_names():
 def test_empty_training_set_asks_for_a_name():
     with pytest.raises(DataError, match=r"DATASETS\.TRAIN is empty\. Write a registered name"):
         build_train_loader(read_cfg(QUICK, ["DATASETS.TRAIN", ()]))
+
+
+def test_class_names_of_a_tuple_and_of_a_list_are_equal():
+    for name, names in (("as_tuple", ("red", "white")), ("as_list", ["red", "white"])):
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).thing_classes = names
+    cfg = tiny_cfg("MODEL.SparseRCNN.NUM_CLASSES", 0)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("as_tuple",), ("as_list",)
+    resolve_num_classes(cfg)
+    assert cfg.MODEL.SparseRCNN.NUM_CLASSES == 2
+
+
+def test_class_count_is_resolved_under_the_key_an_architecture_declares():
+    class Counted(SparseRCNN):
+        num_classes_key = "MODEL.NUM_CATEGORIES"
+
+    META_ARCH_REGISTRY._do_register("Counted", Counted)
+    try:
+        cfg = tiny_cfg("MODEL.META_ARCHITECTURE", "Counted")
+        cfg.MODEL.NUM_CATEGORIES = 0
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ()
+        resolve_num_classes(cfg)
+    finally:
+        META_ARCH_REGISTRY._obj_map.pop("Counted")
+    assert cfg.MODEL.NUM_CATEGORIES == 5

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed equals one that was not, bit for bit."""
+"""A run that is killed and resumed equals an uninterrupted one bit for bit."""
 
 import os
 import re
@@ -29,7 +29,7 @@ EVERYTHING = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Few images: evaluation is not what takes the time."""
+    """Few images, so that evaluations are short."""
     return coco_options(tmp_path_factory.mktemp("data"), count=9)
 
 
@@ -38,37 +38,36 @@ def command(folder, *options):
     return [*script, "--resume", *SMALL, *EVERYTHING, "OUTPUT_DIR", str(folder), *options]
 
 
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def finish(folder, *options):
     done = subprocess.run(
-        command(folder, *options), cwd=REPOSITORY, env=environment(), capture_output=True, text=True
+        command(folder, *options), cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def kill_when(folder, reached, *options):
-    """Start a run and kill it as soon as `reached` says so."""
+def kill_when_written(file, folder, *options):
+    """Start a run and kill it as soon as the file exists."""
     process = subprocess.Popen(
         command(folder, *options),
         cwd=REPOSITORY,
-        env=environment(),
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     end = time.monotonic() + 120
-    while not reached() and process.poll() is None and time.monotonic() < end:
+    while not file.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert reached()
+    assert file.exists()
 
 
 def differences(a, b, path=""):
-    """Where two nested contents of checkpoints differ."""
+    """Paths at which two nested checkpoints differ."""
     if isinstance(a, torch.Tensor):
         return [] if torch.equal(a, b) else [path]
     if isinstance(a, dict):
@@ -92,7 +91,7 @@ def uninterrupted(tmp_path_factory, data):
 def test_a_run_killed_three_times_equals_an_uninterrupted_one(tmp_path, uninterrupted, data):
     # Soon after the first checkpoint, at an evaluation, and after the best model was written.
     for last_file in ("model_0000002.pth", "model_0000005.pth", "model_best.pth"):
-        kill_when(tmp_path, (tmp_path / last_file).exists, *data)
+        kill_when_written(tmp_path / last_file, tmp_path, *data)
         assert not (tmp_path / "model_final.pth").exists()
     finish(tmp_path, *data)
     starts = re.findall(
@@ -103,7 +102,7 @@ def test_a_run_killed_three_times_equals_an_uninterrupted_one(tmp_path, uninterr
     assert differences(uninterrupted, torch.load(tmp_path / "model_final.pth")) == []
 
 
-def test_the_checkpoint_holds_all_that_changes(uninterrupted):
+def test_a_checkpoint_has_all_state(uninterrupted):
     trainer = uninterrupted["trainer"]
     assert uninterrupted["ema"]["updates"] == 11  # the copy at the start and ten iterations
     assert trainer["_trainer"]["optimizer"]["state"]
@@ -113,9 +112,9 @@ def test_the_checkpoint_holds_all_that_changes(uninterrupted):
     assert uninterrupted["iteration"] == 9
 
 
-def train(cfg, *, resume=True):
+def train(cfg):
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
+    trainer.resume_or_load(resume=True)
     trainer.train()
     return trainer
 
@@ -134,7 +133,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, caplog, damage):
     assert caplog.text.count("Trying the checkpoint before it") == 2
 
 
-def test_a_seed_that_was_drawn_is_kept_on_resume(tmp_path):
+def test_a_drawn_seed_is_kept_on_resume(tmp_path):
     train(quick_cfg(tmp_path, "SEED", -1, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
     seed = torch.load(tmp_path / "model_final.pth")["trainer"]["seed"]
     trainer = train(quick_cfg(tmp_path, "SEED", -1, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()"))
@@ -143,11 +142,11 @@ def test_a_seed_that_was_drawn_is_kept_on_resume(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(tmp_path):
-    found = {}
+    losses = {}
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         options = ["SEED", seed, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()"]
-        torch.manual_seed(seed)  # what `default_setup` does before the model is built
+        torch.manual_seed(seed)  # as `setup_run` does before the model is built
         trainer = train(quick_cfg(tmp_path / name, *options))
-        found[name] = [value for value, _ in trainer.storage.history("total_loss").values()]
-    assert found["a"] == found["b"]
-    assert found["a"] != found["c"]
+        losses[name] = [value for value, _ in trainer.storage.history("total_loss").values()]
+    assert losses["a"] == losses["b"]
+    assert losses["a"] != losses["c"]

@@ -1,11 +1,14 @@
+import copy
+import json
 import math
 
 import pytest
 import torch
-from conftest import coco_options, quick_cfg
+from conftest import batch, coco_options, quick_cfg, tiny_cfg
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 
-from dsrcnn.config.load import load_cfg
+from dsrcnn import load_cfg
 from dsrcnn.data.datasets.shapes import draw_scene
 from dsrcnn.data.mapper import read_image
 from dsrcnn.engine.main import evaluate
@@ -25,53 +28,66 @@ def train(cfg, *, resume=False):
     return trainer
 
 
+def evaluates_as_in_training(cfg, trainer):
+    cfg.MODEL.WEIGHTS = f"{cfg.OUTPUT_DIR}/model_final.pth"
+    again = evaluate(cfg)["bbox"]
+    for name, value in trainer._last_eval_results["bbox"].items():
+        assert again[name] == pytest.approx(value, nan_ok=True), name
+
+
 def test_a_short_training_lowers_the_loss_evaluates_and_predicts(tmp_path):
     cfg = quick_cfg(tmp_path, "SOLVER.MAX_ITER", 60, "SOLVER.WARMUP_ITERS", 5)
     trainer = train(cfg)
     losses = [value for value, _ in trainer.storage.history("total_loss").values()]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert set(trainer._last_eval_results["bbox"]) >= {"AP", "AP50", "AP-circle"}
-
-    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
-    again = evaluate(cfg)["bbox"]
-    for name, value in trainer._last_eval_results["bbox"].items():
-        assert again[name] == pytest.approx(value, nan_ok=True), name
+    evaluates_as_in_training(cfg, trainer)
 
     (tmp_path / "config.yaml").write_text(cfg.dump())
     saved = load_cfg(tmp_path / "config.yaml", ["MODEL.WEIGHTS", cfg.MODEL.WEIGHTS])
     predictor = DefaultPredictor(saved)
-    found = predictor(draw_scene("val", 0))["instances"]
-    assert found.image_size == draw_scene("val", 0).shape[:2]
+    detections = predictor(draw_scene("val", 0))["instances"]
+    assert detections.image_size == draw_scene("val", 0).shape[:2]
     assert predictor.metadata.thing_classes[0] == "circle"
 
 
-def test_a_resumed_run_goes_on_where_it_was(tmp_path):
-    train(few_images(tmp_path, "SOLVER.MAX_ITER", 3))
-    trainer = train(few_images(tmp_path, "SOLVER.MAX_ITER", 5), resume=True)
+def test_dynamic_sparse_rcnn_trains_resumes_evaluates_and_predicts(tmp_path):
+    dynamic = ["MODEL.META_ARCHITECTURE", "DynamicSparseRCNN", "MODEL.SparseRCNN.DLA.ENABLED", True]
+    dynamic += ["MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.DPG.TAU_ITERS", 10]
+    train(few_images(tmp_path, *dynamic, "SOLVER.MAX_ITER", 3))
+    cfg = few_images(tmp_path, *dynamic, "SOLVER.MAX_ITER", 20)
+    trainer = train(cfg, resume=True)
     assert trainer.start_iter == 3
-    assert trainer.iter == 5
+    assert trainer.iter == 20
     steps = {s["step"].item() for s in trainer.optimizer.state_dict()["state"].values()}
-    assert steps == {5.0}
+    assert steps == {20.0}
+    assert trainer.model.proposals.step == 20
+    logged = trainer.storage.latest()
+    assert logged["dpg/tau"][0] == 4.0
+    assert {"dla/positives", "dpg/entropy", "dpg/variation"} <= set(logged)
+    evaluates_as_in_training(cfg, trainer)
+    detections = DefaultPredictor(cfg)(draw_scene("val", 0))["instances"]
+    assert detections.image_size == draw_scene("val", 0).shape[:2]
 
 
 def test_an_unreadable_image_stops_training_but_keeps_the_model(tmp_path, monkeypatch):
     calls = []
 
-    def fail_at_the_sixth(record, *how):
+    def fail_at_the_sixth(record, *options):
         calls.append(record)
         if len(calls) == 6:
             raise DataError("Image gone.jpg cannot be read")
-        return read_image(record, *how)
+        return read_image(record, *options)
 
     monkeypatch.setattr("dsrcnn.data.mapper.read_image", fail_at_the_sixth)
     cfg = quick_cfg(tmp_path, "SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 30)
     with pytest.raises(DataError, match=r"gone\.jpg") as error:
         train(cfg)
-    reached = torch.load(sorted(tmp_path.glob("model_*.pth"))[-1])["iteration"]
-    assert f"after {reached + 1} iterations" in str(error.value)
+    last = torch.load(sorted(tmp_path.glob("model_*.pth"))[-1])["iteration"]
+    assert f"after {last + 1} iterations" in str(error.value)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
-    assert trainer.start_iter == reached + 1 > 1
+    assert trainer.start_iter == last + 1 > 1
 
 
 def test_a_diverging_loss_stops_training_and_names_the_last_checkpoint(tmp_path):
@@ -86,13 +102,28 @@ def test_a_diverging_loss_stops_training_and_names_the_last_checkpoint(tmp_path)
     assert not any(math.isnan(v.float().sum()) for v in state.values() if v.numel())
 
 
-def test_the_progress_bar_comes_before_the_writers(tmp_path):
-    names = [type(h).__name__ for h in Trainer(quick_cfg(tmp_path))._hooks]
-    assert names[-2:] == ["ProgressBar", "PeriodicWriter"]
+def test_all_processes_have_the_same_hooks_in_order(tmp_path, monkeypatch):
+    names = []
+    for is_main in (True, False):
+        monkeypatch.setattr(
+            "detectron2.utils.comm.is_main_process", lambda is_main=is_main: is_main
+        )
+        trainer = Trainer(few_images(tmp_path, "MODEL.EMA.ENABLED", True))
+        names.append([type(hook).__name__ for hook in trainer._hooks])
+    assert names[0] == names[1]
+    order = ["LRScheduler", "CallbackHook", "AverageNorms", "Checkpoints", "Evaluation"]
+    assert [n for n in names[0] if n in order] == order
+    assert names[0][-2:] == ["ProgressBar", "Writers"]
 
 
-def test_mixed_precision_trains_on_a_cpu(tmp_path):
-    trainer = train(few_images(tmp_path, "SOLVER.AMP.ENABLED", True))
+def test_frozen_modules_stay_unchanged_and_mixed_precision_trains_on_a_cpu(tmp_path):
+    options = ["MODEL.FREEZE", "('backbone',)", "LOG.IMAGES", 0, "SOLVER.AMP.ENABLED", True]
+    trainer = Trainer(few_images(tmp_path, *options))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.train()
+    after = trainer.model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items() if k.startswith("backbone"))
+    assert not all(torch.equal(after[k], v) for k, v in before.items())
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
@@ -106,22 +137,27 @@ def test_evaluation_with_test_time_augmentation_adds_its_metrics(tmp_path):
     assert (tmp_path / "tta/inference/coco_instances_results.json").is_file()
 
 
-def test_dynamic_sparse_rcnn_trains_resumes_evaluates_and_predicts(tmp_path):
-    dynamic = ["MODEL.META_ARCHITECTURE", "DynamicSparseRCNN", "MODEL.SparseRCNN.DLA.ENABLED", True]
-    dynamic += ["MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.DPG.TAU_ITERS", 10]
-    train(few_images(tmp_path, *dynamic, "SOLVER.MAX_ITER", 3))
-    cfg = few_images(tmp_path, *dynamic, "SOLVER.MAX_ITER", 20)
-    trainer = train(cfg, resume=True)
-    assert trainer.start_iter == 3
-    proposals = trainer.model.proposals
-    assert proposals.step == 20
-    logged = trainer.storage.latest()
-    assert logged["dpg/tau"][0] == 4.0
-    assert {"dla/positives", "dpg/entropy", "dpg/variation"} <= set(logged)
+def test_compiled_stages_give_the_same_numbers_and_keys(monkeypatch):
+    original = torch.nn.Module.compile
+    # Traced as always, but without a minute of generating and compiling C++.
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m: original(m, backend="aot_eager"))
+    plain = build_model(tiny_cfg("MODEL.SparseRCNN.NUM_HEADS", 1))
+    compiled = build_model(tiny_cfg("MODEL.SparseRCNN.NUM_HEADS", 1, "MODEL.COMPILE", True))
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    compiled.load_state_dict(plain.state_dict())
+    results = []
+    for model in (plain, compiled, copy.deepcopy(compiled)):
+        losses = model(batch([(64, 96)], [2]))
+        sum(losses.values()).backward()
+        results.append((list(losses.values()), [p.grad for p in model.head.parameters()]))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-4)
 
-    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
-    again = evaluate(cfg)["bbox"]
-    for name, value in trainer._last_eval_results["bbox"].items():
-        assert again[name] == pytest.approx(value, nan_ok=True), name
-    found = DefaultPredictor(cfg)(draw_scene("val", 0))["instances"]
-    assert found.image_size == draw_scene("val", 0).shape[:2]
+
+@pytest.mark.parametrize(("period", "expected"), [(2, [1, 3, 4]), (0, [4])])
+def test_metrics_are_written_every_log_period_and_at_the_end(period, expected, tmp_path):
+    options = ["MODEL.SparseRCNN.DLA.ENABLED", True, "SOLVER.MAX_ITER", 5, "LOG.IMAGES", 0]
+    train(few_images(tmp_path, *options, "LOG.PERIOD", period, "DATASETS.TEST", "()"))
+    entries = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [e["iteration"] for e in entries if "total_loss" in e] == expected
+    assert [e["iteration"] for e in entries if "dla/positives" in e] == [1, 3][: 2 * (period > 0)]

@@ -1,4 +1,4 @@
-"""Two processes on the CPU, by gloo: the same training as one process, and no hanging."""
+"""Two gloo processes on the CPU: they train like one process, and never hang."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, SMALL, coco_options
 
-# No batch norms: their statistics are those of a process.
+# Without batch norms, whose statistics are those of a process.
 FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.DEVICE", "cpu", "LOG.IMAGES", "0"]
 
 
@@ -30,26 +30,26 @@ def data(tmp_path_factory):
     return options
 
 
-def arguments(folder, *options):
-    config = ["train_net.py", "--config-file", "quick/sparse_rcnn_shapes"]
-    return config, [*SMALL, *FROZEN, "OUTPUT_DIR", str(folder), *map(str, options)]
-
-
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run(command, *, fails=False):
+    """Run to the end; returns stdout and stderr."""
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=240
+        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=240
     )
     assert (done.returncode != 0) == fails, done.stderr[-3000:]
-    return done.stderr
+    return done.stdout + done.stderr
 
 
-def by_spawn(folder, *options, processes=1, flags=()):
-    config, opts = arguments(folder, *options)
-    return [sys.executable, *config, "--num-gpus", str(processes), *flags, *opts]
+def arguments(folder, *options, config="sparse_rcnn_shapes"):
+    script = ["train_net.py", "--config-file", f"quick/{config}"]
+    return [*script, *SMALL, *FROZEN, "OUTPUT_DIR", str(folder), *map(str, options)]
+
+
+def by_spawn(folder, *options, processes=1, flags=(), **config):
+    words = [*arguments(folder, *options, **config), "--num-gpus", str(processes), *flags]
+    return [sys.executable, *words]
 
 
 def torchrun(*flags):
@@ -58,12 +58,11 @@ def torchrun(*flags):
 
 
 def by_torchrun(folder, *options, flags=()):
-    config, opts = arguments(folder, *options)
-    return [*torchrun(*flags), *config, "--resume", *opts]
+    return [*torchrun(*flags), *arguments(folder, *options), "--resume"]
 
 
 def logged(folder):
-    """The last value of everything in the log."""
+    """Last value of every scalar in the log."""
     lines = (folder / "metrics.json").read_text().splitlines()
     return {name: value for line in lines for name, value in json.loads(line).items()}
 
@@ -73,9 +72,9 @@ def detections(folder):
     return sorted(json.loads(path.read_text()), key=lambda d: (d["image_id"], -d["score"]))
 
 
-# Positives as the normaliser, accumulation, and an odd number of images to evaluate. AdamW's first
-# steps are as long for a gradient of rounding errors as for any other, and which of several
-# untrained proposals learns an object can hang on a rounding error: so one of SGD's.
+# Positives as the normalizer, accumulation, and an odd number of images to evaluate. One step,
+# since rounding errors can decide which of several untrained proposals is assigned; of SGD, since
+# AdamW's first steps are as long for gradients of rounding errors as for any other.
 ONE_STEP = [
     *("MODEL.SparseRCNN.DLA.ENABLED", True, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATE", 2),
     *("SOLVER.MAX_ITER", 1, "TEST.LOSS", True, "SOLVER.OPTIMIZER", "SGD"),
@@ -94,7 +93,9 @@ def one_process(tmp_path_factory, data):
 @pytest.mark.parametrize("start", [by_torchrun, None], ids=["torchrun", "--num-gpus 2"])
 def test_two_processes_train_and_evaluate_as_one_does(tmp_path, one_process, data, start):
     two = start or (lambda *a: by_spawn(*a, processes=2))
-    run(two(tmp_path, *data, *ONE_STEP))
+    text = run(two(tmp_path, *data, *ONE_STEP))
+    for printed in ("parameters", "AP50", "Look at it"):  # by the main process only
+        assert text.count(printed) == 1
     one, other = logged(one_process), logged(tmp_path)
     names = [n for n in one if n.startswith(("total_loss", "loss", "validation", "gradient"))]
     assert {"total_loss", "validation/total_loss", "gradient_norm"} <= set(names)
@@ -106,34 +107,32 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path, one_process, dat
     assert other["bbox/AP50"] == pytest.approx(one["bbox/AP50"], abs=0.5)
 
 
-def test_asag_whose_patches_differ_trains_in_two_processes(tmp_path, data):
-    """Every process must reach every parameter, with objects in its images or without."""
+def test_asag_trains_in_two_processes_with_different_patches(tmp_path, data):
+    """Every process must reach every parameter, with or without objects in its images."""
     parts = ["SOLVER.ACCUMULATE", 2, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.AMP.ENABLED", True]
     asag = ["MODEL.ASAG.ANCHORS.HIDDEN", 32, "MODEL.ASAG.GUIDED_PART", 0.5]
     asag += ["MODEL.ASAG.DN.ENABLED", True, "MODEL.ASAG.DN.NUM", 5, "MODEL.EMA.ENABLED", True]
-    command = by_spawn(tmp_path, *data, *parts, *asag, processes=2)
-    command[command.index("quick/sparse_rcnn_shapes")] = "quick/asag_a_shapes"
-    run(command)
+    run(by_spawn(tmp_path, *data, *parts, *asag, processes=2, config="asag_a_shapes"))
     assert 0 < logged(tmp_path)["total_loss"] < 1e6
 
 
 def test_evaluation_in_two_processes_equals_evaluation_in_one(tmp_path, one_process, data):
     weights = ["MODEL.WEIGHTS", str(one_process / "model_final.pth")]
     run(by_spawn(tmp_path, *data, *weights, processes=2, flags=["--eval-only"]))
-    expected, found = detections(one_process), detections(tmp_path)
-    assert len({d["image_id"] for d in expected}) > 4  # shared out between both
-    for a, b in zip(expected, found, strict=True):
+    expected, merged = detections(one_process), detections(tmp_path)
+    assert len({d["image_id"] for d in expected}) > 4  # of both processes
+    for a, b in zip(expected, merged, strict=True):
         assert a["image_id"] == b["image_id"]
         assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-3)
 
 
-LEAVING = """
+SHUTDOWN = """
 import os
 import sys
 from pathlib import Path
 from torch import nn, ones
 from detectron2.utils import comm
-from dsrcnn.engine.processes import Processes, for_all_processes, run_processes
+from dsrcnn.engine.processes import Processes, run_processes, wrap_ddp
 
 def threads():
     names = []
@@ -141,12 +140,12 @@ def threads():
         try:
             names.append(path.read_text().strip())
         except OSError:
-            pass  # it has just ended
+            pass  # it has ended just now
     return " ".join(names)
 
 def work():
-    model = for_all_processes(nn.Linear(2, 2))
-    model.own = model  # held by a cycle
+    model = wrap_ddp(nn.Linear(2, 2))
+    model.cycle = model
     model(ones(1, 2)).sum().backward()
     comm.all_gather("words")
     global during
@@ -157,14 +156,14 @@ Path(sys.argv[1], f"{os.getpid()}.txt").write_text(f"{during}\\n{threads()}")
 """
 
 
-def test_a_process_that_has_left_has_no_thread_of_its_groups(tmp_path):
+def test_shutdown_ends_the_threads_of_the_process_groups(tmp_path):
     """A thread that lives on can abort its process while the interpreter shuts down."""
-    script = tmp_path / "leaving.py"
-    script.write_text(LEAVING)
+    script = tmp_path / "shutdown.py"
+    script.write_text(SHUTDOWN)
     run([*torchrun(), str(script), str(tmp_path)])
-    found = [path.read_text().split("\n") for path in tmp_path.glob("*.txt")]
-    assert len(found) == 2
-    for during, after in found:
+    threads = [path.read_text().split("\n") for path in tmp_path.glob("*.txt")]
+    assert len(threads) == 2
+    for during, after in threads:
         assert "gloo" in during
         assert "gloo" not in after
 
@@ -182,11 +181,11 @@ def is_worker(pid):
 
 
 def kill_one(command, checkpoint):
-    """Start a run, kill one of its processes after a checkpoint: status, stderr, the processes."""
+    """Start a run and kill a process after a checkpoint; returns status, stderr and processes."""
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,
-        env=environment(),
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -205,17 +204,17 @@ def kill_one(command, checkpoint):
     return process.returncode, message, workers
 
 
-def test_when_a_process_is_killed_the_run_ends_within_a_minute_and_says_so(tmp_path, data):
+def test_a_run_ends_with_a_message_when_a_process_is_killed(tmp_path, data):
     options = [*data, "SOLVER.MAX_ITER", 100000, "SOLVER.CHECKPOINT_PERIOD", 2]
     command = by_spawn(tmp_path / "out", *options, processes=2)
     status, message, workers = kill_one(command, tmp_path / "out/model_0000001.pth")
     assert status == 1
     assert "was killed by SIGKILL" in message
-    assert "--resume goes on" in message
+    assert "--resume continues" in message
     assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
 
 
-def test_torchrun_starts_a_run_again_that_goes_on_from_its_checkpoint(tmp_path, data):
+def test_a_run_restarted_by_torchrun_continues_from_its_checkpoint(tmp_path, data):
     options = [*data, "SOLVER.MAX_ITER", 20, "SOLVER.CHECKPOINT_PERIOD", 2]
     command = by_torchrun(tmp_path / "out", *options, flags=["--max-restarts", "1"])
     status, message, _ = kill_one(command, tmp_path / "out/model_0000001.pth")
@@ -227,7 +226,7 @@ def test_torchrun_starts_a_run_again_that_goes_on_from_its_checkpoint(tmp_path, 
     assert starts[0] == 0 < starts[1]
 
 
-def test_bad_input_of_one_process_ends_both_with_its_message(tmp_path, data):
+def test_an_error_of_one_process_ends_both_with_its_message(tmp_path, data):
     images = Path(data[data.index("DATASETS.CUSTOM.TRAIN_IMAGES") + 1])
     copy = shutil.copytree(images, tmp_path / "images")
     (copy / "3.jpg").write_bytes(b"broken")

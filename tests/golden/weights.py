@@ -1,6 +1,6 @@
 """Weights and inputs that can be rebuilt on any machine.
 
-Every tensor is drawn from a generator seeded by the CRC-32 of its own name, so a state dict follows
+Every tensor is drawn from a generator seeded by the CRC-32 of its name, so a state dict follows
 from its keys and shapes alone. The stored numbers beside this file are the official model's outputs
 for these weights and inputs (torch 2.15, CPU, float32).
 """

@@ -1,151 +1,198 @@
-"""Matching and losses of ASAG: what holds besides the published numbers."""
+"""Matching, weights and losses of ASAG, against numbers of the published code and by hand."""
 
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from torchvision.ops import generalized_box_iou
 
-from dsrcnn.modeling.asag import ASAGCriterion, FixedLevels, Objects, ProbedLevel
+from dsrcnn.modeling.asag.anchor_generator import FixedLevels, ProbedLevel
 from dsrcnn.modeling.asag.criterion import (
-    Learned,
-    anchor_losses,
-    area_weight,
+    ASAGCriterion,
+    MatchedTargets,
     detection_losses,
+    location_losses,
     match,
+    matched_overlaps,
     matching_costs,
+    query_weights,
+    weighted_box_losses,
 )
-from dsrcnn.structures import Predictions, Targets, TermWeights
+from dsrcnn.modeling.asag.patch_targets import RelativeTargets
+from dsrcnn.modeling.losses.class_losses import quality_focal_loss, weighted_class_loss
+from dsrcnn.structures import Predictions, Targets, TermWeights, box_cxcywh_to_xyxy
 
 COSTS = TermWeights(2.0, 5.0, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("score", "iou", "positive", "negative"),
+    [
+        (0.5, 0.5, 0.7130, 0.5897),
+        (0.9, 0.9, 0.9738, 0.1302),
+        (0.1, 0.3, 0.3648, 0.4093),
+        (0.5, 0.1, 0.3616, 0.7229),
+        (1.0, 1.0, 1.0, 0.0),
+        (1.0, 0.0, 0.1915, 0.8085),
+    ],
+)
+def test_query_weights(score, iou, positive, negative):
+    weights = query_weights(torch.tensor(score), torch.tensor(iou))
+    assert [x.item() for x in weights] == pytest.approx([positive, negative], abs=1e-4)
+
+
+def test_query_weights_are_monotone_and_without_gradient():
+    grid = torch.linspace(0, 1, 21)
+    scores, ious = torch.meshgrid(grid, grid, indexing="ij")
+    positive, negative = query_weights(scores.requires_grad_(), ious)
+    assert not positive.requires_grad
+    assert (positive.diff(dim=0) >= 0).all()
+    assert (positive.diff(dim=1) >= 0).all()
+    assert (negative.diff(dim=1) <= 1e-6).all()
+    assert negative[:, -1].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("size", "weight", "inverse"),
+    [((0.1, 0.1), 3.7, 1.3), ((0.5, 0.5), 2.5, 2.5), ((1, 1), 1, 4), ((0.04, 0.01), 3.94, 1.06)],
+)
+def test_area_weights(size, weight, inverse):
+    boxes = torch.tensor([[[0.5, 0.5, *size]]])
+    targets = RelativeTargets(boxes, torch.zeros(1, 1).long(), torch.ones(1, 1).bool())
+    assert targets.area_weight().item() == pytest.approx(weight)
+    assert targets.area_weight(inverse=True).item() == pytest.approx(inverse)
+
+
+def test_class_loss():
+    logits = torch.tensor([[0.0, 2], [-1, 1]])
+    matched = torch.tensor([[False, True], [False, False]])
+    weights = torch.tensor([0.8, 0.0]), torch.tensor([0.3, 0.0]), torch.tensor([2.0, 1.0])
+    loss = weighted_class_loss(logits, matched, *weights).flatten().tolist()
+    assert loss == pytest.approx([0.173287, 1.479242, 0.022658, 0.701868], abs=1e-5)
+
+
+def test_quality_focal_loss():
+    logits, quality = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.7, 0.2, 0.6])
+    matched, ignored = torch.tensor([True, False, False]), torch.tensor([False, False, True])
+    loss = quality_focal_loss(logits, quality, matched, ignored, torch.tensor([2.0, 1.0, 1.0]))
+    assert loss.sum().item() == pytest.approx(0.030163, abs=1e-5)
+    assert loss[2] == 0
+
+
 def problem(predictions=6, counts=(2, 1), classes=3, seed=0):
-    """Random predictions and objects of some images."""
+    """Random predictions and ground truths of some images."""
     generator = torch.Generator().manual_seed(seed)
     images, most = len(counts), max(counts)
     logits = torch.randn(images, predictions, classes, generator=generator)
     boxes = torch.rand(images, predictions, 4, generator=generator) * 0.4 + 0.1
-    wanted = torch.rand(images, most, 4, generator=generator) * 0.4 + 0.1
+    target_boxes = torch.rand(images, most, 4, generator=generator) * 0.4 + 0.1
     labels = torch.randint(classes, (images, most), generator=generator)
     mask = torch.arange(most) < torch.tensor(counts).unsqueeze(1)
-    return logits, boxes, Objects(wanted, labels, mask)
+    return logits, boxes, RelativeTargets(target_boxes, labels, mask)
 
 
-def test_the_published_matching_cost():
+def test_published_matching_costs():
     logits = torch.tensor([[[0.0, 1], [2, -1], [-1, 0.5]]])
     boxes = torch.tensor([[[0.3, 0.4, 0.2, 0.2], [0.6, 0.6, 0.3, 0.3], [0.32, 0.38, 0.2, 0.25]]])
-    wanted = torch.tensor([[[0.3, 0.4, 0.2, 0.1], [0.6, 0.5, 0.5, 0.6]]])
-    objects = Objects(wanted, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))
-    weight = area_weight(wanted[..., 2:])
-    found = matching_costs(logits, boxes, objects, weight, COSTS)[0]
+    target_boxes = torch.tensor([[[0.3, 0.4, 0.2, 0.1], [0.6, 0.5, 0.5, 0.6]]])
+    targets = RelativeTargets(target_boxes, torch.tensor([[1, 0]]), torch.ones(1, 2).bool())
+    weight = targets.area_weight()
+    costs = matching_costs(logits, boxes, targets, weight, COSTS)[0]
     expected = [[-5.511903, 19.012001, -0.591955], [13.136512, -0.174912, 13.439659]]
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-5)
-    learned = match(logits, boxes, objects, weight, COSTS)
-    assert learned.positive.tolist() == [[True, True, False]]
-    assert torch.equal(learned.boxes[0, :2], wanted[0])
-    assert learned.labels[0, :2].tolist() == [1, 0]
+    torch.testing.assert_close(costs, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    matched = match(logits, boxes, targets, weight, COSTS)
+    assert matched.positive.tolist() == [[True, True, False]]
+    assert torch.equal(matched.boxes[0, :2], target_boxes[0])
+    assert matched.labels[0, :2].tolist() == [1, 0]
 
 
-def test_padding_is_never_matched_and_changes_no_loss():
-    logits, boxes, objects = problem()
-    weight = area_weight(objects.boxes[..., 2:])
-    valid = torch.ones(2, 6, dtype=torch.bool)
-    learned = match(logits, boxes, objects, weight, COSTS, valid)
-    expected = detection_losses(logits, boxes, learned, valid)
-    more = torch.cat([logits, torch.full((2, 3, 3), 9.0)], dim=1)
-    perfect = objects.boxes[:, :1].expand(-1, 3, -1)
-    padded = torch.cat([boxes, perfect], dim=1)
-    valid = torch.arange(9).expand(2, -1) < 6
-    found = detection_losses(
-        more, padded, match(more, padded, objects, weight, COSTS, valid), valid
+def test_padded_predictions_are_never_matched_and_have_no_loss():
+    logits, boxes, targets = problem()
+    weight, valid = targets.area_weight(), torch.ones(2, 6, dtype=torch.bool)
+    expected = detection_losses(
+        logits, boxes, match(logits, boxes, targets, weight, COSTS, valid), valid
     )
-    for a, b in zip(found, expected, strict=True):
+    logits = torch.cat([logits, torch.full((2, 3, 3), 9.0)], dim=1)
+    boxes = torch.cat([boxes, targets.boxes[:, :1].expand(-1, 3, -1)], dim=1)  # perfect ones
+    valid = torch.arange(9).expand(2, -1) < 6
+    losses = detection_losses(
+        logits, boxes, match(logits, boxes, targets, weight, COSTS, valid), valid
+    )
+    for a, b in zip(losses, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_more_objects_than_predictions_leave_the_padding_alone():
-    logits, boxes, objects = problem(predictions=4, counts=(5, 5))
+def test_padding_stays_unmatched_with_more_ground_truths_than_predictions():
+    logits, boxes, targets = problem(predictions=4, counts=(5, 5))
     valid = torch.tensor([[True, True, False, False]] * 2)
-    learned = match(logits, boxes, objects, area_weight(objects.boxes[..., 2:]), COSTS, valid)
-    assert torch.equal(learned.positive, valid)
+    matched = match(logits, boxes, targets, targets.area_weight(), COSTS, valid)
+    assert torch.equal(matched.positive, valid)
 
 
-def test_the_weight_of_an_object_counts_in_the_whole_cost():
-    """Two objects want the same prediction; the one with the larger weight gets it."""
-    logits = torch.zeros(1, 2, 1)
+@pytest.mark.parametrize(("weight", "first"), [([1.0, 4.0], 1), ([4.0, 1.0], 0)])
+def test_the_ground_truth_with_the_larger_weight_gets_a_contested_prediction(weight, first):
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.6, 0.6, 0.2, 0.2]]])
-    wanted = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.51, 0.51, 0.2, 0.2]]])
-    objects = Objects(wanted, torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2).bool())
-    for weight, first in (([1.0, 4.0], 1), ([4.0, 1.0], 0)):
-        learned = match(logits, boxes, objects, torch.tensor([weight]), COSTS)
-        assert torch.equal(learned.boxes[0, 0], wanted[0, first])
+    target_boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.51, 0.51, 0.2, 0.2]]])
+    targets = RelativeTargets(target_boxes, torch.zeros(1, 2).long(), torch.ones(1, 2).bool())
+    matched = match(torch.zeros(1, 2, 1), boxes, targets, torch.tensor([weight]), COSTS)
+    assert torch.equal(matched.boxes[0, 0], target_boxes[0, first])
 
 
-def test_what_is_not_finite_is_matched_last_and_harms_no_gradient():
-    logits, boxes, objects = problem(counts=(2, 2))
+def test_predictions_that_are_not_finite_are_matched_last_and_get_no_gradient():
+    logits, boxes, targets = problem(counts=(2, 2))
     logits[0, 0], boxes[0, 1] = float("nan"), float("inf")
-    learned = match(logits, boxes, objects, area_weight(objects.boxes[..., 2:]), COSTS)
-    assert not learned.positive[0, :2].any()
+    matched = match(logits, boxes, targets, targets.area_weight(), COSTS)
+    assert not matched.positive[0, :2].any()
     boxes.requires_grad_()
-    losses = detection_losses(logits, boxes, learned, torch.ones(2, 6, dtype=torch.bool))
-    (losses.l1 + losses.giou).sum().backward()
-    assert torch.isfinite(losses.l1).all()
+    _, l1, giou = detection_losses(logits, boxes, matched, torch.ones(2, 6, dtype=torch.bool))
+    (l1 + giou).sum().backward()
+    assert torch.isfinite(l1).all()
     assert torch.isfinite(boxes.grad).all()
 
 
-def test_without_objects_only_the_background_is_learned():
-    logits, boxes, objects = problem(counts=(0, 0))
-    weight = objects.boxes.new_zeros(2, 0)
-    for mask in (objects, Objects(*(x[:, :0] for x in objects))):
-        learned = match(logits, boxes, mask, weight, COSTS)
-        losses = detection_losses(logits, boxes, learned, torch.ones(2, 6, dtype=torch.bool))
-        entropy = torch.nn.functional.softplus(logits) * logits.sigmoid() ** 2
-        torch.testing.assert_close(losses.class_, entropy.sum(dim=(1, 2)))
-        assert not losses.l1.any()
-        assert not losses.giou.any()
-        anchors = anchor_losses(logits[..., 0], boxes, mask, weight, COSTS)
-        assert not anchors.giou.any()
+@pytest.mark.parametrize("padded", [True, False])
+def test_without_ground_truths_everything_is_background(padded):
+    logits, boxes, targets = problem(counts=(0, 0) if not padded else (1, 1))
+    targets = targets._replace(mask=torch.zeros_like(targets.mask))
+    weight = targets.area_weight()
+    matched = match(logits, boxes, targets, weight, COSTS)
+    class_, l1, giou = detection_losses(logits, boxes, matched, torch.ones(2, 6).bool())
+    entropy = torch.nn.functional.softplus(logits) * logits.sigmoid() ** 2
+    torch.testing.assert_close(class_, entropy.sum(dim=(1, 2)))
+    assert not l1.any()
+    assert not giou.any()
+    assert not location_losses(logits[..., 0], boxes, targets, weight, COSTS)[2].any()
 
 
-def test_without_query_weighting_a_matched_query_learns_fully():
-    logits, boxes, objects = problem()
-    one = torch.ones(2, 2)
-    learned = match(logits, boxes, objects, one, COSTS)
-    losses = detection_losses(
-        logits, boxes, learned, torch.ones(2, 6, dtype=torch.bool), weighting=False
-    )
-    difference = (boxes - learned.boxes).abs().sum(dim=-1)
-    torch.testing.assert_close(losses.l1, (difference * learned.positive).sum(dim=1))
-
-
-def test_matching_is_the_cheapest_for_every_problem():
-    logits, boxes, objects = problem(predictions=5, counts=(3, 2), classes=1)
-    learned = match(logits, boxes, objects, torch.ones(2, 3), COSTS)
+def test_matching_has_the_least_cost_in_every_problem():
+    logits, boxes, targets = problem(predictions=5, counts=(3, 2), classes=1)
+    matched = match(logits, boxes, targets, torch.ones(2, 3), COSTS)
     for image, count in enumerate((3, 2)):
         p = logits[image].sigmoid()
         positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
         classes = positive - 0.75 * p**2 * -(1 - p + 1e-8).log()
-        own, other = boxes[image], objects.boxes[image, :count]
-        cost = 2 * classes + 5 * torch.cdist(own, other, p=1)
-        for i, j in torch.cartesian_prod(torch.arange(5), torch.arange(count)).tolist():
-            cost[i, j] -= 2 * giou(own[i].tolist(), other[j].tolist())
-        rows, columns = linear_sum_assignment(cost.numpy())
-        for row, column in zip(rows, columns, strict=True):
-            assert torch.equal(learned.boxes[image, row], other[column])
+        predicted, target = boxes[image], targets.boxes[image, :count]
+        giou = generalized_box_iou(box_cxcywh_to_xyxy(predicted), box_cxcywh_to_xyxy(target))
+        cost = 2 * classes + 5 * torch.cdist(predicted, target, p=1) - 2 * giou
+        for row, column in zip(*linear_sum_assignment(cost.numpy()), strict=True):
+            assert torch.equal(matched.boxes[image, row], target[column])
 
 
-def giou(a, b):
-    """Of two boxes cxcywh, by hand."""
-    low = [(x[0] - x[2] / 2, x[1] - x[3] / 2) for x in (a, b)]
-    high = [(x[0] + x[2] / 2, x[1] + x[3] / 2) for x in (a, b)]
-    sides = [max(min(high[0][k], high[1][k]) - max(low[0][k], low[1][k]), 0) for k in (0, 1)]
-    hull = [max(high[0][k], high[1][k]) - min(low[0][k], low[1][k]) for k in (0, 1)]
-    common = sides[0] * sides[1]
-    union = a[2] * a[3] + b[2] * b[3] - common
-    return common / union - (hull[0] * hull[1] - union) / (hull[0] * hull[1])
+def test_gradients_of_box_losses_equal_finite_differences():
+    _, boxes, targets = problem(predictions=3)
+    positive = torch.tensor([[True, True, False], [False, True, False]])
+    weight = torch.full((2, 3), 2.0, dtype=torch.double)
+    target_boxes = targets.boxes[:, [0, 1, 0]].double()
+    matched = MatchedTargets(positive, torch.zeros(2, 3).long(), target_boxes, weight)
+
+    def losses(boxes):
+        _, giou = matched_overlaps(boxes, matched)
+        return sum(weighted_box_losses(boxes, giou, matched, torch.ones_like(weight)))
+
+    assert torch.autograd.gradcheck(losses, boxes.double().requires_grad_())
 
 
-def targets(*counts):
-    """Of images of 100 x 80 pixels."""
+def targets_of(*counts):
+    """Ground truths of images of 100 x 80 pixels."""
     most = max(counts)
     boxes = torch.tensor([10.0, 10, 40, 30]).expand(len(counts), most, 4)
     mask = torch.arange(most) < torch.tensor(counts).unsqueeze(1)
@@ -153,90 +200,58 @@ def targets(*counts):
     return Targets(boxes, torch.zeros(len(counts), most, dtype=torch.int64), mask, sizes)
 
 
-def criterion(**settings):
-    return ASAGCriterion(
-        weights=TermWeights(), anchor_weights=TermWeights(8.0, 4.0, 2.0), **settings
-    )
+CRITERION = ASAGCriterion(weights=TermWeights())
 
 
-def test_losses_of_a_batch_in_parts_add_up_to_those_of_the_whole():
-    losses, wanted = criterion(), targets(3, 1)
+def test_losses_of_parts_sum_to_those_of_the_batch():
+    targets = targets_of(3, 1)
     logits, boxes = torch.randn(3, 2, 5, 4), torch.rand(3, 2, 5, 4) * 20
     boxes[..., 2:] += boxes[..., :2] + 5
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    whole = Predictions(logits, boxes, torch.arange(3))
-    parts = [Targets(*(x[i : i + 1] for x in wanted)) for i in range(2)]
-    counts = losses.normalizers([losses.count(x) for x in parts])
-    assert counts.objects == 4
-    assert counts.images == 2
-    expected = losses.of_detections(whole, mask, wanted, counts)
-    noisy = torch.tensor([[0, 1, 2, 0, -1], [0, 0, 0, 0, 0]])
-    expected.update(losses.of_denoising(whole, noisy, wanted, counts))
-    for name, value in expected.items():
-        found = 0
-        for i, part in enumerate(parts):
-            own = Predictions(logits[:, i : i + 1], boxes[:, i : i + 1], torch.arange(3))
-            each = losses.of_detections(own, mask[i : i + 1], part, counts)
-            each.update(losses.of_denoising(own, noisy[i : i + 1], part, counts))
-            found = found + each[name]
-        torch.testing.assert_close(found, value)
+    assignment = torch.tensor([[0, 1, 2, 0, -1], [0, 0, 0, 0, 0]])
+    parts = [Targets(*(x[i : i + 1] for x in targets)) for i in range(2)]
+    normalizers = CRITERION.normalizers([CRITERION.count(x) for x in parts])
+    assert (normalizers.num_targets, normalizers.num_images) == (4, 2)
+
+    def losses(images, targets):
+        sets = Predictions(logits[:, images], boxes[:, images], torch.arange(3))
+        result = CRITERION.of_detections(sets, mask[images], targets, normalizers)
+        return result | CRITERION.of_denoising(sets, assignment[images], targets, normalizers)
+
+    first, second = (losses(slice(i, i + 1), part) for i, part in enumerate(parts))
+    for name, value in losses(slice(None), targets).items():
+        torch.testing.assert_close(first[name] + second[name], value)
 
 
-def test_denoising_losses_know_their_object_and_ignore_padding():
-    wanted = targets(2)
-    wanted = wanted._replace(boxes=torch.tensor([[[10.0, 10, 40, 30], [50, 50, 90, 70]]]))
-    boxes = torch.tensor([[50.0, 50, 90, 70], [10, 10, 40, 30], [0, 0, 1, 1]]).view(1, 1, 3, 4)
-    sets = Predictions(torch.zeros(1, 1, 3, 1), boxes, torch.arange(1))
-    losses = criterion()
-    counts = losses.normalizers([losses.count(wanted)])
-    crossed = losses.of_denoising(sets, torch.tensor([[0, 1, -1]]), wanted, counts)
-    right = losses.of_denoising(sets, torch.tensor([[1, 0, -1]]), wanted, counts)
+def test_denoising_queries_reconstruct_the_assigned_ground_truth():
+    boxes = torch.tensor([[[10.0, 10, 40, 30], [50, 50, 90, 70]]])
+    targets = targets_of(2)._replace(boxes=boxes)
+    predicted = torch.cat([boxes.flip(1), torch.tensor([[[0.0, 0, 1, 1]]])], dim=1).unsqueeze(0)
+    sets = Predictions(torch.zeros(1, 1, 3, 1), predicted, torch.arange(1))
+    normalizers = CRITERION.normalizers([CRITERION.count(targets)])
+
+    def losses(sets, assignment):
+        return CRITERION.of_denoising(sets, torch.tensor([assignment]), targets, normalizers)
+
+    right = losses(sets, [1, 0, -1])
     assert right["dn_loss_giou_0"] == pytest.approx(0.0, abs=1e-6)
-    assert crossed["dn_loss_giou_0"] > 0.1
-    other = sets._replace(logits=torch.tensor([0.0, 0.0, 5.0]).view(1, 1, 3, 1))
-    assert torch.equal(
-        losses.of_denoising(other, torch.tensor([[1, 0, -1]]), wanted, counts)["dn_loss_ce_0"],
-        right["dn_loss_ce_0"],
-    )
+    assert losses(sets, [0, 1, -1])["dn_loss_giou_0"] > 0.1
+    other = sets._replace(logits=torch.tensor([0.0, 0.0, 5.0]).view(1, 1, 3, 1))  # of the padding
+    assert torch.equal(losses(other, [1, 0, -1])["dn_loss_ce_0"], right["dn_loss_ce_0"])
 
 
-def test_probed_patches_together_weigh_as_much_as_four():
-    losses, wanted = criterion(query_weighting=False), targets(1)
+def test_all_probed_patches_weigh_as_much_as_four():
+    targets = targets_of(1)
     fixed = FixedLevels(torch.rand(1, 4, 3, 5), torch.rand(1, 1, 3, 5))
-    one = torch.rand(1, 3, 5)
-    counts = losses.normalizers([losses.count(wanted)])
+    predictions = torch.rand(1, 3, 5)
+    normalizers = CRITERION.normalizers([CRITERION.count(targets)])
 
-    def value(repeats):
-        level = ProbedLevel(
-            one.expand(repeats, -1, -1),
-            torch.zeros(repeats, dtype=torch.int64),
-            torch.zeros(repeats, 2, dtype=torch.int64),
-            8,
-            torch.zeros(repeats, dtype=torch.bool),
-        )
-        return losses.of_anchors(fixed, [level], wanted, counts)["loss_ce_anchor"]
+    def loss(patches):
+        images = torch.zeros(patches, dtype=torch.int64)
+        positions = torch.zeros(patches, 2, dtype=torch.int64)
+        level = ProbedLevel(predictions.expand(patches, -1, -1), images, positions, 8, images > 0)
+        probed = [level] if patches else []
+        return CRITERION.of_anchors(fixed, probed, targets, normalizers)["loss_ce_anchor"]
 
-    without = losses.of_anchors(fixed, [], wanted, counts)["loss_ce_anchor"]
-    torch.testing.assert_close(value(1), value(7))
-    torch.testing.assert_close(value(4) - without, value(1) - without)
-    assert value(1) > without
-
-
-def test_gradients_of_box_losses_are_those_of_finite_differences():
-    logits, boxes, objects = problem(predictions=3, counts=(2, 1))
-    boxes = boxes.double().requires_grad_()
-    objects = objects._replace(boxes=objects.boxes.double())
-    positive = torch.tensor([[True, True, False], [False, True, False]])
-    learned = Learned(
-        positive,
-        torch.zeros(2, 3, dtype=torch.int64),
-        objects.boxes[:, [0, 1, 0]],
-        torch.full((2, 3), 2.0, dtype=torch.double),
-    )
-
-    def box_losses(x):
-        valid = torch.ones(2, 3, dtype=torch.bool)
-        losses = detection_losses(logits.double(), x, learned, valid, weighting=False)
-        return losses.l1 + losses.giou
-
-    assert torch.autograd.gradcheck(box_losses, boxes)
+    torch.testing.assert_close(loss(1), loss(7))
+    assert loss(1) > loss(0)

@@ -1,38 +1,36 @@
-"""DPG: the mixture of experts, and the network that weighs them."""
+"""DPG: the mixture of experts, the network that weighs them, temperature and statistics."""
+
+import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import batch
-from detectron2.modeling import build_model
-from dpg_scenes import DPG, SIZES, _same_start, dpg, pyramid, sizes, source  # noqa: F401  (a fixture)
+from conftest import tiny_cfg
+from detectors import DPG, enable, options, pyramid, sizes, source, weights_of
 
 from dsrcnn.config import read_cfg
 from dsrcnn.modeling.proposals import DynamicProposals, TemperatureSchedule
-from dsrcnn.modeling.proposals.staircase import StairStep, climb, resize_nearest
+from dsrcnn.modeling.proposals.dynamic import mixing_statistics
+from dsrcnn.modeling.proposals.staircase import StairStep, fuse_levels, resize_nearest
 
 
-@pytest.mark.parametrize("tau", [0.01, 1.0, 30.0, 1e6])
-def test_weights_are_a_distribution_over_the_experts(tau):
-    weights = source(temperature=TemperatureSchedule(tau, tau, 0)).weights(pyramid(), sizes())
+@pytest.mark.parametrize("tau", [1e-8, 0.01, 1.0, 30.0, 1e8])
+def test_weights_are_equal_at_high_temperature_and_select_an_expert_at_low(tau):
+    model = source(temperature=TemperatureSchedule(tau, tau, 0))
+    weights = weights_of(model, pyramid(), sizes())
     assert weights.shape == (2, 4, 6)
     assert (weights >= 0).all()
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(2, 6))
-
-
-def test_a_high_temperature_gives_equal_weights_and_a_low_one_picks_an_expert():
-    model = source()
-    model.temperature = TemperatureSchedule(1e8, 1e8, 0)
-    torch.testing.assert_close(model.weights(pyramid(), sizes()), torch.full((2, 4, 6), 0.25))
-    model.temperature = TemperatureSchedule(1e-8, 1e-8, 0)
-    weights = model.weights(pyramid(), sizes())
-    picked = F.one_hot(model.logits(pyramid(), sizes()).argmax(dim=1), 4).mT.float()
-    torch.testing.assert_close(weights, picked)
+    if tau == 1e8:
+        torch.testing.assert_close(weights, torch.full((2, 4, 6), 0.25))
+    if tau == 1e-8:
+        best = model.logits(pyramid(), sizes()).argmax(dim=1)
+        torch.testing.assert_close(weights, F.one_hot(best, 4).mT.float())
 
 
 def test_the_same_weights_mix_boxes_and_features():
     model = source(box_jitter=0.1).eval()
-    weights = model.weights(pyramid(), sizes())
+    weights = weights_of(model, pyramid(), sizes())
     boxes, features = model(pyramid(), sizes())
     for b, p in ((0, 0), (1, 5)):
         mixed = sum(weights[b, e, p] * model.expert_features[e, p] for e in range(4))
@@ -42,122 +40,192 @@ def test_the_same_weights_mix_boxes_and_features():
         torch.testing.assert_close(boxes[b, p], expected)
 
 
-def test_a_mixed_box_lies_between_those_of_its_experts():
-    model = source(box_jitter=0.2).eval()
-    x1, y1, x2, y2 = (model(pyramid(), sizes()).boxes / sizes().unsqueeze(1)).unbind(-1)
-    boxes = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)
-    low, high = model.expert_boxes.amin(dim=0), model.expert_boxes.amax(dim=0)
-    assert (high - low).max() > 0.2
-    assert (boxes >= low - 1e-5).all()
-    assert (boxes <= high + 1e-5).all()
-
-
 @pytest.mark.parametrize("boxes", ["image", "center", "grid", "random"])
-def test_jitter_turns_no_box_inside_out(boxes):
+def test_jitter_keeps_box_sizes_positive(boxes):
     model = source(box_jitter=0.5, boxes=boxes, num_proposals=300)
     assert (model.expert_boxes[..., 2:] > 0).all()
     assert model.expert_boxes.std(dim=0).max() > 0
 
 
-def test_every_proposal_is_another_one():
+def test_proposals_differ_from_each_other_and_between_images():
     """The failure of the public attempt: experts shared by all proposals, at most four of them."""
-    features = source(num_proposals=40)(pyramid(), sizes()).features[0]
-    distances = torch.cdist(features, features) + 1e3 * torch.eye(40)
+    features = source(num_proposals=40)(pyramid(), sizes()).features
+    distances = torch.cdist(features[0], features[0]) + 1e3 * torch.eye(40)
     assert distances.min() > 0.1
+    assert not torch.allclose(features[0], features[1])
 
 
-def test_images_get_different_proposals_unless_the_last_layer_is_zero():
-    for zero_init in (False, True):
-        found = source(zero_init=zero_init)(pyramid(), sizes()).features
-        assert torch.allclose(found[0], found[1]) == zero_init
-    torch.testing.assert_close(found[0], source_mean(zero_init=True))
-
-
-def source_mean(**kwargs):
-    torch.manual_seed(0)
-    model = source(**kwargs)
-    return model.expert_features.mean(dim=0)
-
-
-def test_without_standardizing_only_the_temperature_keeps_the_first_weights_from_a_choice():
+def test_without_standardization_only_the_temperature_keeps_initial_weights_from_selecting():
     """The paper's sum over a thousand channels; the public attempt has no temperature."""
-    opts = ["MODEL.SparseRCNN.DPG.ENABLED", True, "MODEL.SparseRCNN.DPG.STANDARDIZE", False]
-    opts += ["MODEL.SparseRCNN.DPG.LOGIT_NORM", False]
+    opts = enable("DPG", "STANDARDIZE", False, "LOGIT_NORM", False)
     model = DynamicProposals(read_cfg("coco/sparse_rcnn_R50_300pro_3x", opts))
     features = [0.5 * x for x in pyramid(height=256, width=320, channels=256)]
     entropies = []
     for temperature in (model.temperature, TemperatureSchedule(1.0, 1.0, 0)):
         model.temperature = temperature
-        weights = model.weights(features, sizes(height=256, width=320))
-        entropy = -(weights * weights.clamp(min=1e-20).log()).sum(dim=1) / torch.tensor(4.0).log()
-        entropies.append(entropy.mean().item())
-    assert entropies[0] > 0.3
-    assert entropies[1] < 0.3
+        weights = weights_of(model, features, sizes(height=256, width=320))
+        entropies.append(mixing_statistics(weights)["entropy"].item())
+    assert entropies[0] > 0.3 > entropies[1]
 
 
-@pytest.mark.parametrize("reduce", ["sum", "mean"])
-def test_staircase_halves_and_collects_the_levels(reduce):
+def test_staircase_halves_and_concatenates_the_levels():
     steps = torch.nn.ModuleList(StairStep(8 * i, "none") for i in (1, 2, 3))
     features = pyramid(1, 800, 1344)
     assert [f.shape[2:] for f in features] == [(200, 336), (100, 168), (50, 84), (25, 42)]
-    found = climb(features, steps)
-    assert found.shape == (1, 32, 25, 42)
-    assert torch.equal(found[:, 24:], features[3])
+    fused = fuse_levels(features, steps)
+    assert fused.shape == (1, 32, 25, 42)
+    assert torch.equal(fused[:, 24:], features[3])
     x = F.relu(steps[0].conv(features[0]))
     x = F.relu(steps[1].conv(torch.cat([x, features[1]], dim=1)))
     x = F.relu(steps[2].conv(torch.cat([x, features[2]], dim=1)))
-    torch.testing.assert_close(found[:, :24], x)
+    torch.testing.assert_close(fused[:, :24], x)
 
 
-def test_the_whole_network_is_what_the_paper_says():
+@pytest.mark.parametrize("staircase", [True, False])
+def test_network_follows_the_paper(staircase):
     """Staircase, resize to a square, sum over channels, two linear layers; in this order."""
-    model = source(resize=30)
-    features = pyramid()
-    square = F.interpolate(climb(features, model.stair), size=(30, 30))
-    seen = square.sum(dim=1).flatten(1)
-    seen = (seen - seen.mean(dim=1, keepdim=True)) / seen.std(dim=1, keepdim=True, correction=0)
-    hidden = F.relu(model.fc1(seen))
-    expected = model.fc2(hidden).view(2, 4, 6)
+    model, features = source(resize=30, staircase=staircase), pyramid()
+    levels = [fuse_levels(features, model.stair)] if staircase else features
+    square = torch.cat([F.interpolate(x, size=(30, 30)) for x in levels], dim=1)
+    x = square.sum(dim=1).flatten(1)
+    x = (x - x.mean(dim=1, keepdim=True)) / x.std(dim=1, keepdim=True, correction=0)
+    expected = model.fc2(F.relu(model.fc1(x))).view(2, 4, 6)
     torch.testing.assert_close(model.logits(features, sizes()), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_without_staircase_every_level_is_resized_by_itself():
-    model = source(staircase=False, standardize=False)
-    features = pyramid()
-    square = torch.cat([F.interpolate(f, size=(5, 5)) for f in features], dim=1).sum(dim=1)
-    expected = model.fc2(F.relu(model.fc1(square.flatten(1)))).view(2, 4, 6)
-    torch.testing.assert_close(model.logits(features, sizes()), expected, rtol=1e-4, atol=1e-4)
-    assert len(model.stair) == 0
 
 
 @pytest.mark.parametrize("extent", [(1, 1), (7, 11), (30, 30), (25, 42), (100, 64)])
-def test_resizing_is_nearest_neighbour(extent):
+def test_resizing_is_nearest_neighbor(extent):
     maps = torch.randn(2, *extent)
     expected = F.interpolate(maps.double().unsqueeze(1), size=(30, 30)).squeeze(1).float()
-    found = resize_nearest(maps, 30)
-    assert (found == expected).float().mean() > 0.93  # theirs rounds a float, ours divides integers
+    # Torch rounds a float where `resize_nearest` divides integers.
+    assert (resize_nearest(maps, 30) == expected).float().mean() > 0.93
 
 
-def test_resizing_the_valid_part_equals_resizing_it_alone():
+def test_resizing_the_valid_region_agrees_with_resizing_it_alone():
     maps, valid = torch.randn(2, 9, 12), torch.tensor([[9, 7], [4, 12]])
-    found = resize_nearest(maps, 30, valid)
-    assert torch.equal(found[0], resize_nearest(maps[:1, :9, :7], 30)[0])
-    assert torch.equal(found[1], resize_nearest(maps[1:, :4, :12], 30)[0])
+    resized = resize_nearest(maps, 30, valid)
+    assert torch.equal(resized[0], resize_nearest(maps[:1, :9, :7], 30)[0])
+    assert torch.equal(resized[1], resize_nearest(maps[1:, :4, :12], 30)[0])
 
 
-@pytest.mark.parametrize("norm", ["none", "BN", "SyncBN", "FrozenBN", "GN"])
-def test_every_norm_builds_and_trains(norm):
-    model = build_model(dpg("MODEL.SparseRCNN.DPG.NORM", norm))
-    sum(model(batch(SIZES, [2, 1])).values()).backward()
-    assert all(p.grad is not None for p in model.proposals.parameters())
+@pytest.mark.parametrize("staircase", [True, False])
+def test_valid_region_excludes_the_padding_of_the_batch(staircase):
+    image = sizes(1, 60, 50)  # alone it is padded to 64 x 64
+    alone = pyramid(1, 64, 64)
+    padded = [F.pad(x, (0, x.shape[3], 0, x.shape[2] // 2), value=7.0) for x in alone]
+    for valid_region in (True, False):
+        model = source(staircase=staircase, valid_region=valid_region)
+        for step in model.stair:  # 3x3 convolutions read the padding at the border of the image
+            step.conv.weight.data *= F.pad(torch.ones(1, 1), (1, 1, 1, 1))
+        logits = model.logits(alone, image)
+        assert torch.allclose(model.logits(padded, image), logits, atol=1e-5) == valid_region
 
 
-def test_parameter_counts_are_the_published_ones():
-    """Reference 4.4: what DPG adds to 300 proposals of R50."""
-    opts = ["MODEL.SparseRCNN.DPG.ENABLED", True]
-    proposals = DynamicProposals(read_cfg("coco/sparse_rcnn_R50_300pro_3x", opts))
+def test_parameter_counts_agree_with_the_published_ones():
+    """What DPG adds to 300 proposals of R50."""
+    proposals = DynamicProposals(read_cfg("coco/sparse_rcnn_R50_300pro_3x", enable("DPG")))
     parts = {n: sum(p.numel() for p in m.parameters()) for n, m in proposals.named_children()}
-    assert parts.pop("logit_norm") == 0
-    assert parts == {"stair": 13_824 + 3_072, "fc1": 1_351_500, "fc2": 1_801_200}
+    assert parts == {"stair": 13_824 + 3_072, "fc1": 1_351_500, "fc2": 1_801_200, "logit_norm": 0}
     total = sum(p.numel() for p in proposals.parameters())
     assert total - 300 * 260 == 3_403_596
+
+
+def test_temperature_falls_linearly_with_the_iterations_and_stays_at_its_end():
+    schedule = TemperatureSchedule(30.0, 1.0, 100)
+    steps = torch.tensor([0, 50, 100, 1000])
+    assert schedule.at(steps).tolist() == pytest.approx([30.0, 15.5, 1.0, 1.0])
+    assert TemperatureSchedule(30.0, 1.0, 0).at(steps).tolist() == [1.0] * 4
+    model = source(temperature=TemperatureSchedule(30.0, 1.0, 10))
+    for expected in (30.0, 27.1, 24.2):
+        assert model.current_temperature().item() == pytest.approx(expected)
+        model(pyramid(), sizes())
+        model.end_iteration()
+    assert model.eval().current_temperature().item() == pytest.approx(1.0)
+    assert model.step == 3
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, 250), (7, 7), (0, 0)])
+def test_annealing_takes_10_36_of_the_schedule_unless_configured(value, expected):
+    cfg = tiny_cfg(*DPG, *options("DPG.TAU_ITERS", value), "SOLVER.MAX_ITER", 900)
+    assert DynamicProposals(cfg).temperature.iterations == expected
+
+
+def test_statistics_distinguish_selection_from_mixture_and_images_from_each_other():
+    equal = torch.full((3, 4, 6), 0.25)
+    fixed = torch.zeros(3, 4, 6)
+    fixed[:, [0, 1, 2, 3, 0, 1], range(6)] = 1  # one expert per proposal, the same on all images
+    by_image = torch.zeros(2, 4, 6)
+    by_image[0, 0], by_image[1, 3] = 1, 1
+    for weights, entropy, variation, dead in (
+        (equal, 1, 0, 0),
+        (fixed, 0, 0, 0.75),
+        (by_image, 0, 1, 0.5),
+        (torch.cat([equal[:1], fixed[:1]]), 0.5, 0.75, 0),
+    ):
+        statistics = {k: v.item() for k, v in mixing_statistics(weights).items()}
+        expected = {"entropy": entropy, "variation": variation, "dead": dead}
+        assert statistics == pytest.approx(expected, abs=1e-6)
+    assert "variation" not in mixing_statistics(equal[:1])  # nothing to compare with
+
+
+def statistics_after_training(steps, features_of, *opts, test=None):
+    """Statistics of the mixture after learning features that are the same for all images."""
+    torch.manual_seed(0)
+    model = DynamicProposals(tiny_cfg(*options("NUM_PROPOSALS", 20), *enable("DPG", *opts)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    goal = torch.randn(1, 20, 32)
+    for step in range(steps):
+        features = features_of(step)
+        loss = (model(features, sizes(len(features[0]))).features - goal).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    if test is not None:
+        features = test
+        model.eval()
+    weights = weights_of(model, features, sizes(len(features[0])))
+    return {k: v.item() for k, v in mixing_statistics(weights).items()}
+
+
+def test_logit_norm_keeps_common_features_from_dominating_the_selection():
+    features_of = lambda step: [x.abs() for x in pyramid(4, channels=32, seed=step)]  # noqa: E731
+    settings = ("TAU_ITERS", 0, "TAU_END", 1.0, "HIDDEN", 200)
+    test = pyramid(16, channels=32, seed=-1)
+    collapsed, alive = (
+        statistics_after_training(200, features_of, "LOGIT_NORM", norm, *settings, test=test)
+        for norm in (False, True)
+    )
+    assert collapsed["variation"] < 0.05
+    assert alive["variation"] > 0.2
+    assert alive["dead"] == 0
+
+
+def test_without_standardization_forty_steps_select_one_expert_for_all_images():
+    features = [20 * x.abs() for x in pyramid(channels=32)]  # sums of about a thousand
+    settings = ("LOGIT_NORM", False, "TAU_ITERS", 167, "STANDARDIZE")
+    alive, collapsed = (
+        statistics_after_training(40, lambda _: features, *settings, x) for x in (True, False)
+    )
+    assert alive["entropy"] > 0.5
+    assert alive["variation"] > 0.005
+    assert alive["dead"] == 0
+    assert collapsed["entropy"] < 0.05
+    assert collapsed["variation"] < 0.001
+    assert collapsed["dead"] > 0.5
+
+
+def test_logits_have_mean_0_and_variance_1_over_the_images_of_a_batch():
+    logits = source(logit_norm=True).logits(pyramid(8), sizes(8)).flatten(1)
+    torch.testing.assert_close(logits.mean(dim=0), torch.zeros(24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits.var(dim=0, correction=0), torch.ones(24), atol=0.05, rtol=0)
+
+
+def test_logits_of_a_single_image_are_compared_with_earlier_images():
+    model = source(logit_norm=True)
+    for seed in range(40):
+        model.logits(pyramid(4, seed=seed), sizes(4))
+    inputs = pyramid(1, seed=99), sizes(1)
+    expected = copy.deepcopy(model).eval().logits(*inputs)
+    logits = model.logits(*inputs)
+    torch.testing.assert_close(logits, expected)
+    assert logits.abs().max() > 0.1

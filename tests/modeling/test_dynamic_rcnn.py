@@ -1,4 +1,4 @@
-"""Dynamic R-CNN as a detector: off is Faster R-CNN, state, hard images, log, masks."""
+"""Dynamic R-CNN as a detector."""
 
 import math
 
@@ -12,9 +12,9 @@ from detectron2.utils.events import EventStorage
 
 from dsrcnn.cli.main import main
 from dsrcnn.config import check_config, read_cfg
-from dsrcnn.engine.checkpoint import ReportingCheckpointer
+from dsrcnn.engine.checkpoint import Checkpointer
 from dsrcnn.engine.ema import AveragedWeights
-from dsrcnn.engine.eval_hooks import losses_without_learning
+from dsrcnn.engine.eval_hooks import eval_loss_mode
 from dsrcnn.engine.main import run
 from dsrcnn.errors import ConfigError
 from dsrcnn.solver import build_optimizer
@@ -34,9 +34,9 @@ def cfg_of(*opts, config="quick/dynamic_rcnn_shapes"):
     return read_cfg(config, [*SMALL, *opts])
 
 
-def model_of(*opts, **options):
+def model_of(*opts):
     torch.manual_seed(0)
-    return build_model(cfg_of(*opts, **options)).train()
+    return build_model(cfg_of(*opts)).train()
 
 
 def losses_of(model, inputs, seed=1, start=0):
@@ -45,21 +45,21 @@ def losses_of(model, inputs, seed=1, start=0):
         return model(inputs), storage
 
 
-def numbers(model):
+def settings_of(model):
     stats = model.roi_heads.dynamic
     return stats.iou_thresh.item(), stats.beta.item()
 
 
-def test_switched_off_it_is_faster_rcnn_to_the_last_bit():
+def test_losses_with_both_switches_off_equal_those_of_faster_rcnn():
     plain, model = model_of(*STATIC), model_of(*OFF)
     model.load_state_dict(plain.state_dict(), strict=False)
     inputs = batch(SIZES, [3, 2])
-    expected, found = losses_of(plain, inputs)[0], losses_of(model, inputs)[0]
-    assert all(torch.equal(found[k], v) for k, v in expected.items())
+    expected, losses = losses_of(plain, inputs)[0], losses_of(model, inputs)[0]
+    assert all(torch.equal(losses[k], v) for k, v in expected.items())
 
 
 @pytest.mark.parametrize("opts", [[], OFF])
-def test_inference_is_that_of_faster_rcnn(opts):
+def test_inference_equals_that_of_faster_rcnn(opts):
     plain, model = model_of(*STATIC).eval(), model_of(*opts).eval()
     model.load_state_dict(plain.state_dict(), strict=False)
     for a, b in zip(plain(batch(SIZES, [0, 0])), model(batch(SIZES, [0, 0])), strict=True):
@@ -67,43 +67,37 @@ def test_inference_is_that_of_faster_rcnn(opts):
         assert torch.equal(a["instances"].scores, b["instances"].scores)
 
 
-def test_the_state_is_five_keys_and_weights_go_both_ways():
+def test_the_state_adds_five_keys_and_weights_of_faster_rcnn_keep_it():
     plain, model = model_of(*STATIC), model_of()
-    own, other = set(model.state_dict()), set(plain.state_dict())
+    added = set(model.state_dict()) - set(plain.state_dict())
     names = {"iou_thresh", "beta", "iou_hist", "err_hist", "step"}
-    assert own - other == {f"roi_heads.dynamic.{name}" for name in names}
-    assert not other - own
+    assert added == {f"roi_heads.dynamic.{name}" for name in names}
     model.roi_heads.dynamic.iou_thresh.fill_(0.55)
     missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
     assert not missing
     assert not unexpected
-    assert numbers(model)[0] == pytest.approx(0.55)  # what the weights do not say stays
+    assert settings_of(model)[0] == pytest.approx(0.55)
 
 
-def test_training_follows_the_proposals_and_a_resumed_one_too():
+def test_settings_follow_the_proposals_also_in_a_resumed_training():
     inputs = [batch(SIZES, [3, 2], seed=i) for i in range(8)]
 
     def train(model, part):
         for number in part:
             losses_of(model, inputs[number], seed=number)
 
-    limits = [
-        f"{NODE}WARMUP_IOU",
-        0.05,
-        f"{NODE}WARMUP_BETA",
-        10.0,
-    ]
+    limits = [f"{NODE}WARMUP_IOU", 0.05, f"{NODE}WARMUP_BETA", 10.0]
     whole = model_of(*limits)
     train(whole, range(8))
     assert whole.roi_heads.dynamic.step.item() == 8
-    threshold, beta = numbers(whole)
+    threshold, beta = settings_of(whole)
     assert threshold > 0.05
     assert beta < 10.0
     first, second = (model_of(*limits) for _ in range(2))
     train(first, range(6))
     second.load_state_dict(first.state_dict())
     train(second, range(6, 8))
-    assert numbers(second) == numbers(whole)
+    assert settings_of(second) == settings_of(whole)
 
 
 @pytest.mark.parametrize("counts", [[0, 0], [1, 0], [90, 60]])
@@ -112,33 +106,23 @@ def test_training_follows_the_proposals_and_a_resumed_one_too():
     [
         [],
         [f"{NODE}COUNT_GT", False],
-        [f"{NODE}BETA_SOURCE", "all"],
-        [f"{NODE}BETA_SOURCE", "all", f"{NODE}COUNT_GT", False],
-        [f"{NODE}IOU_RANK", "batch"],
-        [f"{NODE}MAX_IOU", 0.7, f"{NODE}SYNC", False],
+        [f"{NODE}MAX_IOU", 0.7],
         ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True],
         ["MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False],
     ],
 )
 def test_empty_single_and_crowded_images_train(counts, opts):
     model = model_of(*opts, f"{NODE}ITERATION_COUNT", 1)
-    for seed in range(3):  # the third one with numbers of the second
+    for seed in range(3):  # the third one with the settings of the second
         losses, _ = losses_of(model, batch(SIZES, counts, seed=seed))
         model.zero_grad()
         sum(losses.values()).backward()
         assert all(torch.isfinite(v) for v in losses.values())
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         assert all(torch.isfinite(g).all() for g in grads)
-    threshold, beta = numbers(model)
+    threshold, beta = settings_of(model)
     assert 0.4 <= threshold <= 1
     assert 0 < beta <= 1
-
-
-def test_a_transition_point_of_zero_without_dynamics_is_l1():
-    model = model_of(*OFF, "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.0)
-    losses, _ = losses_of(model, batch(SIZES, [3, 2]))
-    losses["loss_box_reg"].backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 def test_nothing_is_recorded_without_gradients_or_in_evaluation():
@@ -149,19 +133,32 @@ def test_nothing_is_recorded_without_gradients_or_in_evaluation():
     assert model.roi_heads.dynamic.step.item() == 0
 
 
-def test_the_log_has_the_numbers_in_use_and_the_statistics():
+def logged(model, counts=(3, 2)):
+    _, storage = losses_of(model, batch(SIZES, counts), start=19)
+    prefix = "dynamic_rcnn/"
+    values = storage.latest().items()
+    return {k.removeprefix(prefix): v for k, (v, _) in values if k.startswith(prefix)}
+
+
+def test_settings_of_the_iteration_and_statistics_are_logged():
     model = model_of()
-    _, storage = losses_of(model, batch(SIZES, [3, 2]), start=19)
-    logged = {k: v for k, (v, _) in storage.latest().items() if k.startswith("dynamic_rcnn/")}
-    assert logged["dynamic_rcnn/iou_thresh"] == pytest.approx(0.4)
-    assert logged["dynamic_rcnn/beta"] == 1.0
-    assert 0 <= logged["dynamic_rcnn/iou_stat"] <= 1
-    assert math.isfinite(logged["dynamic_rcnn/err_stat"])
-    _, storage = losses_of(model, batch(SIZES, [0, 0]), start=19)
-    assert "dynamic_rcnn/iou_stat" not in storage.latest()  # nothing to measure
+    scalars = logged(model)
+    assert scalars["iou_thresh"] == pytest.approx(0.4)
+    assert scalars["beta"] == 1.0
+    assert 0 <= scalars["iou_stat"] <= 1
+    assert math.isfinite(scalars["err_stat"])
+    assert set(logged(model, [0, 0])) == {"iou_thresh", "beta"}  # nothing to measure
 
 
-def test_an_average_of_weights_takes_the_state_as_it_is():
+@pytest.mark.parametrize(
+    ("switch", "absent"), [("IOU_ENABLED", "iou_thresh"), ("BETA_ENABLED", "beta")]
+)
+def test_settings_that_are_switched_off_are_not_logged(switch, absent):
+    names = {"iou_thresh", "beta", "iou_stat", "err_stat"}
+    assert set(logged(model_of(f"{NODE}{switch}", False))) == names - {absent}
+
+
+def test_averaged_weights_copy_the_state():
     model = model_of()
     average = AveragedWeights(model, decay=0.9)
     average.start()
@@ -169,40 +166,29 @@ def test_an_average_of_weights_takes_the_state_as_it_is():
         losses_of(model, batch(SIZES, [3, 2], seed=seed))
         average.update()
     for name, buffer in model.roi_heads.dynamic.named_buffers():
-        found = average.weights()[f"roi_heads.dynamic.{name}"]
-        torch.testing.assert_close(found, buffer, equal_nan=True, rtol=0, atol=0)
+        copied = average.weights()[f"roi_heads.dynamic.{name}"]
+        torch.testing.assert_close(copied, buffer, equal_nan=True, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_a_file_with_windows_of_another_length_is_taken(tmp_path, strict):
+def test_a_file_with_windows_of_another_length_is_loaded(tmp_path, strict):
     model, other = model_of(), model_of(f"{NODE}ITERATION_COUNT", 7)
     for seed in range(5):
         losses_of(model, batch(SIZES, [3, 2], seed=seed))
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    ReportingCheckpointer(other, strict=strict).load(str(tmp_path / "model.pth"))
-    assert numbers(other) == numbers(model)
+    Checkpointer(other, strict=strict).load(str(tmp_path / "model.pth"))
+    assert settings_of(other) == settings_of(model)
     assert other.roi_heads.dynamic.step.item() == 0
 
 
-def test_one_switch_at_a_time_logs_what_is_in_use():
-    for switch, logged, other in (
-        ("IOU_ENABLED", "beta", "iou_thresh"),
-        ("BETA_ENABLED", "iou_thresh", "beta"),
-    ):
-        model = model_of(f"{NODE}{switch}", False)
-        _, storage = losses_of(model, batch(SIZES, [3, 2]), start=19)
-        assert f"dynamic_rcnn/{logged}" in storage.latest()
-        assert f"dynamic_rcnn/{other}" not in storage.latest()
-
-
-def test_losses_on_test_data_leave_the_log_of_the_training():
+def test_losses_on_test_data_are_not_logged_as_training():
     model = model_of()
     with EventStorage(19) as storage:
         storage.put_scalar("roi_head/num_fg_samples", -1.0)
-        with losses_without_learning(model):
+        with eval_loss_mode(model):
             model(batch(SIZES, [3, 2]))
         assert storage.latest()["roi_head/num_fg_samples"][0] == -1.0
-    with losses_without_learning(model):  # and need none
+    with eval_loss_mode(model):  # without any storage
         model(batch(SIZES, [3, 2]))
 
 
@@ -235,21 +221,19 @@ def test_it_trains_resumes_evaluates_and_draws_from_the_command_line(tmp_path):
     saved = ["--config-file", str(output / "config.yaml")]
     views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)"]
     assert run(["--eval-only", *saved, *weights, *views]) == 0
-    drawn = ["draw", *saved, "--images", "1", "--output", str(tmp_path / "drawn"), *weights]
-    assert main(drawn) == 0
+    drawn = ["--images", "1", "--output", str(tmp_path / "drawn"), *weights]
+    assert main(["draw", "predictions", *saved, *drawn]) == 0
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 1
 
 
-def test_commands_that_look_at_stages_refuse_it(capsys):
-    config = ["--config-file", "quick/dynamic_rcnn_shapes"]
-    for command in ("assignment", "recollection"):
-        assert main([command, *config, "--output", "nowhere"]) == 2
-        assert "GeneralizedRCNN has none" in capsys.readouterr().err
-    assert main(["benchmark-recollection", *config]) == 2
-    assert "GeneralizedRCNN has none" in capsys.readouterr().err
+@pytest.mark.parametrize("drawing", ["assignment", "recollection"])
+def test_drawings_of_stages_refuse_it(drawing, capsys):
+    config = ["--config-file", "quick/dynamic_rcnn_shapes", "MODEL.WEIGHTS", "model.pth"]
+    assert main(["draw", drawing, *config, "--output", "nowhere"]) == 2
+    assert "needs SparseRCNN" in capsys.readouterr().err
 
 
-def test_mask_heads_train_beside_it():
+def test_mask_heads_train_with_it():
     masks = ["MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"]
     masks += ["MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16]
     model = model_of(*masks)
@@ -263,7 +247,7 @@ def test_mask_heads_train_beside_it():
     sum(losses.values()).backward()
 
 
-def test_biases_learn_twice_as_fast_without_decay():
+def test_biases_have_twice_the_learning_rate_and_no_decay():
     cfg = cfg_of(config="dynamic_rcnn/dynamic_rcnn_R_50_FPN_1x")
     cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
     model = build_model(cfg)
@@ -283,8 +267,6 @@ def test_biases_learn_twice_as_fast_without_decay():
     ("opts", "words"),
     [
         ([f"{NODE}KI", 0], "KI is 0"),
-        ([f"{NODE}IOU_RANK", "all"], "IOU_RANK is 'all'"),
-        ([f"{NODE}BETA_SOURCE", "raw"], "BETA_SOURCE is 'raw'"),
         ([f"{NODE}WARMUP_IOU", 0.8, f"{NODE}MAX_IOU", 0.7], "WARMUP_IOU 0.8 and MAX_IOU 0.7"),
         ([f"{NODE}WARMUP_BETA", 0.0], "WARMUP_BETA is 0.0"),
         (["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou"], "no transition point"),
@@ -292,6 +274,6 @@ def test_biases_learn_twice_as_fast_without_decay():
         (["MODEL.ROI_HEADS.NUM_CLASSES", 0], "write the number of classes"),
     ],
 )
-def test_values_that_cannot_work_are_refused(opts, words):
+def test_invalid_values_are_refused(opts, words):
     with pytest.raises(ConfigError, match=words):
         check_config(cfg_of(*opts))

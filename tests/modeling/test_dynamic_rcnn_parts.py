@@ -1,4 +1,4 @@
-"""The parts of Dynamic R-CNN against numbers by hand: loss, statistics, labels, updates."""
+"""Loss, statistics, labels and updates of Dynamic R-CNN against numbers by hand."""
 
 import math
 
@@ -17,22 +17,11 @@ from dsrcnn.modeling.roi_heads.dynamic_roi_heads import (
 )
 from dsrcnn.modeling.roi_heads.training_stats import DynamicTrainingStats
 
-OBJECTS = Boxes(torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 260]]))
-PROPOSALS = Boxes(
-    torch.tensor(
-        [
-            [10.0, 0, 110, 100],
-            [0, 20, 100, 120],
-            [0, 0, 100, 50],
-            [230, 200, 330, 260],
-            [205, 203, 305, 263],
-            [400, 400, 450, 450],
-            [0, 0, 100, 100],  # the ground truths, behind the proposals
-            [200, 200, 300, 260],
-        ]
-    )
-)
-IOUS = pairwise_iou(OBJECTS, PROPOSALS)
+TARGETS = Boxes(torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 260]]))
+_BOXES = [[10.0, 0, 110, 100], [0, 20, 100, 120], [0, 0, 100, 50], [230, 200, 330, 260]]
+_BOXES += [[205, 203, 305, 263], [400, 400, 450, 450]]
+PROPOSALS = Boxes(torch.cat([torch.tensor(_BOXES), TARGETS.tensor]))
+IOUS = pairwise_iou(TARGETS, PROPOSALS)
 
 
 @pytest.mark.parametrize(
@@ -46,15 +35,15 @@ IOUS = pairwise_iou(OBJECTS, PROPOSALS)
 )
 def test_smooth_l1(beta, loss, gradient):
     residuals = torch.tensor([0.05, 0.1, 0.2, 0.4, 1.0, 2.0], requires_grad=True)
-    each = [smooth_l1(x, torch.tensor(beta)).item() for x in residuals.detach()]
-    assert each == pytest.approx([float(x) for x in loss.split()])
+    losses = [smooth_l1(x, torch.tensor(beta)).item() for x in residuals.detach()]
+    assert losses == pytest.approx([float(x) for x in loss.split()])
     total = smooth_l1(residuals, torch.tensor(beta))
-    assert total.item() == pytest.approx(sum(each))
+    assert total.item() == pytest.approx(sum(losses))
     total.backward()
     assert residuals.grad.tolist() == pytest.approx([float(x) for x in gradient.split()])
 
 
-def test_smooth_l1_without_a_transition_is_l1():
+def test_smooth_l1_with_beta_zero_is_l1():
     residuals = torch.tensor([0.0, 0.5, -2.0], requires_grad=True)
     total = smooth_l1(residuals, torch.tensor(0.0))
     total.backward()
@@ -67,45 +56,36 @@ def test_smooth_l1_without_a_transition_is_l1():
     [(1, 1), (2, 1), (3, 0.822323), (4, 0.818182), (5, 0.666667), (6, 0.538462), (7, 0.5), (8, 0),
      (75, 0)],
 )  # fmt: skip
-def test_the_iou_statistic_is_that_of_the_rank(rank, expected):
+def test_iou_statistic_by_rank(rank, expected):
     matcher = DynamicMatcher(0.4)
     matcher(IOUS)
     assert matcher.statistic(rank).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_iou_statistic_without_ground_truths():
+def test_iou_statistic_can_exclude_ground_truths():
     matcher = DynamicMatcher(0.4, skip_last=True)
     matcher(IOUS)
     assert matcher.statistic(3).item() == pytest.approx(0.666667, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("threshold", "positives"), [(0.4, 7), (0.5, 7), (0.575, 5), (0.7, 4), (0.85, 2)]
+    ("threshold", "dynamic", "positives"),
+    [(0.4, True, 7), (0.575, True, 5), (0.7, True, 4), (0.85, True, 2), (0.85, False, 7)],
 )
-def test_labels_follow_the_threshold(threshold, positives):
-    matcher = DynamicMatcher(0.3)
+def test_labels_follow_a_dynamic_threshold(threshold, dynamic, positives):
+    matcher = DynamicMatcher(0.5, dynamic=dynamic)
     matcher.begin(torch.tensor(threshold))
     _, labels = matcher(IOUS)
     assert int((labels == 1).sum()) == positives
     assert int((labels == -1).sum()) == 0  # no proposal is ignored
 
 
-def test_a_fixed_threshold_stays():
-    matcher = DynamicMatcher(0.5, dynamic=False)
-    matcher.begin(torch.tensor(0.85))
-    assert int((matcher(IOUS)[1] == 1).sum()) == 7
-
-
-def test_ranks_by_image_and_by_batch():
+def test_iou_statistic_is_the_mean_over_images_with_objects():
     matcher = DynamicMatcher(0.4)
     for ious in ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.55, 0.45, 0.35, 0.25, 0.15, 0.05]):
         matcher(torch.tensor([ious]))
     assert matcher.statistic(2).item() == pytest.approx(0.625)
-    assert matcher.statistic(2, by_image=False).item() == pytest.approx(0.6)
-
-
-def test_images_without_objects_do_not_count():
-    matcher = DynamicMatcher(0.4)
+    matcher.begin(torch.tensor(0.4))
     matcher(torch.zeros(0, 5))
     assert matcher.statistic(2).isnan()
     matcher(torch.tensor([[0.7, 0.6]]))
@@ -114,21 +94,22 @@ def test_images_without_objects_do_not_count():
     assert matcher.statistic(2).isnan()  # a new iteration
 
 
-def test_errors_are_those_of_the_encoded_targets():
+def test_errors_are_magnitudes_of_encoded_targets():
     transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
     best = IOUS.argmax(dim=0)
-    found = regression_magnitudes(transform, PROPOSALS.tensor, OBJECTS.tensor[best])
-    assert found.tolist() == pytest.approx([0.5, 1.0, 2.5, 1.5, 0.5, found[5].item(), 0, 0])
-    assert found[5] > 70  # the stray box
+    errors = regression_magnitudes(transform, PROPOSALS.tensor, TARGETS.tensor[best]).tolist()
+    stray = errors.pop(5)
+    assert errors == pytest.approx([0.5, 1.0, 2.5, 1.5, 0.5, 0, 0])
+    assert stray > 70
 
 
 def sampled(threshold):
-    """The example as the heads have sampled it: 80 for background, classes 0 and 1."""
+    """The proposals as the heads sample them: classes 0 and 1, 80 for background."""
     instances = Instances((500, 500))
     best = IOUS.argmax(dim=0)
     foreground = IOUS.max(dim=0).values >= threshold
     instances.proposal_boxes = PROPOSALS
-    instances.gt_boxes = Boxes(OBJECTS.tensor[best])
+    instances.gt_boxes = Boxes(TARGETS.tensor[best])
     instances.gt_classes = torch.where(foreground, best, torch.tensor(80))
     return instances
 
@@ -137,44 +118,42 @@ def layers(**options):
     torch.manual_seed(0)
     transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
     shape = ShapeSpec(channels=4, height=1, width=1)
-    return DynamicFastRCNNOutputLayers(
-        shape, box2box_transform=transform, num_classes=80, **options
-    )
+    options |= {"box2box_transform": transform, "num_classes": 80}
+    return DynamicFastRCNNOutputLayers(shape, **options)
 
 
 @pytest.mark.parametrize(
     ("threshold", "expected"), [(0.4, [0, 0, 0.5, 0.5, 1, 1.5, 2.5, 2.5]), (0.7, [0, 0, 0.5, 0.5])]
 )
-def test_the_error_statistic_is_that_of_the_rank(threshold, expected):
-    made = layers()
-    made.begin(torch.tensor(1.0))
-    instances = sampled(threshold)
+def test_error_statistic_by_rank(threshold, expected):
+    predictor = layers()
+    predictor.begin(torch.tensor(1.0))
     with EventStorage():
-        made.losses((torch.zeros(8, 81), torch.zeros(8, 320)), [instances])
-    found = [made.statistic(rank).item() for rank in range(1, len(expected) + 1)]
-    assert found == pytest.approx(expected, abs=1e-6)
-    exact = [x for x in expected if x]
-    found = [made.statistic(rank, skip_exact=True).item() for rank in range(1, len(exact) + 1)]
-    assert found == pytest.approx(exact)
+        predictor.losses((torch.zeros(8, 81), torch.zeros(8, 320)), [sampled(threshold)])
+    for skip_exact in (False, True):
+        errors = [x for x in expected if x or not skip_exact]
+        ranks = range(1, len(errors) + 1)
+        values = [predictor.statistic(rank, skip_exact=skip_exact).item() for rank in ranks]
+        assert values == pytest.approx(errors, abs=1e-6)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
-def test_the_box_loss_with_a_transition_of_one_is_detectron2s(agnostic):
+def test_box_loss_with_the_same_transition_point_equals_detectron2s(agnostic):
     options = {"smooth_l1_beta": 1.0, "cls_agnostic_bbox_reg": agnostic}
-    plain, made = layers(dynamic=False, **options), layers(**options)
-    made.begin(torch.tensor(1.0))
+    plain, predictor = layers(dynamic=False, **options), layers(**options)
     predictions = torch.zeros(8, 81), torch.randn(8, 4 if agnostic else 320)
+    losses = []
     with EventStorage():
+        for beta in (1.0, 0.1):
+            predictor.begin(torch.tensor(beta))
+            losses.append(predictor.losses(predictions, [sampled(0.5)])["loss_box_reg"])
         expected = plain.losses(predictions, [sampled(0.5)])["loss_box_reg"]
-        found = made.losses(predictions, [sampled(0.5)])["loss_box_reg"]
-        made.begin(torch.tensor(0.1))
-        sharper = made.losses(predictions, [sampled(0.5)])["loss_box_reg"]
-    torch.testing.assert_close(found, expected)
-    assert sharper > found  # as in the table above
+    torch.testing.assert_close(losses[0], expected)
+    assert losses[1] > losses[0]  # as in the table above
 
 
-def stats(**options):
-    return DynamicTrainingStats(window=4, **options)
+def stats(window=4, max_iou=1.0):
+    return DynamicTrainingStats(window=window, warmup_iou=0.4, warmup_beta=1.0, max_iou=max_iou)
 
 
 def run(module, ious, errors):
@@ -187,21 +166,18 @@ NOTHING = [math.nan] * 4
 
 
 @pytest.mark.parametrize(
-    ("ious", "threshold"),
+    ("ious", "limit", "threshold"),
     [
-        ([0.5, 0.55, 0.6, 0.65], 0.575),
-        ([0.1, 0.2, 0.3, 0.4], 0.4),
-        ([0.9, 0.9, 1.0, 1.0], 0.95),
-        ([math.nan, 0.6, math.nan, 0.8], 0.7),
-        (NOTHING, 0.4),
+        ([0.5, 0.55, 0.6, 0.65], 1.0, 0.575),
+        ([0.1, 0.2, 0.3, 0.4], 1.0, 0.4),
+        ([0.9, 0.9, 1.0, 1.0], 1.0, 0.95),
+        ([0.9, 0.9, 1.0, 1.0], 0.7, 0.7),
+        ([math.nan, 0.6, math.nan, 0.8], 1.0, 0.7),
+        (NOTHING, 1.0, 0.4),
     ],
 )
-def test_the_threshold_is_the_mean_of_a_window(ious, threshold):
-    assert run(stats(), ious, NOTHING)[0] == pytest.approx(threshold)
-
-
-def test_the_threshold_has_an_upper_limit():
-    assert run(stats(max_iou=0.7), [0.9] * 4, NOTHING)[0] == pytest.approx(0.7)
+def test_the_threshold_is_the_mean_of_a_window(ious, limit, threshold):
+    assert run(stats(max_iou=limit), ious, NOTHING)[0] == pytest.approx(threshold)
 
 
 @pytest.mark.parametrize(
@@ -218,42 +194,37 @@ def test_the_transition_point_is_the_median_of_a_window(errors, beta):
     assert run(stats(), NOTHING, errors)[1] == pytest.approx(beta)
 
 
-def test_what_a_window_does_not_renew_stays_from_the_one_before():
+def test_a_window_without_statistics_keeps_the_settings():
     module = stats()
     assert run(module, [0.6] * 4, [0.5] * 4) == pytest.approx((0.6, 0.5))
     assert run(module, NOTHING, [0.0] * 4) == pytest.approx((0.6, 0.5))
 
 
-def test_numbers_change_at_the_end_of_a_window_only():
+def test_settings_change_at_the_end_of_a_window_only():
     module = stats()
-    seen = []
+    thresholds = []
     for _ in range(9):
-        seen.append(module.iou_thresh.item())
+        thresholds.append(module.iou_thresh.item())
         module.record(torch.tensor(0.6), torch.tensor(0.3))
-    assert seen == pytest.approx([0.4] * 4 + [0.6] * 5)
-    assert module.iou_hist.isnan().tolist() == [
-        [False, True, True, True]
-    ]  # the third has one entry
+    assert thresholds == pytest.approx([0.4] * 4 + [0.6] * 5)
+    assert module.iou_hist.isnan().tolist() == [[False, True, True, True]]
     assert module.step.item() == 9
 
 
-def test_a_window_goes_on_after_a_restart():
-    whole, first = stats(), stats()
-    ious, errors = (
-        [0.5, 0.6, 0.7, 0.8, 0.9, 0.6, 0.5, 0.7],
-        [0.9, 0.8, 0.7, 0.6, 0.2, 0.3, 0.4, 0.5],
-    )
-    expected = run(whole, ious, errors)
+def test_a_window_continues_after_a_restart():
+    first, second = stats(), stats()
+    ious = [0.5, 0.6, 0.7, 0.8, 0.9, 0.6, 0.5, 0.7]
+    errors = [0.9, 0.8, 0.7, 0.6, 0.2, 0.3, 0.4, 0.5]
+    expected = run(stats(), ious, errors)
     run(first, ious[:6], errors[:6])
-    second = stats()
     second.load_state_dict(first.state_dict())
     assert run(second, ious[6:], errors[6:]) == expected
 
 
-def test_windows_of_another_length_begin_anew_with_the_numbers_kept():
+def test_windows_of_another_length_start_anew_with_the_settings_kept():
     first = stats()
     run(first, [0.6] * 4 + [0.9], [0.5] * 5)
-    second = DynamicTrainingStats(window=3)
+    second = stats(window=3)
     second.load_state_dict(first.state_dict())
     assert (second.iou_thresh.item(), second.beta.item()) == pytest.approx((0.6, 0.5))
     assert second.step.item() == 0

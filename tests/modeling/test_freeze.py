@@ -9,7 +9,7 @@ from dsrcnn.modeling.freeze import freeze_modules
 TRAINED = ["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
 
 
-def test_frozen_modules_do_not_learn_and_their_norms_stand_still():
+def test_frozen_modules_keep_parameters_and_statistics():
     model = build_model(tiny_cfg(*TRAINED))
     freeze_modules(model, ["backbone.bottom_up", "head.head_series.0"])
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -22,7 +22,7 @@ def test_frozen_modules_do_not_learn_and_their_norms_stand_still():
     assert not any(k.startswith(frozen) for k in changed)
 
 
-def test_frozen_proposals_of_dpg_stand_still():
+def test_frozen_proposals_of_dpg_keep_their_statistics():
     model = build_model(tiny_cfg("MODEL.SparseRCNN.DPG.ENABLED", True))
     freeze_modules(model, ["proposals"])
     before = {k: v.clone() for k, v in model.proposals.state_dict().items()}
@@ -32,26 +32,26 @@ def test_frozen_proposals_of_dpg_stand_still():
     assert changed == ["step"]  # of the temperature
 
 
-def test_a_module_that_does_not_exist_is_an_error_with_close_names():
+def test_an_unknown_module_is_refused_with_similar_names():
     with pytest.raises(ConfigError, match=r"'head.head_serie.1'.*head\.head_series\.1"):
         freeze_modules(build_model(tiny_cfg()), ["head.head_serie.1"])
 
 
-def test_freezing_everything_is_an_error():
+def test_freezing_everything_is_refused():
     with pytest.raises(ConfigError, match="nothing to train"):
         freeze_modules(build_model(tiny_cfg()), ["backbone", "proposals", "head", "criterion"])
 
 
-@pytest.mark.parametrize("deep_supervision", [True, False])
-def test_a_model_knows_whether_its_losses_reach_every_parameter(deep_supervision):
-    model = build_model(tiny_cfg("MODEL.SparseRCNN.DEEP_SUPERVISION", deep_supervision))
+@pytest.mark.parametrize(
+    ("opts", "expected"),
+    [
+        ([], True),
+        (["MODEL.SparseRCNN.DEEP_SUPERVISION", False], False),
+        (["MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"]], False),
+    ],
+)
+def test_a_model_knows_whether_all_parameters_get_gradients(opts, expected):
+    model = build_model(tiny_cfg(*opts))
     sum(model(batch([(64, 64)], [2])).values()).backward()
     reached = all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    assert reached == model.trains_every_parameter == deep_supervision
-
-
-def test_a_level_that_nobody_uses_leaves_parameters_without_gradient():
-    model = build_model(tiny_cfg("MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"]))
-    sum(model(batch([(64, 64)], [2])).values()).backward()
-    assert any(p.grad is None for p in model.parameters() if p.requires_grad)
-    assert not model.trains_every_parameter
+    assert reached == model.all_parameters_get_gradients == expected

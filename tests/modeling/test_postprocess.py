@@ -1,14 +1,18 @@
+"""From predictions to detections: selection, NMS, limits, and the original image."""
+
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import batch, tiny_cfg
-from detectron2.modeling import build_model
-from torchvision.ops import batched_nms
+from detectors import DLA, SIZES, enable, model_of, options
+from torchvision import ops
 
-from dsrcnn.modeling.postprocessing import select_detections, suppress_duplicates
+from dsrcnn.modeling.postprocessing import DetectionSettings, batched_nms, select_detections
 
 
-def detections(images=3, count=40, classes=5, seed=0):
-    """Random detections with many overlaps, sorted by score."""
+def overlapping(images=3, count=40, classes=5, seed=0):
+    """Random scores, sorted, classes, and boxes with many overlaps."""
     g = torch.Generator().manual_seed(seed)
     scores = torch.rand(images, count, generator=g).sort(dim=1, descending=True).values
     corner = torch.rand(images, count, 2, generator=g) * 30
@@ -18,101 +22,127 @@ def detections(images=3, count=40, classes=5, seed=0):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.7, 1.0])
-def test_suppressing_all_images_at_once_equals_one_by_one(threshold):
-    scores, classes, boxes = detections()
-    kept = suppress_duplicates(scores, classes, boxes, threshold=threshold)
+def test_nms_of_all_images_at_once_agrees_with_one_by_one(threshold):
+    scores, classes, boxes = overlapping()
+    kept = batched_nms(scores, classes, boxes, threshold)
     for image in range(3):
-        alone = batched_nms(boxes[image], scores[image], classes[image], threshold)
+        alone = ops.batched_nms(boxes[image], scores[image], classes[image], threshold)
         assert torch.equal(kept[image].nonzero().flatten(), alone.sort().values)
 
 
-def test_boxes_of_other_classes_are_no_duplicates():
-    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 9], [50, 0, 60, 10]]])
-    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
-    kept = suppress_duplicates(scores, torch.tensor([[0, 1, 0, 0]]), boxes, threshold=0.7)
-    assert kept.tolist() == [[True, True, False, True]]
+def test_nms_of_other_images_is_exact_beside_boxes_that_diverged():
+    scores, classes, boxes = overlapping(count=20)
+    expected = batched_nms(scores, classes, boxes, 0.7)
+    boxes[0, 3], boxes[1, 5] = float("nan"), 1e30
+    kept = batched_nms(scores, classes, boxes, 0.7)
+    assert torch.equal(kept[2], expected[2])
+    assert kept[0].sum() >= expected[0].sum() - 1
 
 
-def test_across_classes_the_best_box_stays():
-    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10]], [[0, 0, 10, 10], [0, 0, 10, 10]]])
-    scores, classes = torch.tensor([[0.9, 0.8]] * 2), torch.tensor([[0, 1]] * 2)
-    kept = suppress_duplicates(scores, classes, boxes, threshold=0.7, class_wise=False)
-    assert kept.tolist() == [[True, False]] * 2
-
-
-def test_selection_with_suppression_can_be_traced_and_exported():
+def test_selection_with_nms_can_be_traced_and_exported():
     class Select(torch.nn.Module):
         def forward(self, logits, boxes):
-            return select_detections(logits, boxes, limit=10, focal=True, nms_threshold=0.5)
+            return select_detections(logits, boxes, DetectionSettings(10, nms_threshold=0.5))
 
     g = torch.Generator().manual_seed(0)
-    scenes = [(torch.randn(2, 12, 3, generator=g), detections(2, 12, seed=s)[2]) for s in (0, 1)]
+    scenes = [(torch.randn(2, 12, 3, generator=g), overlapping(2, 12, seed=s)[2]) for s in (0, 1)]
     traced = torch.jit.trace(Select(), scenes[0])
     exported = torch.export.export(Select(), scenes[0]).module()
     for inputs in scenes:
         expected = Select()(*inputs)
         assert not expected.kept.all()
-        for found in (traced(*inputs), exported(*inputs)):
-            assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+        for detections in (traced(*inputs), exported(*inputs)):
+            assert all(torch.equal(a, b) for a, b in zip(detections, expected, strict=True))
 
 
-def test_a_diverged_box_does_not_blur_the_others():
-    scores, classes, boxes = detections(count=20)
-    expected = suppress_duplicates(scores, classes, boxes, threshold=0.7)
-    boxes[0, 3], boxes[1, 5] = float("nan"), 1e30
-    found = suppress_duplicates(scores, classes, boxes, threshold=0.7)
-    assert torch.equal(found[2], expected[2])
-    assert found[0].sum() >= expected[0].sum() - 1
-
-
-def test_the_limit_counts_what_suppression_leaves():
+def test_limit_counts_detections_that_nms_keeps():
     # Two duplicates in front: with a limit of 2 the second object is still reported.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9.9], [50, 0, 60, 10], [80, 0, 90, 10]]])
     logits = torch.tensor([[[4.0], [3], [2], [1]]])
-    found = select_detections(logits, boxes, limit=2, focal=True, nms_threshold=0.7)
-    assert found.kept.tolist() == [[True, False, True, False]]
-    plain = select_detections(logits, boxes, limit=2, focal=True)
-    assert plain.kept.tolist() == [[True, True]]
-    everything = select_detections(logits, boxes, limit=-1, focal=True, nms_threshold=0.7)
-    assert everything.kept.tolist() == [[True, False, True, True]]
+    for limit, threshold, expected in (
+        (2, 0.7, [True, False, True, False]),
+        (2, None, [True, True]),
+        (-1, 0.7, [True, False, True, True]),
+    ):
+        settings = DetectionSettings(limit, nms_threshold=threshold)
+        assert select_detections(logits, boxes, settings).kept.tolist() == [expected]
 
 
-def test_overlaps_are_those_inside_the_image():
+def test_nms_compares_boxes_clipped_to_the_image():
     # Outside of it the boxes differ, inside they are one: IoU 0.5, or 1 after clipping.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 20, 10]]])
-    logits, sizes = torch.tensor([[[4.0], [3]]]), torch.tensor([[10.0, 10, 10, 10]])
-    for given, expected in ((None, [True, True]), (sizes, [True, False])):
-        found = select_detections(
-            logits, boxes, limit=9, focal=True, nms_threshold=0.7, sizes=given
-        )
-        assert found.kept[0].tolist() == expected
-        assert torch.equal(found.boxes, boxes)
+    logits, settings = torch.tensor([[[4.0], [3]]]), DetectionSettings(9, nms_threshold=0.7)
+    for sizes, expected in ((None, [True, True]), (torch.full((1, 4), 10.0), [True, False])):
+        detections = select_detections(logits, boxes, settings, sizes=sizes)
+        assert detections.kept[0].tolist() == expected
+        assert torch.equal(detections.boxes, boxes)
+
+
+def test_padded_proposals_are_not_detected():
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    logits, boxes = torch.randn(2, 3, 1), torch.rand(2, 3, 4)
+    detections = select_detections(logits, boxes, DetectionSettings(), mask=mask)
+    assert detections.kept.tolist() == mask.tolist()
+    assert torch.equal(detections.scores[0, :2], logits[0, :2, 0].sigmoid().sort().values.flip(0))
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(3, 3), (8, 8), (100, 8)])
+@pytest.mark.parametrize("focal", [True, False])
+def test_detections_are_sorted_and_limited_by_settings_and_proposals(limit, expected, focal):
+    settings = DetectionSettings(limit, focal=focal)
+    detections = select_detections(torch.randn(2, 8, 5), torch.rand(2, 8, 4), settings)
+    scores = detections.scores
+    assert scores.shape == detections.classes.shape == detections.kept.shape == (2, expected)
+    assert torch.equal(scores, scores.sort(dim=1, descending=True).values)
+
+
+def test_a_proposal_may_be_detected_with_two_classes():
+    # p = 0.9 and 0.8 on the first proposal, 0.7 on the second
+    odds = torch.tensor([[[9.0, 4.0], [7 / 3, 0.1]]])
+    boxes = torch.tensor([[[0.0, 0, 1, 1], [0, 0, 2, 2]]])
+    detections = select_detections(odds.log(), boxes, DetectionSettings())
+    assert detections.scores[0].tolist() == pytest.approx([0.9, 0.8])
+    assert detections.classes[0].tolist() == [0, 1]
+    assert detections.boxes[0, :, 2].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
     ("opts", "expected"),
     [
         ([], None),
-        (["DLA.ENABLED", True], 0.7),
-        (["DLA.ENABLED", True, "DLA.MATCHER", "SimOTAMatcher"], 0.7),
-        (["DLA.ENABLED", True, "DLA.MATCHER", "HungarianMatcher"], None),
-        (["DLA.ENABLED", True, "NMS.ENABLED", False], None),
-        (["NMS.ENABLED", True, "NMS.THRESHOLD", 0.5], 0.5),
+        (DLA, 0.7),
+        (enable("DLA", "MATCHER", "SimOTAMatcher"), 0.7),
+        (enable("DLA", "MATCHER", "HungarianMatcher"), None),
+        ([*DLA, *options("NMS.ENABLED", False)], None),
+        (enable("NMS", "THRESHOLD", 0.5), 0.5),
     ],
 )
-def test_suppression_is_on_where_the_assignment_is_one_to_many_or_where_asked_for(opts, expected):
-    keys = [f"MODEL.SparseRCNN.{x}" if i % 2 == 0 else x for i, x in enumerate(opts)]
-    assert build_model(tiny_cfg(*keys)).nms_threshold == expected
+def test_nms_is_on_with_one_to_many_assignment_unless_configured(opts, expected):
+    settings = DetectionSettings.from_config(tiny_cfg(*opts, "TEST.DETECTIONS_PER_IMAGE", 3))
+    assert settings == DetectionSettings(limit=3, nms_threshold=expected)
 
 
-def test_a_model_with_suppression_never_detects_more_and_no_two_of_a_class_overlap():
-    cfg = tiny_cfg("MODEL.SparseRCNN.NUM_PROPOSALS", 60)
-    model, inputs = build_model(cfg).eval(), batch([(96, 128), (64, 96)], [2, 1])
+def test_a_model_with_nms_detects_fewer_objects_and_no_two_of_a_class_overlap():
+    model, inputs = model_of(*options("NUM_PROPOSALS", 60)).eval(), batch(SIZES, [2, 1])
     with torch.no_grad():
         plain = [x["instances"] for x in model(inputs)]
-        model.nms_threshold = 0.5
-        found = [x["instances"] for x in model(inputs)]
-    for before, after in zip(plain, found, strict=True):
+        model.detection = replace(model.detection, nms_threshold=0.5)
+        detections = [x["instances"] for x in model(inputs)]
+    for before, after in zip(plain, detections, strict=True):
         assert 0 < len(after) < len(before)
-        again = batched_nms(after.pred_boxes.tensor, after.scores, after.pred_classes, 0.51)
+        again = ops.batched_nms(after.pred_boxes.tensor, after.scores, after.pred_classes, 0.51)
         assert len(again) == len(after)
+
+
+def test_detections_are_scaled_to_the_original_image_and_clipped():
+    inputs = batch([(64, 96)], [0])
+    model = model_of("TEST.DETECTIONS_PER_IMAGE", 3).eval()
+    with torch.no_grad():
+        small = model(inputs)[0]["instances"]
+        large = model([{**inputs[0], "height": 128, "width": 192}])[0]["instances"]
+    assert 0 < len(large) <= 3
+    assert large.image_size == (128, 192)
+    boxes = large.pred_boxes.tensor
+    torch.testing.assert_close(boxes, small.pred_boxes.tensor * 2)
+    assert (boxes >= 0).all()
+    assert (boxes <= torch.tensor([192, 128, 192, 128])).all()

@@ -1,121 +1,114 @@
-"""Recollection in the cascade: what a loop over groups gives, and nothing at inference."""
+"""Recollection in the cascade: equal to a loop over groups, absent at inference, and its log."""
 
 import pytest
 import torch
-from conftest import batch
-from recollection_scenes import (
-    DLA,
-    PLAIN,
-    SIZES,
-    STAGES,
-    gradients,
-    inputs_of,
-    losses_of,
-    model_of,
-    sqr,
-)
+from conftest import batch, tiny_cfg
+from detectors import DLA, SIZES, enable, options, train_step
+from detectors import model_of as float32_model
+from detectron2.utils.events import EventStorage
 
-from benchmarks.reference_recollection import refine_by_loop
-from dsrcnn.modeling.decoder.sqr import plain_sets
-from dsrcnn.modeling.meta_arch.base import image_sizes, pad_targets
-from dsrcnn.structures import Predictions
+from benchmarks.recollection import refine_by_loop
+from dsrcnn.modeling.meta_arch.base import size_tensor
+from dsrcnn.structures import Proposals, Targets
+from dsrcnn.utils.training import use_training_context
+from tests.matching.scenes import ExactTransportMatcher
+
+INPUTS = batch(SIZES, [3, 2])
+STAGES = 4
+PLAIN = options("NUM_HEADS", STAGES, "NUM_PROPOSALS", 7)
+SIX = options("NUM_HEADS", 6)
+both_matchings = pytest.mark.parametrize("matching", [(), DLA], ids=["Hungarian", "DLA"])
 
 
-@pytest.mark.parametrize("matching", [(), DLA], ids=["Hungarian", "DLA"])
+def sqr(*opts):
+    """Four stages with recollection; `opts` are keys of SQR and values."""
+    return [*PLAIN, *enable("SQR", *opts)]
+
+
+def model_of(*opts):
+    return float32_model(*opts).double()
+
+
+def inputs_of(images):
+    """Features and proposals that need no backbone, leaves to differentiate by."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    features = [draw(images, 32, 24 // 2**i, 24 // 2**i).requires_grad_() for i in range(4)]
+    corner = draw(images, 7, 2) * 50
+    boxes = torch.cat([corner, corner + 8 + draw(images, 7, 2) * 40], dim=-1).requires_grad_()
+    return features, Proposals(boxes, (draw(images, 7, 32) - 0.5).requires_grad_())
+
+
+def recollected(model, inputs):
+    return model.head(*inputs, recollect=True)
+
+
+def targets_of(counts):
+    sizes = [(96, 96)] * len(counts)
+    return Targets.from_inputs(
+        batch(sizes, counts), size_tensor(sizes, torch.device("cpu")).double()
+    )
+
+
+def losses_of(model, predictions):
+    """With 2 ground truths in the first image, then 3, 0, 1."""
+    targets = targets_of([(i + 2) % 4 for i in range(predictions.boxes.shape[1])])
+    return model.criterion(predictions, targets, model.matcher(predictions, targets))
+
+
+def loss_and_gradients(model, inputs, groups):
+    """The summed losses of all groups, and their gradients by inputs and parameters."""
+    loss = sum(sum(losses_of(model, group).values()) for group in groups)
+    leaves = [*inputs[0], *inputs[1], *model.head.parameters()]
+    return loss, *torch.autograd.grad(loss, leaves, materialize_grads=True)
+
+
+def plain_sets(predictions):
+    """Indices of the plain cascade, the last set of every stage."""
+    stages = predictions.stage.tolist()
+    return [i for i, stage in enumerate(stages) if stage not in stages[i + 1 :]]
+
+
+@both_matchings
 @pytest.mark.parametrize(
     ("images", "opts"),
-    [
-        *((images, ()) for images in (1, 2, 3, 4)),
-        *((images, ("START", 2)) for images in (1, 2, 3, 4)),
-        (2, ("MODE", "dense")),
-        (2, ("DETACH_INIT_BOXES", False)),
-        (2, ("WINDOWS", "[[0, 1], [0, 2], [0, 4], [3, 8]]")),
-    ],
+    [*((n, ("START", s)) for n in (1, 2, 3, 4) for s in (1, 2)), (2, ("MODE", "dense"))],
 )
-def test_all_groups_at_once_are_the_loop_over_groups(images, opts, matching):
-    model = model_of(*sqr(*opts), *matching).train()
-    features, proposals = inputs_of(model, images)
-    leaves = [*features, *proposals]
-    found = sum(losses_of(model, model.head(features, proposals), images).values())
-    sets = refine_by_loop(model.head, features, proposals, model.head.windows)
-    expected = sum(sum(losses_of(model, one, images).values()) for one in sets)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
-    pairs = zip(gradients(model, found, leaves), gradients(model, expected, leaves), strict=True)
-    for a, b in pairs:
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1, b.abs().max().item()))
+def test_all_groups_at_once_agree_with_a_loop_over_groups(images, opts, matching):
+    model, inputs = model_of(*sqr(*opts), *matching), inputs_of(images)
+    results = loss_and_gradients(model, inputs, [recollected(model, inputs)])
+    loop = refine_by_loop(model.head, *inputs, model.head.windows)
+    expected = loss_and_gradients(model, inputs, loop)
+    torch.testing.assert_close(results[0], expected[0], rtol=1e-12, atol=0)
+    for a, b in zip(results, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1, b.abs().max().item()))
 
 
-@pytest.mark.parametrize(
-    "opts", [("CHUNK", 1), ("CHUNK", 2), ("CHECKPOINT", True), ("CHUNK", 2, "CHECKPOINT", True)]
-)
-def test_chunks_and_checkpointing_change_no_gradient(opts):
+@pytest.mark.parametrize(("chunk", "checkpoint"), [(1, False), (2, False), (0, True), (2, True)])
+def test_chunks_and_checkpointing_change_no_gradient(chunk, checkpoint):
     results = []
-    for chosen in ((), opts):
-        model = model_of(*sqr(*chosen)).train()
-        features, proposals = inputs_of(model, 2)
-        leaves = [*features, *proposals]
-        loss = sum(losses_of(model, model.head(features, proposals), 2).values())
-        results.append((loss, *gradients(model, loss, leaves)))
+    for opts in ((), ("CHUNK", chunk, "ACTIVATION_CHECKPOINT", checkpoint)):
+        model, inputs = model_of(*sqr(*opts)), inputs_of(2)
+        results.append(loss_and_gradients(model, inputs, [recollected(model, inputs)]))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("opts", [(), ("MODE", "dense"), ("CHUNK", 1)])
 def test_the_last_group_of_every_stage_is_the_plain_cascade(opts):
-    plain, model = model_of(*PLAIN).train(), model_of(*sqr(*opts)).train()
-    features, proposals = inputs_of(plain, 2)
-    expected, found = plain.head(features, proposals), model.head(features, proposals)
-    sets = plain_sets(found)
-    assert found.stage[sets].tolist() == expected.stage.tolist() == [0, 1, 2, 3]
+    inputs = inputs_of(2)
+    expected = model_of(*PLAIN).head(*inputs)
+    predictions = recollected(model_of(*sqr(*opts)), inputs)
+    sets = plain_sets(predictions)
+    assert predictions.stage[sets].tolist() == expected.stage.tolist() == [0, 1, 2, 3]
     # One call for several groups multiplies larger matrices, which rounds differently.
-    for a, b in zip(found[:2], expected[:2], strict=True):
+    for a, b in zip(predictions[:2], expected[:2], strict=True):
         torch.testing.assert_close(a[sets], b, rtol=0, atol=0 if opts == ("CHUNK", 1) else 1e-12)
 
 
-def test_the_last_group_of_a_loop_is_what_inference_computes_to_the_last_bit():
-    model = model_of(*sqr()).train()
-    features, proposals = inputs_of(model, 2)
-    last = list(refine_by_loop(model.head, features, proposals, model.head.windows))[-1]
-    inference = model.eval().head(features, proposals)
-    assert last.stage.tolist() == inference.stage.tolist() == [STAGES - 1]
-    assert torch.equal(last.logits, inference.logits)
-    assert torch.equal(last.boxes, inference.boxes)
-
-
-def test_groups_and_images_do_not_see_each_other():
-    model = model_of(*sqr()).eval()
-    stage = model.head.head_series[0]
-    torch.manual_seed(2)
-    boxes = torch.tensor([2.0, 3.0, 30.0, 40.0], dtype=torch.float64).expand(2, 3, 7, 4)
-    states = torch.randn(2, 3, 7, 32, dtype=torch.float64)
-    pooled = torch.randn(2 * 3 * 7, 49, 32, dtype=torch.float64)
-    before = stage(pooled, boxes, states)
-    changed = states.clone()
-    changed[1, 2] += 1.0
-    after = stage(pooled, boxes, changed)
-    for a, b in zip(before, after, strict=True):
-        same = (a == b).flatten(2).all(dim=2)
-        assert same.tolist() == [[True] * 3, [True, True, False]]
-
-
-def test_features_of_an_image_reach_its_own_groups_only():
-    model = model_of(*sqr()).train()
-    features, proposals = inputs_of(model, 2)
-    before = model.head(features, proposals)
-    for level in features:
-        level.data[1] += 1.0
-    after = model.head(features, proposals)
-    same = (before.logits == after.logits).flatten(2).all(dim=2)
-    assert same[:, 0].all()
-    assert not same[:, 1].any()
-
-
-def test_the_losses_of_a_stage_train_the_features_of_earlier_ones_but_not_their_boxes():
-    model = model_of(*sqr()).train()
-    features, proposals = inputs_of(model, 2)
-    losses = losses_of(model, model.head(features, proposals), 2)
+def test_losses_of_a_stage_train_the_features_of_earlier_stages_but_not_their_boxes():
+    model = model_of(*sqr())
+    losses = losses_of(model, recollected(model, inputs_of(2)))
     for late in range(1, STAGES):
         suffix = "" if late == STAGES - 1 else f"_{late}"
         loss = sum(losses[f"loss_{name}{suffix}"] for name in ("ce", "bbox", "giou"))
@@ -123,97 +116,120 @@ def test_the_losses_of_a_stage_train_the_features_of_earlier_ones_but_not_their_
             boxes = [*earlier.bboxes_delta.parameters(), *earlier.reg_module.parameters()]
             content = [earlier.linear1.weight, earlier.inst_interact.dynamic_layer.weight]
             of_boxes, of_content = (
-                torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True)
-                for wanted in (boxes, content)
+                torch.autograd.grad(loss, x, retain_graph=True, materialize_grads=True)
+                for x in (boxes, content)
             )
-            assert all(g is None or not g.any() for g in of_boxes)
+            assert not any(g.any() for g in of_boxes)
             assert all(g.abs().max() > 0 for g in of_content)
 
 
-@pytest.mark.parametrize("detach", [True, False])
-def test_initial_boxes_learn_from_the_second_stage_only_if_asked(detach):
-    model = model_of(*sqr("DETACH_INIT_BOXES", detach)).train()
-    features, proposals = inputs_of(model, 1)
-    predictions = model.head(features, proposals)
-    for stage, reached in ((0, True), (1, not detach), (2, False)):
-        of_stage = predictions.boxes[predictions.stage == stage].sum()
-        (found,) = torch.autograd.grad(
-            of_stage, [proposals.boxes], allow_unused=True, retain_graph=True
+def test_initial_boxes_get_gradients_from_the_first_stage_only_and_features_from_all():
+    model, inputs = model_of(*sqr()), inputs_of(1)
+    predictions = recollected(model, inputs)
+    for stage in range(STAGES):
+        boxes, features = torch.autograd.grad(
+            predictions.boxes[predictions.stage == stage].sum(),
+            inputs[1],
+            retain_graph=True,
+            materialize_grads=True,
         )
-        assert (found is not None and found.abs().max().item() > 0) == reached
+        assert boxes.any() == (stage == 0)
+        assert features.any()
 
 
-def test_every_group_learns_every_object_once():
-    model = model_of(*sqr(), "MODEL.SparseRCNN.NUM_HEADS", 6).train()
-    features, proposals = inputs_of(model, 2)
-    predictions = model.head(features, proposals)
+def test_every_group_matches_every_object_once():
+    model = model_of(*sqr(), *SIX)
+    predictions = recollected(model, inputs_of(2))
     groups = [1, 2, 3, 5, 8, 13]
     assert predictions.stage.tolist() == [t for t, count in enumerate(groups) for _ in range(count)]
-    records = batch([(96, 96)] * 2, [3, 2])
-    targets = pad_targets(records, image_sizes([(96, 96)] * 2, model.device).double())
-    positives = (model.matcher(predictions, targets) >= 0).sum(dim=2)
+    positives = (model.matcher(predictions, targets_of([3, 2])) >= 0).sum(dim=2)
     assert positives.tolist() == [[3, 2]] * 32
 
 
-def test_units_follow_the_stage_of_a_group_whatever_its_route():
-    opts = (*DLA, "MODEL.SparseRCNN.DLA.STATIC_UNITS", 3, "MODEL.SparseRCNN.NUM_HEADS", 6)
-    options = ("MODEL.SparseRCNN.NUM_PROPOSALS", 40, "MODEL.SparseRCNN.DLA.DECISION", "exact")
-    model = model_of(*sqr(), *opts, *options, "MODEL.SparseRCNN.DLA.MIN_UNITS", 0).train()
-    predictions = model.predict(batch(SIZES[:1], [1]))[0]
-    step = [3 - 0.5 * (5 - s) for s in predictions.stage.tolist()]
-    assert sum(step) == 76  # 1 x 0.5 + 2 x 1 + 3 x 1.5 + 5 x 2 + 8 x 2.5 + 13 x 3
-    assert sum(step[i] for i in plain_sets(predictions)) == 10.5  # without recollection
-    targets_of = batch(SIZES[:1], [1])
-    targets = pad_targets(targets_of, image_sizes(SIZES[:1], model.device).double())
-    positives = (model.matcher(predictions, targets) >= 0).sum(dim=(1, 2)).tolist()
-    assert positives == [int(k) for k in step]
+def test_units_depend_on_the_stage_of_a_group_and_not_on_its_route():
+    opts = [*sqr(), *SIX, *enable("DLA", "STATIC_UNITS", 5)]
+    predictions = recollected(model_of(*opts), inputs_of(1))
+    matcher = ExactTransportMatcher(tiny_cfg(*opts))
+    positives = (matcher(predictions, targets_of([1])) >= 0).sum(dim=(1, 2)).tolist()
+    assert positives == [int(5 - 0.5 * (5 - stage)) for stage in predictions.stage.tolist()]
+    assert sum(positives) == 1 * 2 + 2 * 3 + 3 * 3 + 5 * 4 + 8 * 4 + 13 * 5
+    assert sum(positives[i] for i in plain_sets(predictions)) == 2 + 3 + 3 + 4 + 4 + 5
 
 
-@pytest.mark.parametrize("matching", [(), DLA], ids=["Hungarian", "DLA"])
-@pytest.mark.parametrize(("reduction", "factor"), [("sum", 2.0), ("mean", 1.0)])
-def test_a_group_that_comes_twice_doubles_the_sum_and_not_the_mean(reduction, factor, matching):
-    model = model_of(*sqr("REDUCTION", reduction), *matching).train()
-    features, proposals = inputs_of(model, 2)
-    plain = model_of(*PLAIN).train().head(features, proposals)
-    once = losses_of(model, plain, 2)
-    twice = Predictions(*(torch.cat([x, x[-1:]]) for x in plain[:3]))
-    found = losses_of(model, twice, 2)
-    for name, value in found.items():
-        wanted = once[name] * (factor if name in ("loss_ce", "loss_bbox", "loss_giou") else 1.0)
-        torch.testing.assert_close(value, wanted)
-
-
-def test_off_is_off_to_the_last_bit():
-    inputs = batch(SIZES[:2], [3, 2])
+def test_without_recollection_training_is_bitwise_that_of_the_plain_cascade():
     results = []
-    others = ("START", 2, "MODE", "dense", "CHUNK", 1, "REDUCTION", "mean", "CHECKPOINT", True)
-    off = sqr(*others, "DETACH_INIT_BOXES", False, "ENABLED", False)
-    for opts in (PLAIN, sqr("START", STAGES), off):
-        model = model_of(*opts).float().train()
-        losses = model(inputs)
-        sum(losses.values()).backward()
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        results.append([*losses.values(), *grads])
+    disabled = sqr("START", 2, "MODE", "dense", "CHUNK", 1, "ENABLED", False)
+    for opts in (PLAIN, sqr("START", STAGES), disabled):
+        model = float32_model(*opts)
+        losses = train_step(model, INPUTS)
+        gradients = (p.grad for p in model.parameters() if p.requires_grad)
+        results.append([*losses.values(), *gradients])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize(
-    "opts",
-    [
-        (),
-        ("START", 3),
-        ("MODE", "dense"),
-        ("WINDOWS", "[[0, 1], [0, 2], [0, 4], [3, 8]]"),
-        ("CHUNK", 1, "CHECKPOINT", True, "REDUCTION", "mean", "DETACH_INIT_BOXES", False),
-    ],
+    "opts", [(), ("START", 3), ("MODE", "dense"), ("CHUNK", 1, "ACTIVATION_CHECKPOINT", True)]
 )
 def test_inference_and_keys_are_those_of_the_plain_cascade(opts):
     plain, model = model_of(*PLAIN).eval(), model_of(*sqr(*opts)).eval()
     assert list(plain.state_dict()) == list(model.state_dict())
     with torch.no_grad():
-        expected, found = plain(batch(SIZES[:2], [3, 2])), model(batch(SIZES[:2], [3, 2]))
-    for a, b in zip(expected, found, strict=True):
-        assert torch.equal(a["instances"].scores, b["instances"].scores)
-        assert torch.equal(a["instances"].pred_classes, b["instances"].pred_classes)
-        assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
+        expected, results = plain(INPUTS), model(INPUTS)
+    for a, b in zip(expected, results, strict=True):
+        a, b = a["instances"], b["instances"]
+        assert torch.equal(a.scores, b.scores)
+        assert torch.equal(a.pred_classes, b.pred_classes)
+        assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+
+
+@torch.no_grad()
+def test_training_mode_and_context_decide_about_recollection():
+    model = model_of(*sqr())
+    count = lambda **keywords: len(model.raw_predictions(INPUTS, **keywords)[0].stage)  # noqa: E731
+    assert count() == 1 + 2 + 3 + 5
+    with use_training_context(recollect=False):
+        assert count() == STAGES
+    model.eval()
+    assert count() == 1
+    assert count(all_stages=True) == STAGES
+    assert len(model.train().head(*inputs_of(1)).stage) == STAGES  # the default
+
+
+@pytest.mark.parametrize("opts", [
+    DLA, enable("DLA", "MATCHER", "SimOTAMatcher"), enable("DPG"), [*DLA, *enable("DPG")],
+    options("USE_FOCAL", False), ["MODEL.ACTIVATION_CHECKPOINT", ("stages",)],
+])  # fmt: skip
+@pytest.mark.parametrize("half", [False, True])
+def test_recollection_trains_with(opts, half):
+    model = float32_model(*sqr(), *opts)
+    for counts in ([3, 2], [0, 1]):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            assert len(train_step(model, batch(SIZES, counts))) == 3 * STAGES
+
+
+@both_matchings
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_the_log_has_the_losses_of_the_plain_cascade_also_for_a_batch_in_parts(matching, in_parts):
+    inputs = batch([SIZES[0]] * 2, [3, 2])  # one size, or parts are padded less
+    expected = model_of(*PLAIN, *matching)(inputs)
+    model = model_of(*sqr(), *matching)
+    parts = [[x] for x in inputs] if in_parts else [inputs]
+    for _ in range(2):  # sums start anew with every iteration
+        with EventStorage(19) as storage:
+            normalizers = model.loss_normalizers(parts) if in_parts else None
+            for part in parts:
+                last = part is parts[-1]
+                with use_training_context(normalizers=normalizers, ends_iteration=last):
+                    model(part)
+                logged = {k: v for k, (v, _) in storage.latest().items() if "plain/" in k}
+                assert bool(logged) == last
+    assert logged.pop("plain/total_loss") == pytest.approx(sum(expected.values()).item())
+    assert logged == {f"plain/{k}": pytest.approx(v.item()) for k, v in expected.items()}
+
+
+@pytest.mark.parametrize(("opts", "iteration"), [(sqr(), 5), (PLAIN, 19)])
+def test_plain_losses_are_logged_every_period_and_with_recollection_only(opts, iteration):
+    with EventStorage(iteration) as storage:
+        model_of(*opts)(INPUTS)
+    assert not storage.latest()

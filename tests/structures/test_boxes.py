@@ -62,8 +62,8 @@ def test_zero_deltas_keep_boxes_also_in_half_precision():
 def test_growth_per_stage_is_limited():
     assert pytest.approx(8.740336742730447) == MAX_LOG_SCALE
     box = torch.tensor([0.0, 0, 10, 10])
-    limited = apply_deltas(torch.tensor([0, 0, MAX_LOG_SCALE, 0]), box)
-    assert torch.equal(apply_deltas(torch.tensor([0.0, 0, 100, 0]), box), limited)
+    limited = apply_deltas(torch.tensor([0, 0, MAX_LOG_SCALE, MAX_LOG_SCALE]), box)
+    assert torch.equal(apply_deltas(torch.tensor([0.0, 0, 100, 100]), box), limited)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Several processes: one per GPU, or on CPUs; started here, by ``torchrun``, or by a scheduler.
+"""Training in several processes, on GPUs or CPUs, started here or by ``torchrun``.
 
-Detectron2's own ``launch`` insists on CUDA and NCCL.
+Detectron2's ``launch`` requires CUDA and NCCL.
 """
 
 import gc
@@ -21,27 +21,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..compat import create_local_process_group, forget_process_groups
 from ..errors import ConfigError, DsrcnnError
-
-__all__ = [
-    "Processes",
-    "for_all_processes",
-    "leave_processes",
-    "run_processes",
-    "started_by_torchrun",
-]
+from ..utils.training import TrainableModel
 
 _TIMEOUT = timedelta(minutes=30)
 
 
 class Processes(NamedTuple):
-    """Which processes make up a training.
+    """Processes of a training.
 
     Attributes:
         device: type of device, "cuda" or "cpu".
-        per_machine: on each machine.
-        machines: how many.
-        machine_rank: of this one.
-        url: where the first machine can be reached; None for one machine.
+        per_machine: number of processes on each machine.
+        machines: number of machines.
+        machine_rank: rank of this machine.
+        url: address of the first machine; None for one machine.
     """
 
     device: str
@@ -52,33 +45,33 @@ class Processes(NamedTuple):
 
 
 def started_by_torchrun() -> bool:
-    """Whether somebody has started the processes already and says so in the environment."""
+    """Whether the environment describes processes that are already running."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"} <= {*os.environ}
 
 
 def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) -> None:
-    """Call ``work(*args)`` in every process of a training, and wait for all of them.
+    """Call ``work(*args)`` in every process of a training and wait for all of them.
 
-    Under ``torchrun`` this process is one of them. A process that dies ends the others.
+    Under ``torchrun`` this process is one of them. When one process dies, the rest are stopped.
 
     Args:
-        processes: which ones; ignored under ``torchrun``.
-        work: can be pickled.
-        args: of `work`.
+        processes: processes to start; only `device` is used under ``torchrun``.
+        work: function that can be pickled.
+        args: its arguments.
 
     Raises:
-        DsrcnnError: if one of the processes raises it.
-        ProcessRaisedException: if a process raises.
-        ProcessExitedException: if a process ends otherwise, killed for example.
+        DsrcnnError: if a process raises it.
+        ProcessRaisedException: if a process raises another error.
+        ProcessExitedException: if a process ends otherwise, such as by a signal.
     """
     if started_by_torchrun():
         store, rank, world_size = next(dist.rendezvous("env://"))
-        # Its addresses are those of the processes before a restart, unless each start has its own.
+        # After a restart the store still has the addresses of the processes before it.
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         local_rank = int(os.environ["LOCAL_RANK"])
         _join(processes.device, local_rank, rank, world_size, store=store)
         work(*args)
-        leave_processes()  # not after an error: it waits for processes that wait
+        shutdown_distributed()  # not after an error, when it would wait for stuck processes
     elif processes.per_machine * processes.machines == 1:
         work(*args)
     else:
@@ -89,7 +82,7 @@ def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) ->
         except (mp.ProcessRaisedException, mp.ProcessExitedException):
             if messages.empty():
                 raise
-            # The others may have died first, of what this one left.
+            # Other processes may have died first, of a broken connection to this one.
             raise DsrcnnError(messages.get()) from None
 
 
@@ -107,7 +100,7 @@ def _worker(
     args: tuple[Any, ...],
 ) -> None:
     if processes.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        # Processes that each take all cores would only get in each other's way.
+        # By default every process would use all cores.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes.per_machine))
     rank = processes.machine_rank * processes.per_machine + local_rank
     world_size = processes.machines * processes.per_machine
@@ -119,11 +112,11 @@ def _worker(
     except DsrcnnError as error:
         messages.put(str(error))
         raise
-    leave_processes()
+    shutdown_distributed()
 
 
-def _join(device: str, local_rank: int, rank: int, world_size: int, **meeting: Any) -> None:
-    """Make this process a member; with CUDA each has its own GPU and they talk by NCCL."""
+def _join(device: str, local_rank: int, rank: int, world_size: int, **rendezvous: Any) -> None:
+    """Join the process group, with NCCL and one GPU per process, or with gloo."""
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
@@ -133,44 +126,49 @@ def _join(device: str, local_rank: int, rank: int, world_size: int, **meeting: A
             )
         torch.cuda.set_device(local_rank)
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=_TIMEOUT, **meeting)
+    dist.init_process_group(
+        backend, rank=rank, world_size=world_size, timeout=_TIMEOUT, **rendezvous
+    )
     create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
 
 
-def leave_processes() -> None:
-    """End this process's membership, and the threads that its groups talk by.
+def shutdown_distributed() -> None:
+    """Destroy the process groups and end their threads.
 
-    A thread of gloo that lives on may let go of a tensor, for which it needs the interpreter's
-    lock. While the interpreter shuts down that ends the thread, and with it the process ("terminate
-    called without an active exception"), after all work is done.
+    A gloo thread that releases a tensor while the interpreter shuts down cannot take the
+    interpreter's lock and aborts the process ("terminate called without an active exception").
     """
     dist.destroy_process_group()
     forget_process_groups()
-    gc.collect()  # the wrapped model holds them too, and cycles hold the model
+    gc.collect()  # the wrapped model references the groups, and cycles reference the model
 
 
-def for_all_processes(model: nn.Module) -> nn.Module:
-    """The model, wrapped so that gradients are averaged over processes if there are several.
+def wrap_ddp(model: nn.Module) -> nn.Module:
+    """Wrap a model to average gradients over processes, if there are several.
 
-    Buffers are not sent around in every step; `average_norms` brings them together when it matters.
+    Buffers are not synchronized in every step; `average_norms` does it before they are used.
+
+    Raises:
+        ConfigError: if a norm is SyncBN and the model is on the CPU.
     """
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
     if device.type == "cpu" and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
         raise ConfigError(
-            "A norm of the model is SyncBN, which works on GPUs only, but MODEL.DEVICE is cpu and "
-            f"there are {comm.get_world_size()} processes. Write BN, GN or FrozenBN instead."
+            "A norm of the model is SyncBN, which needs GPUs, but MODEL.DEVICE is cpu and there "
+            f"are {comm.get_world_size()} processes. Write BN, GN or FrozenBN instead."
         )
-    # `broadcast_buffers` until torch 2.12; it is deprecated since.
-    known = signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {buffers: False}
+    # `broadcast_buffers` is deprecated since torch 2.12.
+    parameters = signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
+    all_used = not isinstance(model, TrainableModel) or model.all_parameters_get_gradients
     return DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        find_unused_parameters=not getattr(model, "trains_every_parameter", True),
+        find_unused_parameters=not all_used,
         **options,
     )

@@ -15,93 +15,84 @@ class Model(nn.Module):
         self.layer = nn.Linear(1, 1, bias=False)
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
-
-def set_to(model, value):
-    with torch.no_grad():
-        model.layer.weight.fill_(value)
-        model.count.fill_(int(value))
-
-
-def test_the_average_is_an_exponential_one():
-    model = Model()
-    set_to(model, 1.0)
-    average = AveragedWeights(model, decay=0.9, warmup=False)
-    average.start()
-    for value in (2.0, 4.0):
-        set_to(model, value)
-        average.update()
-    assert average.weights()["layer.weight"].item() == pytest.approx(0.9 * (0.9 + 0.2) + 0.4)
-    assert average.weights()["count"] == 4  # whole numbers have no average
+    def set(self, value):
+        with torch.no_grad():
+            self.layer.weight.fill_(value)
+            self.count.fill_(int(value))
 
 
-def test_with_a_warmup_the_start_is_forgotten_sooner():
-    model = Model()
-    set_to(model, 0.0)
-    average = AveragedWeights(model, decay=0.9, warmup=True)
-    average.start()
-    set_to(model, 1.0)
-    average.update()  # after one update of eleven: (1 + 1) / (10 + 1)
+def averaged(model, decay, values):
+    """The average after the model had each of the values."""
+    average = AveragedWeights(model, decay=decay)
+    for index, value in enumerate(values):
+        model.set(value)
+        average.update() if index else average.start()
+    return average
+
+
+def test_the_average_is_exponential_and_integers_are_copied():
+    weights = averaged(Model(), 0.05, (1.0, 2.0, 4.0)).weights()  # below the limits of the start
+    assert weights["layer.weight"].item() == pytest.approx(0.05 * (0.05 + 0.95 * 2) + 0.95 * 4)
+    assert weights["count"] == 4
+
+
+def test_at_the_start_the_average_follows_faster():
+    average = averaged(Model(), 0.9, (0.0, 1.0))  # one update: (1 + 1) / (10 + 1) is kept
     assert average.weights()["layer.weight"].item() == pytest.approx(1 - 2 / 11)
     for _ in range(200):
         average.update()
     assert average.current_decay() == 0.9
 
 
-def test_the_model_has_its_own_weights_again_whatever_happens_in_between():
+def test_an_error_while_the_average_is_swapped_in_restores_the_weights():
     model = Model()
-    set_to(model, 1.0)
-    average = AveragedWeights(model, decay=0.5, warmup=False)
-    average.start()
-    set_to(model, 3.0)
-    average.update()
+    average = averaged(model, 0.1, (1.0, 3.0))
     weight = model.layer.weight
 
     def fail():
-        with average.in_place_of_the_weights():
-            assert model.layer.weight.item() == 2.0
+        with average.swapped_in():
+            assert model.layer.weight.item() == pytest.approx(2.8)
             raise RuntimeError("evaluation failed")
 
     with pytest.raises(RuntimeError, match="evaluation failed"):
         fail()
     assert model.layer.weight is weight
     assert model.layer.weight.item() == 3.0
-    assert average.weights()["layer.weight"].item() == 2.0
+    assert average.weights()["layer.weight"].item() == pytest.approx(2.8)
 
 
 def test_the_average_of_a_detector_has_its_keys_and_predicts_like_it():
     model = build_model(tiny_cfg("MODEL.SparseRCNN.DPG.ENABLED", True))
-    average = AveragedWeights(model)
+    average = AveragedWeights(model, decay=0.9998)
     average.start()
     assert list(average.weights()) == list(model.state_dict())
     model.eval()
     inputs = batch([(64, 64)], [1])
-    own = model(inputs)[0]["instances"].pred_boxes.tensor
+    boxes = model(inputs)[0]["instances"].pred_boxes.tensor
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.5)
-    with average.in_place_of_the_weights():
-        assert torch.equal(model(inputs)[0]["instances"].pred_boxes.tensor, own)
+    with average.swapped_in():
+        assert torch.equal(model(inputs)[0]["instances"].pred_boxes.tensor, boxes)
 
 
-def test_training_evaluates_the_average_and_so_does_the_command_line(tmp_path):
+def test_training_and_the_command_line_evaluate_the_average(tmp_path):
     options = ["MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.5, "SOLVER.MAX_ITER", 4]
     cfg = quick_cfg(tmp_path, *coco_options(tmp_path / "data"), *options, "LOG.IMAGES", 0)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
-    trainer.train()
+    in_training = trainer.train()["bbox"]["AP50"]
     cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
-    found = evaluate(cfg)["bbox"]
-    assert found["AP50"] == pytest.approx(trainer._last_eval_results["bbox"]["AP50"], nan_ok=True)
+    assert evaluate(cfg)["bbox"]["AP50"] == pytest.approx(in_training, nan_ok=True)
     content = torch.load(cfg.MODEL.WEIGHTS)
-    own, averaged = content["model"], content["ema"]["model"]
-    assert not torch.equal(own["head.head_series.0.linear1.weight"],
-                           averaged["head.head_series.0.linear1.weight"])  # fmt: skip
+    key = "head.head_series.0.linear1.weight"
+    assert not torch.equal(content["model"][key], content["ema"]["model"][key])
     best = torch.load(tmp_path / "model_best.pth")["model"]
-    for key, value in averaged.items():
+    for key, value in content["ema"]["model"].items():
         assert torch.equal(best[key], value), key
 
 
-def test_precise_norms_are_those_of_the_average_too(tmp_path):
+def test_precise_norms_are_computed_for_the_average_too(tmp_path):
     """Four images are one batch: their statistics under the weights are the precise ones."""
     options = [*coco_options(tmp_path), "MODEL.RESNETS.NORM", "BN", "MODEL.EMA.ENABLED", True]
     options += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.0]
@@ -109,9 +100,9 @@ def test_precise_norms_are_those_of_the_average_too(tmp_path):
     options += ["MODEL.SparseRCNN.DPG.ENABLED", True, "LOG.IMAGES", 0]
     trainer = Trainer(quick_cfg(tmp_path / "out", *options))
     trainer.train()
-    own, averaged = trainer.model.state_dict(), trainer.average.weights()
-    names = [k for k in own if k.endswith("running_var")]
+    weights, average = trainer.model.state_dict(), trainer.average.weights()
+    names = [k for k in weights if k.endswith("running_var")]
     assert any("logit_norm" in k for k in names)
     for name in names:  # running averages would still be near their start, 1
-        torch.testing.assert_close(averaged[name], own[name], rtol=1e-3, atol=1e-4)
-        assert not torch.allclose(own[name], torch.ones_like(own[name]), atol=0.01), name
+        torch.testing.assert_close(average[name], weights[name], rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(weights[name], torch.ones_like(weights[name]), atol=0.01), name

@@ -1,0 +1,121 @@
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import REPOSITORY, SMALL, coco_options, quick_cfg
+from detectron2.utils.events import EventStorage
+
+from dsrcnn.engine.console import FILE_ONLY, configure_logging, results_table
+from dsrcnn.engine.main import run
+from dsrcnn.engine.writers import build_writers
+from dsrcnn.errors import ConfigError
+
+CONFIG = ["--config-file", "quick/sparse_rcnn_shapes"]
+
+
+def test_a_training_prints_a_summary_one_table_and_what_to_do_next(tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, "train_net.py", *CONFIG, *SMALL, *coco_options(tmp_path)]
+    done = subprocess.run(
+        [*command, "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "3"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    text = done.stdout
+    assert "\x1b" not in text
+    first_loss = text.index("total_loss")
+    assert text[:first_loss].count("\n") <= 15
+    for word in ("data", "classes", "model", "parameters", "schedule", "device", "output"):
+        assert re.search(rf"^  {word} +\S", text[:first_loss], re.MULTILINE), word
+    assert re.findall(r"iter: (\d)", text) == ["0", "2"]  # early, then regularly
+    assert text.count("AP50") == 1
+    assert "copypaste" not in text
+    last = text.strip().splitlines()[-1]
+    assert "bbox/AP " in last
+    assert str(output / "model_best.pth") in last
+    assert last.endswith(f"dsrcnn draw predictions {output}")
+    log = (output / "log.txt").read_text()
+    words = ("NUM_PROPOSALS", "(backbone)", "Start inference", "PyTorch")
+    assert all(word in log for word in words)
+
+
+def test_a_verbose_run_prints_everything(tmp_path, capsys):
+    options = [*SMALL, *coco_options(tmp_path), "OUTPUT_DIR", str(tmp_path / "out")]
+    assert run([*CONFIG, *options, "LOG.LEVEL", "verbose"]) == 0
+    text = capsys.readouterr().out
+    for word in ("NUM_PROPOSALS", "(backbone)", "detectron2.evaluation.evaluator", "PyTorch"):
+        assert word in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_warnings_always_reach_the_console_with_colors_on_terminals(
+    tmp_path, monkeypatch, no_color
+):
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    configure_logging(tmp_path, verbose=False)
+    logging.getLogger("fvcore.common").info("detail")
+    logging.getLogger("fvcore.common").warning("trouble")
+    logging.getLogger("dsrcnn.data").error("elsewhere", extra=FILE_ONLY)
+    text = sys.stdout.getvalue()
+    assert "trouble" in text
+    assert "detail" not in text
+    assert "elsewhere" not in text
+    assert ("\x1b" in text) == (not no_color)
+    log = (tmp_path / "log.txt").read_text()
+    assert all(word in log for word in ("trouble", "detail", "elsewhere"))
+
+
+def test_results_are_tables_of_the_totals_and_of_the_classes():
+    classes = {f"AP-{name}": 1.0 for name in ("circle", "square", "star", "cross")}
+    table = results_table({"bbox": {"AP": 12.345, "APl": float("nan"), **classes}})
+    lines = [line.split() for line in table.splitlines() if line and "--" not in line]
+    assert lines[:2] == [["AP", "APl"], ["bbox", "12.35", "nan"]]
+    assert [word for line in lines[3:] for word in line][::2] == [
+        "circle",
+        "square",
+        "star",
+        "cross",
+    ]
+
+
+def test_a_missing_wandb_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        build_writers(quick_cfg(tmp_path, "LOG.WANDB_PROJECT", "mine"), 10)
+
+
+def test_a_resumed_training_continues_its_wandb_run(tmp_path, monkeypatch):
+    started, sent = [], []
+
+    def init(**arguments):
+        started.append(arguments)
+        log = lambda values, step: sent.append((step, values))  # noqa: E731
+        return SimpleNamespace(id="run7", log=log, finish=lambda: sent.append("end"))
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    cfg = quick_cfg(tmp_path, "LOG.WANDB_PROJECT", "mine")
+    for _ in range(2):
+        writer = build_writers(cfg, 10)[-1]
+    with EventStorage(3) as storage:
+        storage.put_scalars(loss=2.0, smoothing_hint=False)
+        writer.write()
+        writer.write()
+    writer.close()
+    assert [s["id"] for s in started] == [None, "run7"]
+    assert started[0]["project"] == "mine"
+    assert sent == [(3, {"loss": 2.0}), "end"]

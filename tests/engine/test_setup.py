@@ -1,0 +1,55 @@
+import json
+
+import pytest
+import torch
+from conftest import SMALL, coco_options, quick_cfg
+
+from dsrcnn.engine.main import run
+from dsrcnn.engine.setup import resolve_solver, warn_of_few_images
+
+QUICK = ["--config-file", "quick/sparse_rcnn_shapes"]
+
+
+def test_a_resolved_config_stays_as_it_is(tmp_path):
+    options = ["SOLVER.EPOCHS.MAX", 6, "SOLVER.REFERENCE_BATCH", 4, "SOLVER.BASE_LR", 0.004]
+    cfg = quick_cfg(tmp_path / "out", *coco_options(tmp_path), *options, "SEED", -1)
+    resolved = resolve_solver(cfg)
+    assert resolved.SOLVER.MAX_ITER == 12  # four images in batches of two
+    assert pytest.approx(0.002) == resolved.SOLVER.BASE_LR
+    assert resolved.SEED >= 0
+    assert resolve_solver(resolved) == resolved
+    assert cfg.SOLVER.EPOCHS.MAX == 6  # the argument is not modified
+
+
+def test_a_batch_that_grows_with_the_processes_scales_the_learning_rate_once(tmp_path, monkeypatch):
+    options = ["SOLVER.REFERENCE_BATCH", 2, "SOLVER.REFERENCE_WORLD_SIZE", 2]
+    cfg = quick_cfg(tmp_path, *options, "SOLVER.BASE_LR", 0.001)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 4)
+    resolved = resolve_solver(cfg)
+    assert resolved.SOLVER.IMS_PER_BATCH == 4
+    assert pytest.approx(0.002) == resolved.SOLVER.BASE_LR
+
+
+@pytest.mark.parametrize(("images", "warns"), [(2, True), (4, False)])
+def test_dpg_with_few_images_gives_a_warning(tmp_path, caplog, images, warns):
+    options = ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATE", 4 // images]
+    warn_of_few_images(quick_cfg(tmp_path, *options, "MODEL.SparseRCNN.DPG.ENABLED", True))
+    assert ("DPG compares the 2 images of a step" in caplog.text) == warns
+
+
+def test_every_start_of_a_run_is_recorded(tmp_path):
+    output = tmp_path / "out"
+    options = ["SOLVER.EPOCHS.MAX", "1", "SOLVER.REFERENCE_BATCH", "4", "SEED", "-1"]
+    options += [*SMALL, *coco_options(tmp_path), "OUTPUT_DIR", str(output)]
+    assert run([*QUICK, *options]) == 0
+    log = (output / "log.txt").read_text()
+    for text in ("epochs of 4 images", "meant for 4 images, becomes", "SEED is drawn"):
+        assert log.count(text) == 1, text
+    assert run([*QUICK, "--resume", *options]) == 0
+    starts = [json.loads(x) for x in (output / "environment.jsonl").read_text().splitlines()]
+    assert len(starts) == 2
+    assert torch.__version__.startswith(starts[0]["packages"]["torch"])
+    assert starts[0]["seed"] == starts[1]["seed"]  # drawn once
+    assert {"command", "device", "processes", "dsrcnn", "commit", "changed"} <= set(starts[0])
+    assert "PyTorch" in (output / "environment.txt").read_text()
+    assert "(backbone)" in (output / "model.txt").read_text()
