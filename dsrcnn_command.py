@@ -12,7 +12,7 @@ COMMANDS = {
     "train": "train a detector",
     "eval": "evaluate a trained detector",
     "draw": "draw predictions, assignments, loss curves, ... of a run",
-    "check-data": "check a data set for broken files and boxes before training",
+    "check-data": "check a dataset for broken files and boxes before training",
     "weights": "extract the weights of a checkpoint",
     "demo": "train on synthetic shapes, evaluate and draw, in a few minutes",
 }

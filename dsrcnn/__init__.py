@@ -8,7 +8,7 @@ from .compat import ensure_compatible
 
 ensure_compatible()  # before anything below imports Detectron2
 
-from . import data, modeling  # noqa: E402, F401  (registers data sets and meta-architectures)
+from . import data, modeling  # noqa: E402, F401  (registers datasets and meta-architectures)
 from .config.defaults import add_dsrcnn_config  # noqa: E402
 from .config.load import load_cfg  # noqa: E402
 from .version import __version__  # noqa: E402

@@ -20,7 +20,7 @@ class ConfigError(DsrcnnError, ValueError):
 
 
 class DataError(DsrcnnError, ValueError):
-    """Unusable data set, annotation or image."""
+    """Unusable dataset, annotation or image."""
 
 
 class WeightsError(DsrcnnError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny model, batches and data sets for it, a seed for every test."""
+"""Shared fixtures: a tiny model, batches and datasets for it, a seed for every test."""
 
 import os
 
@@ -61,7 +61,7 @@ def _restore_loggers():
 
 @pytest.fixture
 def clean_catalogs():
-    """Remove the data sets that a test registers."""
+    """Remove the datasets that a test registers."""
     before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
     yield
     for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
@@ -99,7 +99,7 @@ def quick_cfg(folder: Path, *opts: object) -> CfgNode:
 
 
 def write_coco(annotations: Path, images: Path, count: int = 2) -> None:
-    """Write a COCO data set of two classes: images of 96 x 64 pixels, two objects each."""
+    """Write a COCO dataset of two classes: images of 96 x 64 pixels, two objects each."""
     for folder in (annotations.parent, images):
         folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -117,7 +117,7 @@ def write_coco(annotations: Path, images: Path, count: int = 2) -> None:
 
 
 def coco_options(folder: Path, count: int = 4) -> list[str]:
-    """Write a COCO data set into `folder` and return the options to train and test on it."""
+    """Write a COCO dataset into `folder` and return the options to train and test on it."""
     annotations, images = folder / "annotations.json", folder / "images"
     write_coco(annotations, images, count)
     return [

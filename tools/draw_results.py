@@ -16,7 +16,7 @@ Rows = Sequence[dict[str, str]]
 
 
 def draw_results(rows: Rows, output: str | Path, metrics: Sequence[str] = ("AP", "AP50")) -> None:
-    """Draw a row of panels per data set, a panel per metric, a bar per variant and NMS setting.
+    """Draw a row of panels per dataset, a panel per metric, a bar per variant and NMS setting.
 
     Args:
         rows: of ``tools/experiments.py``: ``set``, ``config``, ``opts``, ``nms`` and metrics.

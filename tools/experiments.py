@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 r"""Run experiments, each once, and collect their results in one CSV file.
 
-An experiment is a data set, a config, options and a seed. Those in the results file are not
+An experiment is a dataset, a config, options and a seed. Those in the results file are not
 repeated; interrupted ones resume from their last checkpoint. Sparse detectors are evaluated twice,
-without and with NMS, since variants have to be compared at equal post-processing. A data set is
+without and with NMS, since variants have to be compared at equal post-processing. A dataset is
 a folder with ``images/{train,val}`` and ``annotations/instances_{train,val}.json``, or ``shapes``.
 
     python tools/experiments.py --data DATA --sets bccd aquarium \
@@ -58,7 +58,7 @@ def read_results(path: Path) -> list[dict[str, str]]:
 
 
 def data_options(folder: Path) -> list[str]:
-    """Return the overrides that make a folder the data set of a run."""
+    """Return the overrides that make a folder the dataset of a run."""
     if folder.name == SYNTHETIC:
         return []
     custom = {
@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument("--data", type=Path, help="folder of the datasets")
     parser.add_argument("--sets", nargs="+", default=[])
     parser.add_argument("--configs", nargs="+", default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
@@ -202,7 +202,7 @@ def main() -> None:
         draw_results(read_results(args.results), args.plot)
         return
     if not args.table and not args.data:
-        parser.error("write --data, the folder of the data sets")
+        parser.error("write --data, the folder of the datasets")
     args.results.parent.mkdir(parents=True, exist_ok=True)
     experiments = itertools.product(args.seeds, args.sets, args.configs)
     for seed, name, config in [] if args.table else experiments:

@@ -1,4 +1,4 @@
-"""Sheet of annotated images of a data set."""
+"""Sheet of annotated images of a dataset."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _SIDE = 320
 
 
 def draw_sheet(samples: Sequence[tuple[dict[str, Any], Sequence[str]]], output: str | Path) -> None:
-    """Draw twelve evenly spaced images of a data set with their boxes; skip unreadable ones.
+    """Draw twelve evenly spaced images of a dataset with their boxes; skip unreadable ones.
 
     Args:
         samples: records in Detectron2's format, each with the class names of its split.

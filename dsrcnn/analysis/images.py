@@ -52,7 +52,7 @@ def load_predictor(cfg: CfgNode) -> DefaultPredictor:
 
 
 def load_records(cfg: CfgNode, split: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Load the records and class names of the first data set of ``DATASETS.<split>``.
+    """Load the records and class names of the first dataset of ``DATASETS.<split>``.
 
     Raises:
         DataError: if there is none, or it cannot be read.

@@ -1,4 +1,4 @@
-"""``dsrcnn check-data``: faults of a data set, and its statistics."""
+"""``dsrcnn check-data``: faults of a dataset, and its statistics."""
 
 import argparse
 from itertools import pairwise

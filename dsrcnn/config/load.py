@@ -121,7 +121,7 @@ def config_step(step: Callable[[CfgNode], None]) -> Callable[[CfgNode], None]:
     """Register a function that fills in values of every config at load time, in place.
 
     They run in the order of registration, after the file and the overrides are merged and before
-    the config is checked: they register data sets, count classes, look up pixel statistics.
+    the config is checked: they register datasets, count classes, look up pixel statistics.
 
     Args:
         step: takes a config that is not frozen.
@@ -141,7 +141,7 @@ def load_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
         opts: ``KEY, VALUE, KEY, VALUE ...``.
 
     Returns:
-        The config, not frozen. The data set of ``DATASETS.CUSTOM`` is registered, ``NUM_CLASSES 0``
+        The config, not frozen. The dataset of ``DATASETS.CUSTOM`` is registered, ``NUM_CLASSES 0``
         is resolved, the device is the CPU if CUDA is not available, and a timm backbone gets the
         pixel statistics of its weights.
 

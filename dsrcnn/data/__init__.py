@@ -1,4 +1,4 @@
-"""Data sets, mapper and loaders; importing it registers the shapes and CrowdHuman data sets."""
+"""Datasets, mapper and loaders; importing it registers the shapes and CrowdHuman datasets."""
 
 from .build import build_test_loader, build_train_loader
 from .datasets.coco import register_coco_json

@@ -35,7 +35,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
 
     Raises:
         ConfigError: if the batch cannot be divided among processes and ``SOLVER.ACCUMULATE``.
-        DataError: if a data set is not registered, missing on disk or without usable boxes.
+        DataError: if a dataset is not registered, missing on disk or without usable boxes.
     """
     world_size, parts = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
     if cfg.SOLVER.IMS_PER_BATCH % (world_size * parts):
@@ -71,7 +71,7 @@ def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
     """Load the records of ``DATASETS.TRAIN``, in Detectron2's format.
 
     Raises:
-        DataError: if a data set is not registered, missing on disk or without usable boxes.
+        DataError: if a dataset is not registered, missing on disk or without usable boxes.
     """
     if not cfg.DATASETS.TRAIN:
         raise DataError(
@@ -116,10 +116,10 @@ def _disable_opencv_threads(worker: int) -> None:
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Any:
-    """Build a loader for one pass over data set `name`, without annotations.
+    """Build a loader for one pass over dataset `name`, without annotations.
 
     Raises:
-        DataError: if the data set is not registered, missing on disk or empty.
+        DataError: if the dataset is not registered, missing on disk or empty.
     """
     with explain_data_errors(name):
         return build_detection_test_loader(cfg, name, mapper=DetectionMapper(cfg, is_train=False))
@@ -129,7 +129,7 @@ def build_validation_loader(cfg: CfgNode, name: str) -> Any:
     """Build a loader like `build_test_loader`, but with annotations, to compute losses.
 
     Raises:
-        DataError: if the data set is not registered, missing on disk or empty.
+        DataError: if the dataset is not registered, missing on disk or empty.
     """
     mapper = DetectionMapper(cfg, is_train=False, keep_annotations=True)
     with explain_data_errors(name):
@@ -138,7 +138,7 @@ def build_validation_loader(cfg: CfgNode, name: str) -> Any:
 
 @contextmanager
 def explain_data_errors(*names: str) -> Iterator[None]:
-    """Convert Detectron2's errors about the data sets `names` to a `DataError` with advice."""
+    """Convert Detectron2's errors about the datasets `names` to a `DataError` with advice."""
     for name in names:
         check_registered(name)
     joined = ", ".join(names)
@@ -146,13 +146,13 @@ def explain_data_errors(*names: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(
-            f"Data set {joined} is not on this machine: {error.filename} does not exist. Put it "
+            f"Dataset {joined} is not on this machine: {error.filename} does not exist. Put it "
             "where datasets/README.md says, or set DETECTRON2_DATASETS to its parent folder."
         ) from error
     except ModuleNotFoundError as error:
         raise DataError(
-            f"Data set {joined} needs the package {error.name}, which is not installed: "
+            f"Dataset {joined} needs the package {error.name}, which is not installed: "
             f"pip install --no-deps {error.name}"
         ) from error
     except AssertionError as error:
-        raise DataError(f"Data set {joined} cannot be used: {error}") from error
+        raise DataError(f"Dataset {joined} cannot be used: {error}") from error

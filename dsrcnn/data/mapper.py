@@ -1,4 +1,4 @@
-"""Mapping of a data set record to a model input: reading, augmentation, tensors."""
+"""Mapping of a dataset record to a model input: reading, augmentation, tensors."""
 
 import copy
 from pathlib import Path

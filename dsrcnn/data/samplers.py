@@ -21,7 +21,7 @@ class Draw(NamedTuple):
     """One sampled image.
 
     Attributes:
-        record: index in the data set.
+        record: index in the dataset.
         seed: seed of the augmentation.
         mix: whether other images may be mixed in (mosaic, MixUp, copy-paste).
     """

@@ -47,7 +47,7 @@ def setup_run(
 
     Raises:
         ConfigError: if the config cannot work.
-        DataError: if the data set cannot be read.
+        DataError: if the dataset cannot be read.
     """
     cfg = read_cfg(config_file, opts)
     configure_logging(cfg.OUTPUT_DIR, verbose=cfg.LOG.LEVEL == "verbose")

@@ -317,10 +317,10 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: of the model.
             model: detector to evaluate.
-            evaluators: one per data set; None builds them.
+            evaluators: one per dataset; None builds them.
 
         Returns:
-            The metrics by task, or by data set and task if there are several data sets.
+            The metrics by task, or by dataset and task if there are several datasets.
         """
         results: dict[str, Any] = {}
         for index, name in enumerate(cfg.DATASETS.TEST):

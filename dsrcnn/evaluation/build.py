@@ -1,4 +1,4 @@
-"""Choice of the evaluator for a data set."""
+"""Choice of the evaluator for a dataset."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class LvisEvaluator(LVISEvaluator):
 
 
 def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
-    """Build the evaluator of a data set by the ``evaluator_type`` of its metadata.
+    """Build the evaluator of a dataset by the ``evaluator_type`` of its metadata.
 
     Raises:
         DataError: for an unknown ``evaluator_type``.
@@ -52,6 +52,6 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
     if kind == "pascal_voc":
         return PascalVOCDetectionEvaluator(name)
     raise DataError(
-        f"Data set {name!r} has evaluator_type {kind!r}; evaluators exist for 'coco', "
+        f"Dataset {name!r} has evaluator_type {kind!r}; evaluators exist for 'coco', "
         "'crowdhuman', 'lvis' and 'pascal_voc'. Set MetadataCatalog.get(name).evaluator_type."
     )

@@ -1,4 +1,4 @@
-"""COCO box metrics for every data set whose records or json are COCO-like.
+"""COCO box metrics for every dataset whose records or json are COCO-like.
 
 Computed by faster-coco-eval where it is installed, else by pycocotools, with the same results.
 """
@@ -27,9 +27,9 @@ _IOU_90 = 8  # index of 0.9 in the IoU thresholds 0.5, 0.55, ..., 0.95
 
 
 def coco_ground_truth(name: str) -> dict[str, list]:
-    """Return the ground truth of a registered data set as a COCO dictionary.
+    """Return the ground truth of a registered dataset as a COCO dictionary.
 
-    Read from the data set's json where there is one, so that areas and ids are the official ones,
+    Read from the dataset's json where there is one, so that areas and ids are the official ones,
     else converted from its records. Boxes that training ignores are ignored here too.
 
     Raises:
@@ -72,7 +72,7 @@ class CocoEvaluator(DatasetEvaluator):
         """Read the ground truth.
 
         Args:
-            name: registered data set.
+            name: registered dataset.
             output_folder: where ``coco_instances_results.json`` goes; None writes nothing.
         """
         self.name = name

@@ -42,7 +42,7 @@ class CrowdImage(NamedTuple):
 
 
 def crowdhuman_metrics(images: Sequence[CrowdImage]) -> dict[str, float]:
-    """Compute all metrics over a data set, in percent; smaller is better for ``mMR``.
+    """Compute all metrics over a dataset, in percent; smaller is better for ``mMR``.
 
     Args:
         images: all of them, those without detections too.
@@ -161,7 +161,7 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         """Read the ground truth.
 
         Args:
-            name: data set with ``json_file``.
+            name: dataset with ``json_file``.
             output_folder: where ``detections.json`` goes; None writes nothing.
 
         Raises:

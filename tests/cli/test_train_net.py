@@ -26,7 +26,7 @@ def fails_with(capsys, *arguments):
 
 @pytest.fixture
 def coco_folder(tmp_path):
-    """Eight drawn images as a COCO data set whose category ids have gaps."""
+    """Eight drawn images as a COCO dataset whose category ids have gaps."""
     images, annotations = [], []
     for record in shapes_records("val")[:8]:
         name = f"{record['image_id']}.jpg"

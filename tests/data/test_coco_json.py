@@ -1,4 +1,4 @@
-"""COCO files: labels, one clear message for each fault, and the two real data sets."""
+"""COCO files: labels, one clear message for each fault, and the two real datasets."""
 
 import json
 import os

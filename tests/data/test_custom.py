@@ -166,7 +166,7 @@ def test_unregistered_data_set_suggests_similar_names():
             DataError, match=r"'shape_train' is not registered\. Did you mean shapes"
         ):
             build(cfg)
-    with pytest.raises(DataError, match=r"'qqqqqqqq' is not registered\. For your own data set"):
+    with pytest.raises(DataError, match=r"'qqqqqqqq' is not registered\. For your own dataset"):
         build_test_loader(cfg, "qqqqqqqq")
 
 

@@ -1,4 +1,4 @@
-"""Batches of the loaders, and errors of data sets and images as they reach the user."""
+"""Batches of the loaders, and errors of datasets and images as they reach the user."""
 
 import gc
 import json
@@ -30,7 +30,7 @@ def cfg_of(*opts, name=NAME):
 
 @pytest.fixture
 def two_images(tmp_path):
-    """A data set of two images, the second without boxes; returns their paths."""
+    """A dataset of two images, the second without boxes; returns their paths."""
     path = tmp_path / "cells.json"
     write_coco(path, tmp_path)
     content = json.loads(path.read_text())

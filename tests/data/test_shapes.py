@@ -1,4 +1,4 @@
-"""The synthetic data set: reproducible, and with boxes that fit what is drawn."""
+"""The synthetic dataset: reproducible, and with boxes that fit what is drawn."""
 
 import hashlib
 import json

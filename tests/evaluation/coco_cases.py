@@ -1,4 +1,4 @@
-"""Records, detections and data sets for tests of evaluators."""
+"""Records, detections and datasets for tests of evaluators."""
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def output_of(record, detections):
 
 
 def evaluate(records, detections, output_folder=None):
-    """Metrics of detections, a list per record, on the registered data set."""
+    """Metrics of detections, a list per record, on the registered dataset."""
     evaluator = CocoEvaluator(NAME, output_folder)
     evaluator.reset()
     for record, of_image in zip(records, detections, strict=True):

@@ -181,7 +181,7 @@ def test_broken_files_are_one_message(miniature, line, words):
 
 @pytest.fixture
 def registered(miniature, monkeypatch):
-    """The two data sets, below the miniature's folder."""
+    """The two datasets, below the miniature's folder."""
 
     def register():
         for name in ("crowdhuman_train", "crowdhuman_val"):

@@ -5,7 +5,6 @@ import torch
 
 from dsrcnn.modeling.decoder.sqr import (
     GroupMemory,
-    Window,
     plain_windows,
     recollection_windows,
     routes_of,
@@ -92,19 +91,6 @@ def test_gradients_of_stages_that_multiply_by_a_weight(windows, loss, by_weight)
     total.backward()
     assert total.item() == first.grad.item() == loss
     assert weights.grad.tolist() == [float(x) for x in by_weight.split()]
-
-
-def test_windows_may_begin_within_the_groups_of_a_stage():
-    windows = [Window(*pair) for pair in ((0, 1), (0, 2), (3, 4), (1, 5))]
-    memory = GroupMemory(windows, torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 1))
-    inputs = []
-    for stage in range(4):
-        boxes, features = memory.window(stage)
-        inputs.append(features.flatten().tolist())
-        numbers = [float(10 * (stage + 1) + i) for i in range(features.shape[1])]
-        memory.add(stage, boxes, torch.tensor(numbers).view(1, -1, 1, 1))
-    # Groups 0 | 10 | 20 21 | 30: the third stage refines the second group of the second stage only.
-    assert inputs == [[0], [0, 10], [21], [10, 20, 21, 30]]
 
 
 def test_groups_that_no_later_stage_refines_are_released():

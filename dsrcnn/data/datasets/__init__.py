@@ -1,4 +1,4 @@
-"""Data sets by name: synthetic shapes, CrowdHuman, and your own as COCO, Pascal VOC or YOLO."""
+"""Datasets by name: synthetic shapes, CrowdHuman, and your own as COCO, Pascal VOC or YOLO."""
 
 from .coco import register_coco_json
 from .crowdhuman import register_crowdhuman

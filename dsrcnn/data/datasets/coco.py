@@ -1,4 +1,4 @@
-"""COCO json files as data sets, with one clear message for each kind of fault."""
+"""COCO json files as datasets, with one clear message for each kind of fault."""
 
 import json
 from collections import Counter
@@ -22,10 +22,10 @@ _REQUIRED_KEYS = {  # of each entry of the lists of a COCO detection file
 def register_coco_json(name: str, json_file: str, image_root: str, classes: list[str]) -> None:
     """Register a COCO json under `name`; the file is read on first use.
 
-    Registering a name again replaces the data set, so that a notebook cell can run twice.
+    Registering a name again replaces the dataset, so that a notebook cell can run twice.
 
     Args:
-        name: data set name.
+        name: dataset name.
         json_file: annotation file.
         image_root: folder that ``file_name`` entries are relative to.
         classes: class names in ascending order of category ids.
@@ -48,7 +48,7 @@ def reserve_name(name: str) -> None:
     """
     if name in DatasetCatalog.list() and name not in _REGISTERED:
         raise DataError(
-            f"Data set {name!r} is registered already, by Detectron2 or by another program; choose "
+            f"Dataset {name!r} is registered already, by Detectron2 or by another program; choose "
             "another DATASETS.CUSTOM.NAME."
         )
     if name in DatasetCatalog.list():
@@ -112,7 +112,7 @@ def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[d
     Args:
         json_file: annotation file.
         image_root: folder of the images.
-        name: registered data set name.
+        name: registered dataset name.
 
     Returns:
         Records in Detectron2's format.

@@ -1,4 +1,4 @@
-"""CrowdHuman (arXiv 1805.00123): conversion to COCO json, and its registered data sets."""
+"""CrowdHuman (arXiv 1805.00123): conversion to COCO json, and its registered datasets."""
 
 import json
 import os

@@ -193,18 +193,18 @@ def _folder_classes(folder: Path, splits: list[str]) -> list[str]:
 
 
 def check_registered(name: str) -> None:
-    """Raise a `DataError` with similar names if data set `name` is not registered."""
+    """Raise a `DataError` with similar names if dataset `name` is not registered."""
     if name not in DatasetCatalog.list():
         close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.5)
         raise DataError(
-            f"Data set {name!r} is not registered."
+            f"Dataset {name!r} is not registered."
             + (f" Did you mean {', '.join(close)}?" if close else "")
-            + " For your own data set DATASETS.CUSTOM (see datasets/README.md)."
+            + " For your own dataset DATASETS.CUSTOM (see datasets/README.md)."
         )
 
 
 def class_names(name: str) -> list[str] | None:
-    """Return the class names of a registered data set, None if they are unknown.
+    """Return the class names of a registered dataset, None if they are unknown.
 
     Detectron2 sets those of a json only when it is loaded, so they are read from it if necessary.
     """
@@ -220,7 +220,7 @@ def class_names(name: str) -> list[str] | None:
 
 @config_step
 def resolve_num_classes(cfg: CfgNode) -> None:
-    """Check the number of classes against the data sets, or read it from them, in place.
+    """Check the number of classes against the datasets, or read it from them, in place.
 
     The key is that of the architecture, such as ``MODEL.SparseRCNN.NUM_CLASSES``. 0 becomes the
     number of classes of the first training set, or test set if there is no training set. Any other
@@ -228,7 +228,7 @@ def resolve_num_classes(cfg: CfgNode) -> None:
 
     Raises:
         ConfigError: if the numbers differ.
-        DataError: if the number should come from data sets that are not registered, or data sets
+        DataError: if the number should come from datasets that are not registered, or datasets
             name different classes.
     """
     key = num_classes_key(cfg)
@@ -248,15 +248,15 @@ def resolve_num_classes(cfg: CfgNode) -> None:
         if len(names) == len(first[1]) and names != first[1]:
             label = next(i for i, other in enumerate(first[1]) if names[i] != other)
             raise DataError(
-                f"Data sets {first[0]!r} and {name!r} name different classes: number {label} is "
+                f"Datasets {first[0]!r} and {name!r} name different classes: number {label} is "
                 f"{first[1][label]!r} in one and {names[label]!r} in the other. A model can be "
-                "trained and evaluated on data sets of the same classes only."
+                "trained and evaluated on datasets of the same classes only."
             )
         if node[leaf] == 0:
             node[leaf] = len(names)
         if len(names) != node[leaf]:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise ConfigError(
-                f"{key} is {node[leaf]}, but data set {name!r} has {len(names)} classes "
+                f"{key} is {node[leaf]}, but dataset {name!r} has {len(names)} classes "
                 f"({shown}). Write {key} {len(names)}, or 0 to take the number from the data."
             )

@@ -1,4 +1,4 @@
-"""``shapes_train`` and ``shapes_val``: a synthetic data set, drawn when it is read.
+"""``shapes_train`` and ``shapes_val``: a synthetic dataset, drawn when it is read.
 
 Five classes of filled shapes, from small to large, rotated and overlapping, on a noisy background,
 in images of several sizes. An image is a function of its name, the same in every process, and its

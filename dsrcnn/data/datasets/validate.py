@@ -1,4 +1,4 @@
-"""Checks of boxes and records before training, and the inspection of a whole data set."""
+"""Checks of boxes and records before training, and the inspection of a whole dataset."""
 
 import hashlib
 import io
@@ -119,7 +119,7 @@ def check_records(records: list[dict], source: str, image_root: str) -> None:
         DataError: if there are no images, no usable boxes, or images that do not exist.
     """
     if not records:
-        raise DataError(f"The data set is empty: {source} lists no images.")
+        raise DataError(f"The dataset is empty: {source} lists no images.")
     missing = [r["file_name"] for r in records if not Path(r["file_name"]).is_file()]
     if missing:
         raise DataError(

@@ -55,7 +55,7 @@ class MixDataset(Dataset):
         mixup: float,
         fill: Sequence[float],
     ) -> None:
-        """Initialize the data set.
+        """Initialize the dataset.
 
         Args:
             records: Detectron2's format.

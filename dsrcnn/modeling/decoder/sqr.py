@@ -87,12 +87,8 @@ class GroupMemory:
 
     def window(self, stage: int) -> tuple[Tensor, Tensor]:
         """Return the input of `stage`, 0-based: boxes (B, G, P, 4) and features (B, G, P, D)."""
-        start, stop = self.windows[stage]
-        parts = [
-            (_slice(boxes, first, start, stop), _slice(features, first, start, stop))
-            for first, boxes, features in self._blocks
-            if first < stop and first + boxes.shape[1] > start
-        ]
+        window = range(*self.windows[stage])  # of whole outputs of stages
+        parts = [(boxes, features) for first, boxes, features in self._blocks if first in window]
         if len(parts) == 1:  # the plain cascade copies nothing
             return parts[0]
         boxes, features = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
@@ -110,9 +106,3 @@ class GroupMemory:
         self._count += boxes.shape[1]
         oldest = min((w.first for w in self.windows[stage + 1 :]), default=self._count)
         self._blocks = [b for b in self._blocks if b[0] + b[1].shape[1] > oldest]
-
-
-def _slice(block: Tensor, first: int, start: int, stop: int) -> Tensor:
-    """Groups `start` to `stop` of a block (B, G, P, .) that begins with group `first`."""
-    low, high = max(start - first, 0), min(stop - first, block.shape[1])
-    return block if (low, high) == (0, block.shape[1]) else block[:, low:high]
