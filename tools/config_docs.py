@@ -86,8 +86,23 @@ def added_keys(cfg: CfgNode, base: CfgNode, prefix: str = "") -> Iterator[tuple[
             yield key, value
 
 
+def readers_by_node() -> dict[str, list[str]]:
+    """Files that read keys of a node, by the last name of the node."""
+    readers: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "dsrcnn").rglob("*.py")):
+        if path.parent.name == "config":
+            continue
+        attributes = [
+            n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
+        ]
+        for name in {a.attr for a in attributes}:
+            readers.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    return readers
+
+
 def page() -> str:
     """Text of the page."""
+    readers = readers_by_node()
     comments = comments_by_key()
     sections: dict[str, list[str]] = {}
     for key, value in added_keys(add_dsrcnn_config(get_cfg()), get_cfg()):
@@ -103,7 +118,9 @@ def page() -> str:
     for node, rows in sections.items():
         parts.append(f"## {f'`{node}`' if node else 'Top level'}\n")
         if comments.get(node):
+            files = readers.get(node.rpartition(".")[2], [])
             parts.append(f"{comments[node]}\n")
+            parts.append(f"Read by {', '.join(f'`{file}`' for file in files)}.\n")
         parts.append("\n".join(["| key | default | meaning |", "|---|---|---|", *rows]) + "\n")
     return "\n".join(parts)
 
