@@ -11,9 +11,11 @@ import dsrcnn  # noqa: F401  (patches Detectron2 before anything else imports it
 # isort: split
 import json
 import logging
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from dsrcnn.config import load_cfg, read_cfg
+from dsrcnn.engine.trainer import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -35,6 +38,8 @@ TINY = [
     *("MODEL.SparseRCNN.NUM_CLASSES", 5, "DATALOADER.NUM_WORKERS", 0),
 ]
 
+QUICK = ["--config-file", "quick/sparse_rcnn_shapes"]
+
 # The same as words of a command line: two steps of two images of a quick config.
 SMALL = [
     *map(str, TINY), "MODEL.SparseRCNN.NUM_CLASSES", "0", "MODEL.BACKBONE.FREEZE_AT", "0",
@@ -46,6 +51,7 @@ SMALL = [
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -98,11 +104,19 @@ def quick_cfg(folder: Path, *opts: object) -> CfgNode:
     return load_cfg("quick/sparse_rcnn_shapes", [*SMALL, "OUTPUT_DIR", str(folder), *opts])
 
 
-def write_coco(annotations: Path, images: Path, count: int = 2) -> None:
+def train(cfg: CfgNode, *, resume: bool = False) -> Trainer:
+    """Train to the end."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def write_coco(annotations: Path, images: Path, count: int = 2, seed: int = 0) -> None:
     """Write a COCO dataset of two classes: images of 96 x 64 pixels, two objects each."""
     for folder in (annotations.parent, images):
         folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     records, boxes = [], []
     for index in range(1, count + 1):
         name = f"{index}.jpg"
@@ -125,6 +139,52 @@ def coco_options(folder: Path, count: int = 4) -> list[str]:
         *("DATASETS.CUSTOM.TRAIN_IMAGES", str(images), "DATASETS.CUSTOM.TEST_JSON"),
         *(str(annotations), "DATASETS.CUSTOM.TEST_IMAGES", str(images)),
     ]
+
+
+def write_voc(folder: Path, objects: dict[str, list[tuple]], splits: dict[str, list[str]]) -> None:
+    """Write a Pascal VOC dataset: (class, xmin, ymin, xmax, ymax) by image, images by split."""
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for image, entries in objects.items():
+        pixels = rng.integers(0, 256, (64, 96, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"JPEGImages/{image}.jpg")
+        text = "<size><width>96</width><height>64</height><depth>3</depth></size>"
+        for label, *box in entries:
+            edges = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+            bounds = "".join(f"<{key}>{value}</{key}>" for key, value in edges)
+            state = "<pose>Left</pose><truncated>0</truncated><difficult>0</difficult>"
+            text += f"<object><name>{label}</name>{state}<bndbox>{bounds}</bndbox></object>"
+        (folder / f"Annotations/{image}.xml").write_text(f"<annotation>{text}</annotation>")
+    for split, images in splits.items():
+        (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(images))
+
+
+def triangle() -> tuple[np.ndarray, list[float]]:
+    """Draw a random white triangle on black; returns the image and the box of its pixels."""
+    image = np.zeros((90, 120, 3), np.uint8)
+    cv2.fillPoly(image, [np.random.randint([20, 20], [100, 70], (3, 2))], (255,) * 3)
+    ys, xs = np.nonzero(image[..., 0])
+    return image, [*map(float, (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))]
+
+
+def smooth_image(height: int = 60, width: int = 80) -> np.ndarray:
+    """Return an image without edges, which JPEG and interpolation methods change little."""
+    y, x = np.mgrid[:height, :width]
+    channels = [x * 200 / width, y * 200 / height, (x + y) * 200 / (width + height)]
+    return np.stack(channels, axis=2).astype(np.uint8)
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run_program(*command: object, status: int = 0, **options: object) -> str:
+    """Run a command in the repository and return what it prints to stdout and stderr."""
+    words, streams = [*map(str, command)], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    options = {"cwd": REPOSITORY, "env": ENVIRONMENT, "text": True, "timeout": 240, **options}
+    done = subprocess.run(words, **streams, **options, check=False)
+    assert done.returncode == status, done.stdout[-3000:]
+    return done.stdout
 
 
 @pytest.fixture

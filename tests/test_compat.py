@@ -23,17 +23,13 @@ pure_python = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(
-    ("augmentation", "shape"),
-    [
-        (T.ResizeShortestEdge([32], 100, "choice"), (32, 64)),
-        (T.Resize((10, 30)), (10, 30)),
-        (T.RandomFlip(prob=1.0), (20, 40)),
-        (T.RandomCrop("absolute", (8, 9)), (8, 9)),
-        (T.RandomExtent((1.0, 1.0), (0.0, 0.0)), (20, 40)),
-        (T.RandomRotation([90, 90]), (40, 20)),
-    ],
-)
+@pytest.mark.parametrize(("augmentation", "shape"), [
+    (T.ResizeShortestEdge([32], 100, "choice"), (32, 64)),
+    (T.Resize((10, 30)), (10, 30)), (T.RandomFlip(prob=1.0), (20, 40)),
+    (T.RandomCrop("absolute", (8, 9)), (8, 9)),
+    (T.RandomExtent((1.0, 1.0), (0.0, 0.0)), (20, 40)),
+    (T.RandomRotation([90, 90]), (40, 20)),
+])  # fmt: skip
 def test_transforms_of_detectron2_work(augmentation, shape):
     augmented = T.AugInput(np.full((20, 40, 3), 99, np.uint8))
     augmentation(augmented)
@@ -79,16 +75,12 @@ def test_a_second_call_changes_nothing():
     assert state() == before
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "source", "restored"),
-    [
-        (np, "int", "x.astype(np.int)", True),
-        (np, "int", "x.astype(np.int64)", False),
-        (np, "int", "", False),
-        (PIL.Image, "LINEAR", "interp=Image.LINEAR", True),
-        (PIL.Image, "LINEAR", "interp=Image.BILINEAR", False),
-    ],
-)
+@pytest.mark.parametrize(("module", "name", "source", "restored"), [
+    (np, "int", "x.astype(np.int)", True), (np, "int", "x.astype(np.int64)", False),
+    (np, "int", "", False),
+    (PIL.Image, "LINEAR", "interp=Image.LINEAR", True),
+    (PIL.Image, "LINEAR", "interp=Image.BILINEAR", False),
+])  # fmt: skip
 def test_a_removed_name_is_restored_only_if_detectron2_uses_it(
     monkeypatch, tmp_path, module, name, source, restored
 ):

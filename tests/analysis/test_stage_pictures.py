@@ -29,27 +29,23 @@ OBJECTS = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [21, 0, 31, 10]])
 CLASSES = torch.tensor([0, 1, 1])
 
 
-@pytest.mark.parametrize(
-    ("boxes", "labels", "expected"),
-    [
-        ([[0, 0, 10, 8]], [0], [True, False, False]),
-        ([[0, 0, 10, 8]], [1], [False, False, False]),  # another class
-        ([[0, 0, 10, 4.9]], [0], [False, False, False]),  # IoU 0.49
-        ([[21, 0, 31, 10]], [1], [False, False, True]),  # the nearer one
-        ([[21, 0, 31, 10], [21, 0, 31, 10]], [1, 1], [False, True, True]),  # then the free one
-        ([], [], [False, False, False]),
-    ],
-)
+@pytest.mark.parametrize(("boxes", "labels", "expected"), [
+    ([[0, 0, 10, 8]], [0], [True, False, False]),
+    ([[0, 0, 10, 8]], [1], [False, False, False]),  # another class
+    ([[0, 0, 10, 4.9]], [0], [False, False, False]),  # IoU 0.49
+    ([[21, 0, 31, 10]], [1], [False, False, True]),  # the nearer one
+    ([[21, 0, 31, 10], [21, 0, 31, 10]], [1, 1], [False, True, True]),  # then the free one
+    ([], [], [False, False, False]),
+])  # fmt: skip
 def test_objects_are_matched_with_detections_of_their_class(boxes, labels, expected):
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     assert match_objects(boxes, torch.tensor(labels), OBJECTS, CLASSES).tolist() == expected
     assert match_objects(boxes, torch.tensor(labels), OBJECTS[:0], CLASSES[:0]).tolist() == []
 
 
-@pytest.mark.parametrize(
-    ("lost", "expected"),
-    [([[1, 1, 0], [0, 1, 0], [1, 0, 1]], 2), ([[1, 1, 1], [1, 0, 1]], 0), ([[0], [0]], 1)],
-)
+@pytest.mark.parametrize(("lost", "expected"), [
+    ([[1, 1, 0], [0, 1, 0], [1, 0, 1]], 2), ([[1, 1, 1], [1, 0, 1]], 0), ([[0], [0]], 1),
+])  # fmt: skip
 def test_lost_objects_are_drawn_for_the_latest_stage_that_detects_most_of_them(lost, expected):
     assert best_stage(torch.tensor(lost).bool()) == expected
 

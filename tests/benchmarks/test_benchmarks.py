@@ -227,30 +227,20 @@ def test_asag_is_measured_by_level_beside_a_cascade_and_its_patches_in_all_ways(
         assert ratio == pytest.approx(loop / together, rel=0.2)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([*RECOLLECTION, "--variants", "start-0"], "'start-0'; write dense, start-<stage>"),
-        ([*RECOLLECTION, "--variants", "start-9"], "'start-9'; write a stage from 1 to 3"),
-        ([*RECOLLECTION, *DYNAMIC_RCNN], "GeneralizedRCNN, which has no cascade"),
-        ([*RECOLLECTION, *ADAMIXER, "--variants", "official-1"], "pools no RoIs; write loop"),
-        ([*ASAG, "--configs", "quick/sparse_rcnn_shapes"], "is no config of ASAG"),
-    ],
-)
-def test_bad_input_is_one_message(arguments, message, capsys):
-    assert main(arguments) == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["training", *SHAPES, "--options", "float8"], "'float8' (choose from 'float32', 'bf16'"),
-        (["loader", *SHAPES, "--pipelines", "fancy"], "'fancy' (choose from 'plain'"),
-        (["matching", "--objects", "0"], "'0' is not a number of at least 1"),
-    ],
-)
-def test_unknown_names_and_counts_of_zero_are_refused(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        main(arguments)
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([*RECOLLECTION, "--variants", "start-0"], "'start-0'; write dense, start-<stage>"),
+    ([*RECOLLECTION, "--variants", "start-9"], "'start-9'; write a stage from 1 to 3"),
+    ([*RECOLLECTION, *DYNAMIC_RCNN], "GeneralizedRCNN, which has no cascade"),
+    ([*RECOLLECTION, *ADAMIXER, "--variants", "official-1"], "pools no RoIs; write loop"),
+    ([*ASAG, "--configs", "quick/sparse_rcnn_shapes"], "is no config of ASAG"),
+    (["training", *SHAPES, "--options", "float8"], "'float8' (choose from 'float32', 'bf16'"),
+    (["loader", *SHAPES, "--pipelines", "fancy"], "'fancy' (choose from 'plain'"),
+    (["matching", "--objects", "0"], "'0' is not a number of at least 1"),
+])  # fmt: skip
+def test_bad_input_is_refused_with_one_message(arguments, message, capsys):
+    try:
+        status = main(arguments)
+    except SystemExit as end:  # of argparse
+        status = end.code
+    assert status == 2
     assert message in capsys.readouterr().err

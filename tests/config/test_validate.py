@@ -26,57 +26,58 @@ def refuses(cfg, *words):
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        (f"{NODE}.HIDDEN_DIM", 64, ["MODEL.FPN.OUT_CHANNELS is 32", f"{NODE}.HIDDEN_DIM is 64"]),
-        (f"{NODE}.NHEADS", 5, [f"{NODE}.HIDDEN_DIM 32", f"multiple of {NODE}.NHEADS 5"]),
-        (f"{NODE}.NHEADS", 0, [f"{NODE}.NHEADS is 0", "at least 1"]),
-        (f"{NODE}.NUM_DYNAMIC", 3, [f"{NODE}.NUM_DYNAMIC is 3", "one of 2"]),
-        (f"{NODE}.NUM_CLASSES", 0, [f"{NODE}.NUM_CLASSES is 0", "write the number"]),
-        (f"{NODE}.NUM_PROPOSALS", 0, [f"{NODE}.NUM_PROPOSALS is 0", "at least 1"]),
-        (f"{NODE}.ACTIVATION", "tanh", [f"{NODE}.ACTIVATION is 'tanh'", "relu, gelu"]),
-        (f"{NODE}.OVERLAP", "l1", ["OVERLAP is 'l1'", "iou, giou, diou, ciou"]),
-        (f"{NODE}.PROPOSALS.BOXES", "corner", ["'corner'", "image, center, grid, random"]),
-        (f"{NODE}.NMS.ENABLED", "yes", ["NMS.ENABLED is 'yes'", "True, False or None"]),
-        (f"{NODE}.NMS.THRESHOLD", 7.0, ["NMS.THRESHOLD is 7.0", "from 0 to 1"]),
-        (f"{NODE}.DLA.NORMALIZER", "fg", ["'fg'", "positives, gt"]),
-        (f"{NODE}.DLA.TOP_Q", 0, ["DLA.TOP_Q is 0", "at least 1"]),
-        (f"{NODE}.DLA.STATIC_UNITS", -1, ["DLA.STATIC_UNITS is -1", "at least 0"]),
-        (f"{NODE}.DLA.EPSILON", 0.0, ["DLA.EPSILON is 0.0", "above 0"]),
-        (f"{NODE}.DLA.MAX_POSITIVE_FRACTION", 1.5, ["FRACTION is 1.5", "at most 1"]),
-        (f"{NODE}.DPG.NORM", "LN", ["DPG.NORM is 'LN'", "BN, SyncBN, FrozenBN, GN"]),
-        (f"{NODE}.DPG.NUM_EXPERTS", 0, ["DPG.NUM_EXPERTS is 0", "at least 1"]),
-        (f"{NODE}.DPG.TAU_END", 0.0, ["DPG.TAU_END is 0.0", "above 0"]),
-        (f"{NODE}.DPG.TAU_ITERS", -1, ["DPG.TAU_ITERS is -1", "None or a number"]),
-        ("MODEL.ACTIVATION_CHECKPOINT", ("heads",), ["'heads'", "backbone, stages"]),
-        ("SOLVER.OPTIMIZER", "ADAM", ["SOLVER.OPTIMIZER is 'ADAM'", "ADAMW, SGD"]),
-        ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "model", ["'model'", "full_model, norm, value"]),
-        ("SOLVER.AMP.PRECISION", "fp8", ["'fp8'", "bf16, fp16"]),
-        ("SOLVER.ACCUMULATE", 0, ["SOLVER.ACCUMULATE is 0", "at least 1"]),
-        ("SOLVER.NO_DECAY", ("norms",), ["'norms'", "norm, bias, embedding"]),
-        ("SOLVER.LAYER_DECAY", 1.5, ["SOLVER.LAYER_DECAY is 1.5", "at most 1"]),
-        ("SOLVER.EPOCHS.EVAL", 1.0, ["SOLVER.EPOCHS.MAX is 0", "number of epochs"]),
-        ("SOLVER.EPOCHS.STEPS", (8, 11), ["SOLVER.EPOCHS.MAX is 0"]),
-        ("MODEL.EMA.DECAY", 0.0, ["MODEL.EMA.DECAY is 0.0", "above 0"]),
-        ("TEST.BEST.METRIC", "validation/loss_ce", ["TEST.LOSS is False", "TEST.LOSS True"]),
-        ("INPUT.AUG.WARP.SCALE", (1.2, 0.8), ["WARP.SCALE is (1.2, 0.8)", "smallest"]),
-        ("LOG.LEVEL", "loud", ["LOG.LEVEL is 'loud'", "normal, verbose"]),
-    ],
-)
+@pytest.mark.parametrize(("key", "value", "words"), [
+    (f"{NODE}.HIDDEN_DIM", 64, ["MODEL.FPN.OUT_CHANNELS is 32", f"{NODE}.HIDDEN_DIM is 64"]),
+    (f"{NODE}.NHEADS", 5, [f"{NODE}.HIDDEN_DIM 32", f"multiple of {NODE}.NHEADS 5"]),
+    (f"{NODE}.NHEADS", 0, [f"{NODE}.NHEADS is 0", "at least 1"]),
+    (f"{NODE}.NUM_DYNAMIC", 3, [f"{NODE}.NUM_DYNAMIC is 3", "one of 2"]),
+    (f"{NODE}.NUM_CLASSES", 0, [f"{NODE}.NUM_CLASSES is 0", "write the number"]),
+    (f"{NODE}.NUM_PROPOSALS", 0, [f"{NODE}.NUM_PROPOSALS is 0", "at least 1"]),
+    (f"{NODE}.ACTIVATION", "tanh", [f"{NODE}.ACTIVATION is 'tanh'", "relu, gelu"]),
+    (f"{NODE}.OVERLAP", "l1", ["OVERLAP is 'l1'", "iou, giou, diou, ciou"]),
+    (f"{NODE}.PROPOSALS.BOXES", "corner", ["'corner'", "image, center, grid, random"]),
+    (f"{NODE}.NMS.ENABLED", "yes", ["NMS.ENABLED is 'yes'", "True, False or None"]),
+    (f"{NODE}.NMS.THRESHOLD", 7.0, ["NMS.THRESHOLD is 7.0", "from 0 to 1"]),
+    (f"{NODE}.DLA.NORMALIZER", "fg", ["'fg'", "positives, gt"]),
+    (f"{NODE}.DLA.TOP_Q", 0, ["DLA.TOP_Q is 0", "at least 1"]),
+    (f"{NODE}.DLA.STATIC_UNITS", -1, ["DLA.STATIC_UNITS is -1", "at least 0"]),
+    (f"{NODE}.DLA.EPSILON", 0.0, ["DLA.EPSILON is 0.0", "above 0"]),
+    (f"{NODE}.DLA.MAX_POSITIVE_FRACTION", 1.5, ["FRACTION is 1.5", "at most 1"]),
+    (f"{NODE}.DPG.NORM", "LN", ["DPG.NORM is 'LN'", "BN, SyncBN, FrozenBN, GN"]),
+    (f"{NODE}.DPG.NUM_EXPERTS", 0, ["DPG.NUM_EXPERTS is 0", "at least 1"]),
+    (f"{NODE}.DPG.TAU_END", 0.0, ["DPG.TAU_END is 0.0", "above 0"]),
+    (f"{NODE}.DPG.TAU_ITERS", -1, ["DPG.TAU_ITERS is -1", "None or a number"]),
+    ("MODEL.ACTIVATION_CHECKPOINT", ("heads",), ["'heads'", "backbone, stages"]),
+    ("SOLVER.OPTIMIZER", "ADAM", ["SOLVER.OPTIMIZER is 'ADAM'", "ADAMW, SGD"]),
+    ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "model", ["'model'", "full_model, norm, value"]),
+    ("SOLVER.AMP.PRECISION", "fp8", ["'fp8'", "bf16, fp16"]),
+    ("SOLVER.ACCUMULATE", 0, ["SOLVER.ACCUMULATE is 0", "at least 1"]),
+    ("SOLVER.NO_DECAY", ("norms",), ["'norms'", "norm, bias, embedding"]),
+    ("SOLVER.LAYER_DECAY", 1.5, ["SOLVER.LAYER_DECAY is 1.5", "at most 1"]),
+    ("SOLVER.EPOCHS.EVAL", 1.0, ["SOLVER.EPOCHS.MAX is 0", "number of epochs"]),
+    ("SOLVER.EPOCHS.STEPS", (8, 11), ["SOLVER.EPOCHS.MAX is 0"]),
+    ("MODEL.EMA.DECAY", 0.0, ["MODEL.EMA.DECAY is 0.0", "above 0"]),
+    ("TEST.BEST.METRIC", "validation/loss_ce", ["TEST.LOSS is False", "TEST.LOSS True"]),
+    ("INPUT.AUG.WARP.SCALE", (1.2, 0.8), ["SCALE is (1.2, 0.8)", "the smallest and the largest"]),
+    ("INPUT.AUG.WARP.PERSPECTIVE", 0.5, ["INPUT.AUG.WARP.PERSPECTIVE is 0.5", "below 0.5"]),
+    ("INPUT.RANDOM_FLIP", "both", ["INPUT.RANDOM_FLIP is 'both'", "one of none"]),
+    ("INPUT.PAD_TO", -1, ["INPUT.PAD_TO is -1", "at least 0"]),
+    ("INPUT.AUG.HSV.PROB", 1.5, ["INPUT.AUG.HSV.PROB is 1.5", "from 0 to 1"]),
+    ("INPUT.AUG.MIN_VISIBLE", -0.1, ["INPUT.AUG.MIN_VISIBLE is -0.1", "from 0 to 1"]),
+    ("INPUT.AUG.MOSAIC.SIZE", 0, ["INPUT.AUG.MOSAIC.SIZE is 0", "at least 32"]),
+    ("INPUT.AUG.SCALE_JITTER.SIZE", 8, ["INPUT.AUG.SCALE_JITTER.SIZE is 8", "at least 32"]),
+    ("LOG.LEVEL", "loud", ["LOG.LEVEL is 'loud'", "normal, verbose"]),
+])  # fmt: skip
 def test_an_invalid_value_is_refused(key, value, words):
     refuses(tiny_cfg(key, value), *words)
 
 
-@pytest.mark.parametrize(
-    ("opts", "words"),
-    [
-        (["MODE", "sparse"], "SQR.MODE is 'sparse'"),
-        (["CHUNK", -1], "SQR.CHUNK is -1"),
-        (["START", 0], "SQR.START is 0; write a stage from 1 to 4"),
-        (["START", 5], "SQR.START is 5"),
-    ],
-)
+@pytest.mark.parametrize(("opts", "words"), [
+    (["MODE", "sparse"], "SQR.MODE is 'sparse'"),
+    (["CHUNK", -1], "SQR.CHUNK is -1"),
+    (["START", 0], "SQR.START is 0; write the number of plain stages, from 1 to 4"),
+    (["START", 5], "SQR.START is 5"),
+])  # fmt: skip
 def test_an_invalid_value_of_recollection_is_refused_by_every_way_to_build_a_model(opts, words):
     cfg = tiny_cfg(*SQR, f"{NODE}.SQR.{opts[0]}", opts[1])
     refuses(cfg, words)
@@ -93,57 +94,47 @@ def test_patience_needs_a_metric():
     refuses(tiny_cfg(*opts), "which is empty", "PATIENCE 0")
 
 
-@pytest.mark.parametrize(
-    ("opts", "words"),
-    [
-        ([f"{NODE}.DLA.ENABLED", True], "DLA"),
-        ([f"{NODE}.DPG.ENABLED", True], "DPG"),
-        ([f"{NODE}.SQR.ENABLED", True], "SQR"),
-        ([f"{NODE}.USE_FOCAL", False], "USE_FOCAL"),
-        ([f"{NODE}.OVERLAP", "ciou"], "OVERLAP giou"),
-        ([f"{NODE}.DEEP_SUPERVISION", False], "DEEP_SUPERVISION True"),
-        ([f"{NODE}.DROPOUT", 0.1], "DROPOUT 0.0"),
-        ([f"{NODE}.ACTIVATION", "relu"], "ACTIVATION gelu"),
-        (["MODEL.COMPILE", True], "MODEL.COMPILE False"),
-        (["MODEL.ACTIVATION_CHECKPOINT", ("stages",)], "Leave out 'stages'"),
-        ([f"{ASAG}.GUIDED_PART", 1.0], "GUIDED_PART"),
-        ([f"{ASAG}.DECODER", "DETR"], "AdaMixer, SparseRCNN"),
-        ([f"{ASAG}.USED_HEAD", 4], "from 0 to 3"),
-        ([f"{ASAG}.NUM_DECODERS", 0], "NUM_DECODERS"),
-        ([f"{ASAG}.DN.NUM", 0], "DN"),
-        ([f"{ASAG}.ANCHORS.INFERENCE_LEVEL", "P2P6"], "P4P6"),
-        ([f"{ASAG}.ANCHORS.LOW", 0.8], "LOW 0.8"),
-        ([f"{ASAG}.ANCHORS.MAX", 2], "ANCHORS.MAX"),
-        ([f"{ASAG}.ANCHORS.MAX_PATCHES", -1], "MAX_PATCHES"),
-    ],
-)
+@pytest.mark.parametrize(("opts", "words"), [
+    ([f"{NODE}.DLA.ENABLED", True], "DLA"), ([f"{NODE}.DPG.ENABLED", True], "DPG"),
+    ([f"{NODE}.SQR.ENABLED", True], "SQR"),
+    ([f"{NODE}.USE_FOCAL", False], "USE_FOCAL"),
+    ([f"{NODE}.OVERLAP", "ciou"], "OVERLAP giou"),
+    ([f"{NODE}.DEEP_SUPERVISION", False], "DEEP_SUPERVISION True"),
+    ([f"{NODE}.DROPOUT", 0.1], "DROPOUT 0.0"),
+    ([f"{NODE}.ACTIVATION", "relu"], "ACTIVATION gelu"),
+    (["MODEL.COMPILE", True], "MODEL.COMPILE False"),
+    (["MODEL.ACTIVATION_CHECKPOINT", ("stages",)], "Leave out 'stages'"),
+    ([f"{ASAG}.GUIDED_PART", 1.0], "GUIDED_PART"),
+    ([f"{ASAG}.DECODER", "DETR"], "AdaMixer, SparseRCNN"),
+    ([f"{ASAG}.USED_HEAD", 4], "from 0 to 3"),
+    ([f"{ASAG}.NUM_DECODERS", 0], "NUM_DECODERS"),
+    ([f"{ASAG}.DN.NUM", 0], "DN"),
+    ([f"{ASAG}.ANCHORS.INFERENCE_LEVEL", "P2P6"], "P4P6"),
+    ([f"{ASAG}.ANCHORS.LOW", 0.8], "LOW 0.8"),
+    ([f"{ASAG}.ANCHORS.MAX", 2], "ANCHORS.MAX"),
+    ([f"{ASAG}.ANCHORS.MAX_PATCHES", -1], "MAX_PATCHES"),
+])  # fmt: skip
 def test_an_invalid_value_of_asag_is_refused(opts, words):
     refuses(asag_cfg(*opts), words)
 
 
-@pytest.mark.parametrize(
-    ("opts", "words"),
-    [
-        (["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"], "POOLER_TYPE ROIAlign"),
-        (["MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4"]], "p2, p3, p4, p5"),
-    ],
-)
+@pytest.mark.parametrize(("opts", "words"), [
+    (["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"], "POOLER_TYPE ROIAlign"),
+    (["MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4"]], "p2, p3, p4, p5"),
+])  # fmt: skip
 def test_asag_refuses_parts_that_do_not_fit_when_it_is_built(opts, words):
     with pytest.raises(ConfigError, match=words):
         build_model(asag_cfg(*opts))
 
 
-@pytest.mark.parametrize(
-    "opts",
-    [
-        ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "SOLVER.OPTIMIZER", "SGD"],
-        ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"],
-        ["TEST.BEST.METRIC", "validation/loss_ce", "TEST.LOSS", True],
-        [*SQR, f"{NODE}.SQR.START", 5, f"{NODE}.SQR.MODE", "dense"],  # does not use START
-        [*SQR, f"{NODE}.SQR.START", 5, f"{NODE}.SQR.ENABLED", False],
-        ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", f"{NODE}.NUM_PROPOSALS", 0],
-    ],
-)
+@pytest.mark.parametrize("opts", [
+    ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "SOLVER.OPTIMIZER", "SGD"],
+    ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"],
+    ["TEST.BEST.METRIC", "validation/loss_ce", "TEST.LOSS", True],
+    [*SQR, f"{NODE}.SQR.START", 5, f"{NODE}.SQR.MODE", "dense"],  # does not use START
+    [*SQR, f"{NODE}.SQR.START", 5, f"{NODE}.SQR.ENABLED", False],
+    ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", f"{NODE}.NUM_PROPOSALS", 0],
+])  # fmt: skip
 def test_valid_and_unused_values_are_accepted(opts):
     check_config(tiny_cfg(*opts))
 

@@ -206,15 +206,10 @@ def test_message_counts_missing_images_and_names_their_folder(write):
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("folder", "split", "images", "boxes", "classes"),
-    [
-        ("bccd", "train", 203, 2944, 3),
-        ("bccd", "val", 53, 770, 3),
-        ("aquarium", "train", 418, 3052, 7),
-        ("aquarium", "val", 107, 832, 7),
-    ],
-)
+@pytest.mark.parametrize(("folder", "split", "images", "boxes", "classes"), [
+    ("bccd", "train", 203, 2944, 3), ("bccd", "val", 53, 770, 3),
+    ("aquarium", "train", 418, 3052, 7), ("aquarium", "val", 107, 832, 7),
+])  # fmt: skip
 def test_real_data_sets_load_completely(folder, split, images, boxes, classes, messages):
     json_file = DATA / folder / "annotations" / f"instances_{split}.json"
     if not json_file.is_file():

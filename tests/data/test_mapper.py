@@ -17,11 +17,6 @@ CROP = "coco/sparse_rcnn_R50_300pro_3x"
 XYXY, XYWH = BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
 
 
-@pytest.fixture(autouse=True)
-def _numpy_seed():
-    np.random.seed(0)
-
-
 @pytest.fixture
 def blank(write_image):
     """An image of 100 x 50 pixels."""
@@ -55,10 +50,9 @@ def test_crop_config_has_the_official_augmentations():
     ]
 
 
-@pytest.mark.parametrize(
-    ("flip", "expected"),
-    [("none", []), ("horizontal", [(True, False)]), ("vertical", [(False, True)])],
-)
+@pytest.mark.parametrize(("flip", "expected"), [
+    ("none", []), ("horizontal", [(True, False)]), ("vertical", [(False, True)]),
+])  # fmt: skip
 def test_config_chooses_the_flip(flip, expected):
     mapper = DetectionMapper(tiny_cfg("INPUT.RANDOM_FLIP", flip), is_train=True)
     flips = [a for a in mapper.augmentations if isinstance(a, T.RandomFlip)]
@@ -162,22 +156,14 @@ def test_crowds_are_dropped_and_their_image_is_kept(blank):
     assert instances_of(blank, crowd, annotation(1, 1, 20, 20, label=2)).gt_classes.tolist() == [2]
 
 
-@pytest.mark.parametrize(
-    ("box", "mode"),
-    [
-        ((math.nan, 1, 20, 20), XYXY),
-        ((1, 1, math.inf, 20), XYXY),
-        ((5, 5, 0, 10), XYWH),
-        ((5, 5, 10, 0), XYWH),
-        ((20, 5, -10, 10), XYWH),
-        ((30, 5, 10, 20), XYXY),
-        ((120, 10, 130, 20), XYXY),
-        ((10, -30, 20, -5), XYXY),
-        ((1, 2, 3), XYXY),
-        ((None, 1, 20, 20), XYXY),
-        ((), XYWH),
-    ],
-)
+@pytest.mark.parametrize(("box", "mode"), [
+    ((math.nan, 1, 20, 20), XYXY), ((1, 1, math.inf, 20), XYXY),
+    ((5, 5, 0, 10), XYWH), ((5, 5, 10, 0), XYWH),
+    ((20, 5, -10, 10), XYWH), ((30, 5, 10, 20), XYXY),
+    ((120, 10, 130, 20), XYXY), ((10, -30, 20, -5), XYXY),
+    ((1, 2, 3), XYXY), ((None, 1, 20, 20), XYXY),
+    ((), XYWH),
+])  # fmt: skip
 def test_unusable_boxes_are_dropped(blank, box, mode):
     good = annotation(10, 10, 20, 20, label=4)
     instances = instances_of(blank, annotation(*box, mode=mode), good)

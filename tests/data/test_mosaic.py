@@ -15,11 +15,6 @@ ZOOM, SHIFT = (f"dsrcnn.data.transforms.mosaic._MOSAIC_{name}" for name in ("SCA
 COLORS = np.array([(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)])
 
 
-@pytest.fixture(autouse=True)
-def _numpy_seed():
-    np.random.seed(0)
-
-
 def rectangle(label, height=60, width=80):
     """A black image with one rectangle in the color of its label."""
     image = np.zeros((height, width, 3), np.uint8)
@@ -114,11 +109,9 @@ def test_pasted_objects_fill_their_boxes():
         assert not np.shares_memory(result.image, target.image)
 
 
-@pytest.mark.parametrize(
-    ("pasted", "labels"),
-    [((1, 1, 5, 5), [7, 1]), ((0, 0, 39, 39), [1]), ((0, 0, 40, 40), [7])],
-    ids=["small", "covers the other", "too large to paste"],
-)
+@pytest.mark.parametrize(("pasted", "labels"), [
+    ((1, 1, 5, 5), [7, 1]), ((0, 0, 39, 39), [1]), ((0, 0, 40, 40), [7]),
+], ids=["small", "covers the other", "too large to paste"])  # fmt: skip
 def test_objects_covered_by_a_pasted_one_are_dropped(pasted, labels):
     target = uniform(0, 40, (0, 0, 40, 40), label=7)
     assert copy_paste(target, uniform(1, 40, pasted, label=1)).labels.tolist() == labels

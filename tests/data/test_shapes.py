@@ -3,12 +3,11 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import run_program
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, detection_utils
 
 from dsrcnn.config import read_cfg
@@ -45,15 +44,9 @@ def test_records_and_images_are_the_same_in_another_process(val_records):
     digest = hashlib.sha256(json.dumps(val_records).encode())
     for split, index in DRAWN:
         digest.update(draw_scene(split, index).tobytes())
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FINGERPRINT.format(drawn=DRAWN)],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONHASHSEED": "7"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.split()[-1] == digest.hexdigest()
+    command = [sys.executable, "-W", "ignore", "-c", FINGERPRINT.format(drawn=DRAWN)]
+    printed = run_program(*command, env={**os.environ, "PYTHONHASHSEED": "7"})
+    assert printed.split()[-1] == digest.hexdigest()
 
 
 def test_splits_show_different_images():

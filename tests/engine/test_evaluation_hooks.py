@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import batch, coco_options, quick_cfg, tiny_cfg
+from conftest import batch, coco_options, quick_cfg, tiny_cfg, train
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -54,6 +54,13 @@ def test_less_is_better_for_losses_and_miss_rates(metric):
     model = best(metric)
     update(model, [3.0, 5.0, 2.0])
     assert (model.value, model.iteration) == (2.0, 2)
+
+
+@pytest.mark.parametrize("metric", ["loss/bbox/AP", "validation/bbox/AP50", "bbox/AP-gloss"])
+def test_more_is_better_for_datasets_and_classes_with_the_name_of_a_loss(metric):
+    model = best(metric)
+    update(model, [3.0, 5.0, 2.0])
+    assert (model.value, model.iteration) == (5.0, 1)
 
 
 def test_patience_survives_a_resume():
@@ -169,10 +176,9 @@ def test_early_stopping_ends_a_run_with_both_models(tmp_path, caplog):
     options = ["TEST.BEST.PATIENCE", 1, "TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 50]
     options += ["TEST.LOSS", True, "SOLVER.BASE_LR", 0.0]  # so nothing can improve
     cfg = quick_cfg(tmp_path / "out", *coco_options(tmp_path), *options, "LOG.IMAGES", 0)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
     with caplog.at_level(logging.INFO):
-        assert set(trainer.train()) == {"bbox"}
+        trainer = train(cfg)
+    assert set(trainer._last_eval_results) == {"bbox"}
     assert "Traceback" not in caplog.text
     assert "training ends early" in caplog.text
     assert torch.load(tmp_path / "out/model_final.pth")["iteration"] == 1
@@ -188,7 +194,7 @@ def test_early_stopping_ends_a_run_with_both_models(tmp_path, caplog):
 def test_predictions_are_drawn_at_every_evaluation(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    Trainer(quick_cfg(tmp_path / "out", *coco_options(tmp_path), "LOG.IMAGES", 2)).train()
+    train(quick_cfg(tmp_path / "out", *coco_options(tmp_path), "LOG.IMAGES", 2))
     events = EventAccumulator(str(tmp_path / "out"), size_guidance={"images": 0}).Reload()
     assert events.Tags()["images"] == ["predictions/0", "predictions/3"]
 

@@ -2,12 +2,10 @@ import json
 
 import pytest
 import torch
-from conftest import SMALL, coco_options, quick_cfg
+from conftest import QUICK, SMALL, coco_options, quick_cfg
 
 from dsrcnn.engine.main import run
 from dsrcnn.engine.setup import resolve_solver, warn_of_few_images
-
-QUICK = ["--config-file", "quick/sparse_rcnn_shapes"]
 
 
 def test_a_resolved_config_stays_as_it_is(tmp_path):

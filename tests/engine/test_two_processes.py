@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, coco_options
+from conftest import ENVIRONMENT, REPOSITORY, SMALL, coco_options, run_program
 
 # Without batch norms, whose statistics are those of a process.
 FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.DEVICE", "cpu", "LOG.IMAGES", "0"]
@@ -28,18 +28,6 @@ def data(tmp_path_factory):
             annotation["iscrowd"] = 1
     (folder / "annotations.json").write_text(json.dumps(content))
     return options
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def run(command, *, fails=False):
-    """Run to the end; returns stdout and stderr."""
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=240
-    )
-    assert (done.returncode != 0) == fails, done.stderr[-3000:]
-    return done.stdout + done.stderr
 
 
 def arguments(folder, *options, config="sparse_rcnn_shapes"):
@@ -86,14 +74,14 @@ ONE_STEP = [
 def one_process(tmp_path_factory, data):
     """A run in one process."""
     folder = tmp_path_factory.mktemp("one_process")
-    run(by_spawn(folder, *data, *ONE_STEP))
+    run_program(*by_spawn(folder, *data, *ONE_STEP))
     return folder
 
 
 @pytest.mark.parametrize("start", [by_torchrun, None], ids=["torchrun", "--num-gpus 2"])
 def test_two_processes_train_and_evaluate_as_one_does(tmp_path, one_process, data, start):
     two = start or (lambda *a: by_spawn(*a, processes=2))
-    text = run(two(tmp_path, *data, *ONE_STEP))
+    text = run_program(*two(tmp_path, *data, *ONE_STEP))
     for printed in ("parameters", "AP50", "Look at it"):  # by the main process only
         assert text.count(printed) == 1
     one, other = logged(one_process), logged(tmp_path)
@@ -112,13 +100,13 @@ def test_asag_trains_in_two_processes_with_different_patches(tmp_path, data):
     parts = ["SOLVER.ACCUMULATE", 2, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.AMP.ENABLED", True]
     asag = ["MODEL.ASAG.ANCHORS.HIDDEN", 32, "MODEL.ASAG.GUIDED_PART", 0.5]
     asag += ["MODEL.ASAG.DN.ENABLED", True, "MODEL.ASAG.DN.NUM", 5, "MODEL.EMA.ENABLED", True]
-    run(by_spawn(tmp_path, *data, *parts, *asag, processes=2, config="asag_a_shapes"))
+    run_program(*by_spawn(tmp_path, *data, *parts, *asag, processes=2, config="asag_a_shapes"))
     assert 0 < logged(tmp_path)["total_loss"] < 1e6
 
 
 def test_evaluation_in_two_processes_equals_evaluation_in_one(tmp_path, one_process, data):
     weights = ["MODEL.WEIGHTS", str(one_process / "model_final.pth")]
-    run(by_spawn(tmp_path, *data, *weights, processes=2, flags=["--eval-only"]))
+    run_program(*by_spawn(tmp_path, *data, *weights, processes=2, flags=["--eval-only"]))
     expected, merged = detections(one_process), detections(tmp_path)
     assert len({d["image_id"] for d in expected}) > 4  # of both processes
     for a, b in zip(expected, merged, strict=True):
@@ -160,7 +148,7 @@ def test_shutdown_ends_the_threads_of_the_process_groups(tmp_path):
     """A thread that lives on can abort its process while the interpreter shuts down."""
     script = tmp_path / "shutdown.py"
     script.write_text(SHUTDOWN)
-    run([*torchrun(), str(script), str(tmp_path)])
+    run_program(*torchrun(), script, tmp_path)
     threads = [path.read_text().split("\n") for path in tmp_path.glob("*.txt")]
     assert len(threads) == 2
     for during, after in threads:
@@ -182,15 +170,8 @@ def is_worker(pid):
 
 def kill_one(command, checkpoint):
     """Start a run and kill a process after a checkpoint; returns status, stderr and processes."""
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "start_new_session": True}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=ENVIRONMENT, text=True, **streams)
     try:
         end = time.monotonic() + 120
         while not checkpoint.exists() and time.monotonic() < end:
@@ -231,6 +212,6 @@ def test_an_error_of_one_process_ends_both_with_its_message(tmp_path, data):
     copy = shutil.copytree(images, tmp_path / "images")
     (copy / "3.jpg").write_bytes(b"broken")
     options = [*data, "DATASETS.CUSTOM.TRAIN_IMAGES", copy, "SOLVER.MAX_ITER", 100]
-    message = run(by_spawn(tmp_path / "out", *options, processes=2), fails=True)
+    message = run_program(*by_spawn(tmp_path / "out", *options, processes=2), status=2)
     assert "3.jpg cannot be read" in message
     assert "\nerror: Image" in message

@@ -134,14 +134,11 @@ def test_exported_weights_are_the_model_or_its_average(tmp_path, capsys, ending)
     assert f"{len(average)} tensors" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["gone.pth", "out.pth"], "do not exist"),
-        (["source.pth", "out.onnx"], "ends in .safetensors or .pth"),
-        (["source.pth", "out.pth", "--average"], "MODEL.EMA was off"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["gone.pth", "out.pth"], "do not exist"),
+    (["source.pth", "out.onnx"], "ends in .safetensors or .pth"),
+    (["source.pth", "out.pth", "--average"], "MODEL.EMA was off"),
+])  # fmt: skip
 def test_weights_that_cannot_be_exported_are_one_message(
     tmp_path, capsys, monkeypatch, arguments, words
 ):

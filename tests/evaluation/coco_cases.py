@@ -36,9 +36,9 @@ def output_of(record, detections):
     return {"instances": instances}
 
 
-def evaluate(records, detections, output_folder=None):
-    """Metrics of detections, a list per record, on the registered dataset."""
-    evaluator = CocoEvaluator(NAME, output_folder)
+def evaluate(records, detections, output_folder=None, evaluator=None):
+    """Metrics of detections, a list per record, by default by COCO on the registered dataset."""
+    evaluator = evaluator or CocoEvaluator(NAME, output_folder)
     evaluator.reset()
     for record, of_image in zip(records, detections, strict=True):
         evaluator.process([record], [output_of(record, of_image)])

@@ -47,28 +47,19 @@ def test_perfect_predictions_have_an_ap_of_100():
 
 
 @pytest.mark.usefixtures("_backend")
-@pytest.mark.parametrize(
-    ("detections", "ap50", "ap75", "ap", "large"),
-    [
-        # Two at the same place: the one with the higher score is right, the other false.
-        pytest.param(
-            [(0, 0.9, 10, 10, 110, 110), (0, 0.8, 10, 10, 110, 110)], 100, 100, 100, 100, id="twice"
-        ),
-        # The false one comes first: full recall is reached at a precision of 1/2. Among large
-        # objects a false detection of medium size is ignored.
-        pytest.param(
-            [(0, 0.9, 150, 150, 190, 190), (0, 0.8, 10, 10, 110, 110)], 50, 50, 50, 100, id="2nd"
-        ),
-        # 100 x 62.5 of 100 x 100: IoU 0.625, right at 0.50, 0.55, 0.60 of ten thresholds.
-        pytest.param([(0, 0.9, 10, 10, 110, 72.5)], 100, 0, 30, 30, id="loose"),
-        # The better box has the lower score: below 0.625 the loose one takes the object, above it
-        # the better one, which then comes second: (3 x 1 + 7 x 1/2) / 10. The loose one is medium.
-        pytest.param(
-            [(0, 0.9, 10, 10, 110, 72.5), (0, 0.8, 10, 10, 110, 110)], 100, 50, 65, 100, id="both"
-        ),
-        pytest.param([(1, 0.9, 10, 10, 110, 110)], 0, 0, 0, 0, id="another class"),
-    ],
-)
+@pytest.mark.parametrize(("detections", "ap50", "ap75", "ap", "large"), [
+    # Two at the same place: the one with the higher score is right, the other false.
+    ([(0, 0.9, *OBJECT[1:]), (0, 0.8, *OBJECT[1:])], 100, 100, 100, 100),
+    # The false one comes first: full recall is reached at a precision of 1/2. Among large
+    # objects a false detection of medium size is ignored.
+    ([(0, 0.9, 150, 150, 190, 190), (0, 0.8, *OBJECT[1:])], 50, 50, 50, 100),
+    # 100 x 62.5 of 100 x 100: IoU 0.625, right at 0.50, 0.55, 0.60 of ten thresholds.
+    ([(0, 0.9, 10, 10, 110, 72.5)], 100, 0, 30, 30),
+    # The better box has the lower score: below 0.625 the loose one takes the object, above it
+    # the better one, which then comes second: (3 x 1 + 7 x 1/2) / 10. The loose one is medium.
+    ([(0, 0.9, 10, 10, 110, 72.5), (0, 0.8, *OBJECT[1:])], 100, 50, 65, 100),
+    ([(1, 0.9, *OBJECT[1:])], 0, 0, 0, 0),  # another class
+], ids=["twice", "false first", "loose", "both", "another class"])  # fmt: skip
 def test_metrics_of_one_object_are_those_computed_by_hand(detections, ap50, ap75, ap, large):
     result = evaluate_one([OBJECT], detections)
     expected = {"AP50": ap50, "AP75": ap75, "AP": ap, "APl": large, "AP-one": ap}

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from coco_cases import output_of
+from coco_cases import evaluate
 from conftest import tiny_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_lvis_instances
@@ -53,15 +53,12 @@ def test_lvis_is_loaded_and_evaluated_by_frequency(lvis, tmp_path, monkeypatch):
     records = DatasetCatalog.get(lvis)
     assert [r["annotations"][0]["category_id"] for r in records] == [0, 1]
     assert len(MetadataCatalog.get(lvis).thing_classes) == 1203
-    evaluator = build_evaluator(tiny_cfg("OUTPUT_DIR", str(tmp_path)), lvis)
-    evaluator.reset()
     # The rare one exactly, the common one with 24 of its 40 pixels of width: IoU 0.6. Class 600 is
     # neither in the image nor known to be missing: LVIS does not count it.
-    for record, box in zip(records, ([10, 5, 50, 30], [10, 5, 34, 30]), strict=True):
-        label = record["annotations"][0]["category_id"]
-        output = output_of(record, [(label, 0.9, *box), (600, 0.8, *box)])
-        evaluator.process([record], [output])
-    result = evaluator.evaluate()["bbox"]
+    boxes = (10, 5, 50, 30), (10, 5, 34, 30)
+    detections = [[(i, 0.9, *box), (600, 0.8, *box)] for i, box in enumerate(boxes)]
+    evaluator = build_evaluator(tiny_cfg("OUTPUT_DIR", str(tmp_path)), lvis)
+    result = evaluate(records, detections, evaluator=evaluator)
     assert result["APr"] == pytest.approx(100)
     assert result["APc"] == pytest.approx(30, abs=1e-3)  # thresholds 0.5, 0.55 and 0.6
     assert result["AP"] == pytest.approx(65, abs=1e-3)

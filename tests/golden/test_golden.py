@@ -11,9 +11,7 @@ from detectron2.modeling import build_model
 from weights import fill, inputs
 
 from dsrcnn.config import read_cfg
-from dsrcnn.modeling.matching import UnitRule
 from dsrcnn.structures import Targets
-from tests.matching.scenes import ExactTransportMatcher
 
 FOLDER = Path(__file__).parent
 RELATIVE = 1e-4
@@ -42,35 +40,26 @@ def golden(request):
     return Golden(request.param, stored, model, batch)
 
 
-@torch.no_grad()
-def predict(golden):
-    """Predictions in training mode, and targets."""
-    predictions, images = golden.model.train().raw_predictions(golden.batch)
-    return predictions, Targets.from_inputs(golden.batch, images.sizes)
-
-
 def test_state_dict_has_exactly_the_official_keys_and_shapes(golden):
     keys = {f"{k} {tuple(v.shape)}" for k, v in golden.model.state_dict().items()}
     assert keys == set(golden.stored["state_keys"].tolist())
 
 
+@torch.no_grad()
 def test_predictions_assignment_and_losses_agree_with_the_official_ones(golden):
     pyramid = {}
     handle = golden.model.backbone.register_forward_hook(lambda m, i, out: pyramid.update(out))
-    predictions, targets = predict(golden)
+    predictions, images = golden.model.train().raw_predictions(golden.batch)
+    targets = Targets.from_inputs(golden.batch, images.sizes)
     handle.remove()
     for level in ("p2", "p3", "p4", "p5"):
         expected = float(golden.stored[f"feature_mean_abs_{level}"])
         assert pyramid[level].abs().mean().item() == pytest.approx(expected, rel=RELATIVE)
-    with torch.no_grad():
-        assignment = golden.model.matcher(predictions, targets)
-        losses = golden.model.criterion(predictions, targets, assignment)
-        initial = golden.model.proposals([], targets.sizes).boxes
-    for value, key in (
-        (predictions.logits, "pred_logits"),
-        (predictions.boxes, "pred_boxes"),
-        (initial, "init_boxes"),
-    ):
+    assignment = golden.model.matcher(predictions, targets)
+    losses = golden.model.criterion(predictions, targets, assignment)
+    values = {"pred_logits": predictions.logits, "pred_boxes": predictions.boxes}
+    values["init_boxes"] = golden.model.proposals([], targets.sizes).boxes
+    for key, value in values.items():
         expected = golden.stored[key]
         atol = RELATIVE * abs(expected).max()
         np.testing.assert_allclose(value, expected, rtol=RELATIVE, atol=atol)
@@ -108,29 +97,8 @@ def test_detections_agree_with_the_official_ones(golden):
     with torch.no_grad():
         outputs = golden.model(golden.batch)
     for index, output in enumerate(outputs):
-        detections = output["instances"]
-        scores, boxes, classes = (
-            golden.stored[f"infer/image{index}/{k}"] for k in ("scores", "boxes", "classes")
-        )
+        detections, prefix = output["instances"], f"infer/image{index}/"
+        scores, boxes = (golden.stored[prefix + k] for k in ("scores", "boxes"))
         np.testing.assert_allclose(detections.scores, scores, rtol=RELATIVE)
         np.testing.assert_allclose(detections.pred_boxes.tensor, boxes, rtol=RELATIVE, atol=1e-2)
-        assert detections.pred_classes.tolist() == classes.tolist()
-
-
-def test_exact_transport_of_one_unit_per_object_gives_the_losses_of_sparse_rcnn(golden):
-    """On the same predictions, in float64."""
-    predictions, targets = predict(golden)
-    predictions = predictions._replace(
-        logits=predictions.logits.double(), boxes=predictions.boxes.double()
-    )
-    matcher, criterion = golden.model.matcher, golden.model.criterion
-    units = UnitRule(criterion.num_stages, static_units=1, unit_step=0.0)
-    transport = ExactTransportMatcher(costs=matcher.costs, units=units)
-    expected = criterion(predictions, targets, matcher(predictions, targets))
-    assignment = transport(predictions, targets)
-    for normalizer in ("gt", "positives"):
-        criterion.normalizer = normalizer
-        losses = criterion(predictions, targets, assignment)
-        criterion.normalizer = "gt"
-        for name, value in expected.items():
-            torch.testing.assert_close(losses[name], value, rtol=1e-12, atol=1e-12)
+        assert detections.pred_classes.tolist() == golden.stored[f"{prefix}classes"].tolist()

@@ -48,15 +48,18 @@ def test_a_frozen_image_norm_uses_and_keeps_its_statistics():
 
 
 @pytest.mark.parametrize(
-    ("kind", "images"), [(ImageNorm, 1), (ImageNorm, 4), (nn.SyncBatchNorm, 4), (nn.BatchNorm1d, 4)]
-)
-def test_preserved_norms_normalize_by_the_batch_without_updates(kind, images):
-    norm, x = kind(3), torch.randn(images, 3)
+    ("kind", "shape"),
+    [(ImageNorm, (1, 3)), (ImageNorm, (4, 3)), (nn.SyncBatchNorm, (4, 3)),
+     (nn.BatchNorm1d, (4, 3)), (nn.BatchNorm2d, (2, 3, 4, 4))],
+)  # fmt: skip
+def test_preserved_norms_normalize_by_the_batch_and_update_nothing_until_afterwards(kind, shape):
+    norm, x = kind(3), torch.randn(shape) * 5 + 2
     expected, state = copy.deepcopy(norm)(x), copy.deepcopy(norm.state_dict())
     with preserve_bn_stats(norm):
         torch.testing.assert_close(norm(x), expected)
-    for key, value in norm.state_dict().items():
-        assert torch.equal(value, state[key]), key
+    assert all(torch.equal(value, state[key]) for key, value in norm.state_dict().items())
+    norm(x)
+    assert not torch.equal(norm.running_mean, state["running_mean"])
 
 
 def convolutions():
@@ -69,12 +72,6 @@ def convolutions():
         Conv2d(6, 4, 1, norm=nn.BatchNorm2d(4), bias=False),
         Conv2d(4, 4, 1),
     )
-
-
-def test_only_convolutions_with_a_frozen_norm_are_folded():
-    model = convolutions()
-    fold_frozen_norms(model)
-    assert [type(m) for m in model] == [FrozenNormConv2d, Conv2d, Conv2d]
 
 
 @pytest.mark.parametrize("needs_grad", [False, True])
@@ -90,10 +87,11 @@ def test_folding_keeps_outputs_and_gradients(needs_grad):
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
 
 
-def test_folding_keeps_the_state_dict_and_parameters():
+def test_only_frozen_norms_are_folded_and_the_state_dict_and_parameters_stay():
     model = convolutions()
     before, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
     fold_frozen_norms(model)
+    assert [type(m) for m in model] == [FrozenNormConv2d, Conv2d, Conv2d]
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[k], before[k]) for k in before)

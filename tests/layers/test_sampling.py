@@ -99,14 +99,11 @@ def test_sampling_equals_a_loop():
     torch.testing.assert_close(sample_points(pyramid, points), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("scale", "expected"),
-    [
-        (2.0, [0.570459, 0.346001, 0.077203, 0.006337]),
-        (3.5, [0.134471, 0.365529, 0.365529, 0.134471]),
-        (1.0, [0.805154, 0.179654, 0.014747, 0.000445]),
-    ],
-)
+@pytest.mark.parametrize(("scale", "expected"), [
+    (2.0, [0.570459, 0.346001, 0.077203, 0.006337]),
+    (3.5, [0.134471, 0.365529, 0.365529, 0.134471]),
+    (1.0, [0.805154, 0.179654, 0.014747, 0.000445]),
+])  # fmt: skip
 def test_published_level_weights(scale, expected):
     points = torch.tensor([64.0, 64.0, scale]).view(1, 1, 1, 1, 3)
     for index, weight in enumerate(expected):

@@ -85,15 +85,10 @@ def units_of(iou, *, max_positives=1000, mask=None, **kwargs):
     return assign_units(iou, mask, max_positives=max_positives, **kwargs)
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"top_q": 8}, [1, 2, 2, 3, 3, 4]),
-        ({"top_q": 4}, [1, 1, 1, 2, 2, 3]),
-        ({"top_q": 99}, [1, 2, 2, 3, 3, 4]),
-        ({"static_units": 3}, [1, 1, 1, 2, 2, 3]),
-    ],
-)
+@pytest.mark.parametrize(("settings", "expected"), [
+    ({"top_q": 8}, [1, 2, 2, 3, 3, 4]), ({"top_q": 4}, [1, 1, 1, 2, 2, 3]),
+    ({"top_q": 99}, [1, 2, 2, 3, 3, 4]), ({"static_units": 3}, [1, 1, 1, 2, 2, 3]),
+])  # fmt: skip
 def test_dynamic_and_static_units_grow_with_the_stage(settings, expected):
     offset = unit_offsets(SIX_STAGES, 6).unsqueeze(-1)
     assert offset.flatten().tolist() == [2.5, 2.0, 1.5, 1.0, 0.5, 0.0]
@@ -115,21 +110,15 @@ def test_cap_scales_all_ground_truths_by_one_factor_after_the_offset():
     assert units_of(iou, offset=2.0, max_positives=6).tolist() == [4, 1]  # (6, 2) * 6 / 8
 
 
-@pytest.mark.parametrize(
-    ("fit", "cap", "expected"),
-    [
-        ([0.9] + [0.01] * 7, 8, [1] * 8),
-        # Scaled by 8 / 9: 7.1 and 0.1 five times. At least 1 each is 12, of which 3 may be extra.
-        ([1.0] + [0.025] * 5, 8, [3, 1, 1, 1, 1, 1]),
-        # The best fitting get a unit, ties go to the first.
-        ([0.3, 0.9, 0.1, 0.5], 2, [0, 1, 0, 1]),
-        ([1.0, 1.0, 1.0], 2, [1, 1, 0]),
-        # Float rounding loses no unit of eight each.
-        ([1.0] * 10, 40, [4] * 10),
-        ([1.0] * 20, 40, [2] * 20),
-        ([1.0] * 3, 9, [3] * 3),
-    ],
-)
+@pytest.mark.parametrize(("fit", "cap", "expected"), [
+    ([0.9] + [0.01] * 7, 8, [1] * 8),
+    # Scaled by 8 / 9: 7.1 and 0.1 five times. At least 1 each is 12, of which 3 may be extra.
+    ([1.0] + [0.025] * 5, 8, [3, 1, 1, 1, 1, 1]),
+    # The best fitting get a unit, ties go to the first.
+    ([0.3, 0.9, 0.1, 0.5], 2, [0, 1, 0, 1]), ([1.0, 1.0, 1.0], 2, [1, 1, 0]),
+    # Float rounding loses no unit of eight each.
+    ([1.0] * 10, 40, [4] * 10), ([1.0] * 20, 40, [2] * 20), ([1.0] * 3, 9, [3] * 3),
+])  # fmt: skip
 def test_units_of_crowds_shrink_to_the_cap(fit, cap, expected):
     iou = torch.tensor(fit).unsqueeze(-1).expand(-1, 10)
     assert units_of(iou, max_positives=cap).tolist() == expected

@@ -33,7 +33,7 @@ from dsrcnn.modeling.matching import (
     pairwise_costs,
     sinkhorn,
 )
-from dsrcnn.modeling.matching.matcher import _count
+from dsrcnn.modeling.matching.matcher import _by_stage, _count
 from dsrcnn.modeling.matching.optimal_transport import transport_problem
 from dsrcnn.structures import Predictions, Targets, TermWeights
 from dsrcnn.utils.events import ScalarLog
@@ -99,17 +99,14 @@ def test_hungarian_matching_transfers_costs_to_the_host_once(monkeypatch):
     assert transfers == [(12, 5, 9)]
 
 
-@pytest.mark.parametrize(
-    ("plan", "assignment"),
-    [
-        # Background has more of every proposal, but the second is the best of the ground truth.
-        ([[0.1, 0.4, 0.2], [0.9, 0.6, 0.8]], [-1, 0, -1]),
-        # The second row ties with background only; two rows compete for the first proposal.
-        ([[0.3, 0.1, 0], [0.2, 0, 0.6], [0.4, 0, 0.1], [0.1, 0.1, 0.1]], [2, -1, 1]),
-        ([[0.2, 0.1], [0.8, 0.8]], [0, -1]),
-        ([[0.0, 0.0], [0.7, 0.3], [0.3, 0.7]], [1, -1]),  # a row without supply
-    ],
-)
+@pytest.mark.parametrize(("plan", "assignment"), [
+    # Background has more of every proposal, but the second is the best of the ground truth.
+    ([[0.1, 0.4, 0.2], [0.9, 0.6, 0.8]], [-1, 0, -1]),
+    # The second row ties with background only; two rows compete for the first proposal.
+    ([[0.3, 0.1, 0], [0.2, 0, 0.6], [0.4, 0, 0.1], [0.1, 0.1, 0.1]], [2, -1, 1]),
+    ([[0.2, 0.1], [0.8, 0.8]], [0, -1]),
+    ([[0.0, 0.0], [0.7, 0.3], [0.3, 0.7]], [1, -1]),  # a row without supply
+])  # fmt: skip
 def test_plan_rows_compete_relative_to_their_largest_entry_and_background_loses_ties(
     plan, assignment
 ):
@@ -194,22 +191,17 @@ def test_entropic_transport_is_close_to_exact_transport():
     assert differs.sum(dim=-1).float().mean() < 6
 
 
-@pytest.mark.parametrize("count", [40, 120, 400])
+@pytest.mark.parametrize("count", [3, 40, 120, 400])
+@pytest.mark.parametrize("identical", [False, True])
 @every_unit_matcher
-def test_crowds_leave_a_fifth_of_the_proposals_to_background(matcher, count):
-    assignment = matcher(*scene([count, 2], proposals=50, sets=6))
+def test_crowds_and_identical_predictions_leave_a_fifth_to_background(matcher, count, identical):
+    predictions, targets = scene([count, 2], proposals=50, sets=6)
+    if identical:
+        predictions = permute_proposals(predictions, torch.zeros(50, dtype=torch.int64))
+    assignment = matcher(predictions, targets)
     assert ((assignment < 0).sum(dim=-1) >= 10).all()
-    assert (assignment >= 0).any()
-    assert assignment.max() < count
-
-
-@every_unit_matcher
-def test_identical_predictions_leave_a_fifth_to_background(matcher):
-    predictions, targets = scene([3], proposals=40, sets=6)
-    identical = permute_proposals(predictions, torch.zeros(40, dtype=torch.int64))
-    assignment = matcher(identical, targets)
     assert ((assignment >= 0).sum(dim=-1) >= 1).all()
-    assert ((assignment < 0).sum(dim=-1) >= 8).all()
+    assert assignment.max() < count
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -223,9 +215,10 @@ def test_row_normalization_matches_most_objects_early_and_a_plain_arg_max_hardly
 
 
 @every_matcher
-def test_fewer_proposals_than_the_unit_estimate_sums(matcher):
+def test_matching_works_without_objects_and_with_more_of_them_than_proposals(matcher):
     assignment = matcher(*scene([2, 9], proposals=3, sets=6))
     assert ((assignment >= 0).sum(dim=-1) >= 1).all()
+    assert torch.equal(matcher(*scene([0, 0])), torch.full((2, 2, 9), -1))
 
 
 @every_matcher
@@ -236,25 +229,12 @@ def test_proposals_that_are_not_finite_become_background_and_affect_no_other(mat
     boxes[:, 0, 3, 2:] = boxes[:, 0, 3, :2] - 5  # corners in the wrong order
     boxes[:, 1, 7] = 1e30
     assignment = matcher(predictions._replace(boxes=boxes, logits=logits), targets)
-    assert (assignment[:, 0, 2] == -1).all()
-    assert (assignment[:, 1, 5] == -1).all()
+    assert (assignment[:, [0, 1], [2, 5]] == -1).all()
     positives = (assignment >= 0).sum(dim=-1)
     assert (positives >= 3).all()
     assert matcher is not HUNGARIAN or positives.tolist() == [[3, 4]] * 6
-
-
-@every_matcher
-def test_predictions_of_a_diverged_model_do_not_stop_the_matching(matcher):
-    predictions, targets = scene([3, 4], sets=6, proposals=20)
-    boxes = torch.full_like(predictions.boxes, math.nan)
-    assignment = matcher(predictions._replace(boxes=boxes), targets)
-    assert assignment.min() >= -1
-    assert assignment.max() < 4
-
-
-@every_matcher
-def test_batch_without_objects_is_all_background(matcher):
-    assert torch.equal(matcher(*scene([0, 0])), torch.full((2, 2, 9), -1))
+    diverged = predictions._replace(boxes=torch.full_like(boxes, math.nan))
+    assert -1 <= matcher(diverged, targets).min() <= matcher(diverged, targets).max() < 4
 
 
 @every_matcher
@@ -288,11 +268,9 @@ def test_statistics_by_stage_agree_with_the_assignment_the_units_and_the_plan():
     units = units_of(TRANSPORT, predictions, targets)
     positives = (assignment >= 0).sum(dim=-1).float().mean(dim=-1)
     error = column_error(sinkhorn(*problem_of(TRANSPORT, predictions, targets))).amax(dim=-1)
-    assert by_stage(scalars, "positives") == pytest.approx(positives.tolist())
-    assert by_stage(scalars, "units_mean") == pytest.approx((units.sum((1, 2)) / 6).tolist())
-    assert by_stage(scalars, "units_max") == units.amax((1, 2)).tolist()
-    assert by_stage(scalars, "column_error") == pytest.approx(error.tolist())
-    assert by_stage(scalars, "unmatched") == [0.0] * 6
+    expected = positives, torch.zeros(6), units.sum((1, 2)) / 6, units.amax((1, 2)), error
+    for name, values in zip(names, expected, strict=True):
+        assert by_stage(scalars, name) == pytest.approx(values.tolist())
 
 
 def test_statistics_count_ground_truths_without_a_proposal():
@@ -302,6 +280,13 @@ def test_statistics_count_ground_truths_without_a_proposal():
     assert by_stage(scalars, "unmatched") == [3 / 2] * 6
     _, scalars = logged(unit_matcher(log=ScalarLog(1)), *scene([0, 0], sets=6))
     assert by_stage(scalars, "positives") == by_stage(scalars, "unmatched") == [0.0] * 6
+
+
+def test_groups_of_a_stage_are_averaged_but_of_maxima_the_largest_is_logged():
+    values = torch.tensor([1.0, 3.0, 5.0])
+    scalars = _by_stage({"units_mean": values, "units_max": values}, torch.tensor([0, 0, 1]))
+    expected = {"units_mean_0": 2.0, "units_max_0": 3.0, "units_mean": 5.0, "units_max": 5.0}
+    assert scalars == expected
 
 
 without_sync = pytest.mark.parametrize("matcher", [TRANSPORT, SIMOTA], ids=["transport", "SimOTA"])

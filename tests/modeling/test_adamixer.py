@@ -157,14 +157,11 @@ def test_with_recollection_the_last_group_of_every_stage_is_the_plain_cascade():
         torch.testing.assert_close(a[[0, 2, 5]], b, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("opts", "words"),
-    [
-        ([*options("HIDDEN_DIM", 36, "NHEADS", 4), "MODEL.FPN.OUT_CHANNELS", 36],
-         "HIDDEN_DIM is 36; AdaMixer needs a multiple of 8"),
-        (["MODEL.AdaMixer.IN_POINTS", 0], "IN_POINTS is 0"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("opts", "words"), [
+    ([*options("HIDDEN_DIM", 36, "NHEADS", 4), "MODEL.FPN.OUT_CHANNELS", 36],
+     "HIDDEN_DIM is 36; AdaMixer needs a multiple of 8"),
+    (["MODEL.AdaMixer.IN_POINTS", 0], "IN_POINTS is 0"),
+])  # fmt: skip
 def test_values_that_cannot_work_are_refused(opts, words):
     with pytest.raises(ConfigError, match=words):
         check_config(cfg_of(*opts))

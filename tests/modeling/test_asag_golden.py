@@ -64,23 +64,15 @@ def generated():
         return generator, features, generator(features, SIZES)
 
 
-def test_compressed_levels(generated):
-    generator, features, _ = generated
-    with torch.no_grad():
-        means = [net(x).abs().mean() for net, x in zip(generator.compress, features, strict=True)]
+@torch.no_grad()
+def test_compressed_fixed_and_probed_levels(generated):
+    generator, features, (_, fixed, (first, second)) = generated
+    means = [net(x).abs().mean() for net, x in zip(generator.compress, features, strict=True)]
     assert_close(torch.stack(means), [0.735393, 0.702964, 0.654807])
-
-
-def test_fixed_levels(generated):
-    fixed = generated[2][1]
     assert_close(fixed.whole.sum(), 206.2663)
     assert_close(fixed.whole[0, 0, 0, :4], [0.95248, 0.69316, 0.82448, 0.85548])
     assert_close(fixed.quarters.sum(), 894.0739)
     assert_close(fixed.quarters[0, 0, 0, :4], [0.83876, 0.87674, 0.99283, 0.83787])
-
-
-def test_probed_levels(generated):
-    first, second = generated[2][2]
     assert (first.stride, second.stride) == (16, 8)
     assert first.images.tolist() == [0, 1, 1, 0, 1, 0, 0, 1, 0, 0]
     assert first.positions[:5].tolist() == [[2, 1], [3, 0], [3, 0], [0, 0], [0, 0]]
@@ -99,16 +91,15 @@ def test_anchors(generated):
     assert (anchors.scores[:, :-1] >= anchors.scores[:, 1:]).all()  # more than the limit: sorted
 
 
+@torch.no_grad()
 def test_anchors_of_the_fixed_levels_alone(generated):
     generator, features, _ = generated
     generator.rule = generator.rule._replace(levels=0)
-    with torch.no_grad():
-        anchors, _, probed = generator(features, SIZES)
+    anchors, _, probed = generator(features, SIZES)
     generator.rule = ProbingRule()
     assert not probed
     assert anchors.mask.sum(dim=1).tolist() == [195, 200]
-    padding = anchors.boxes[0, 195:]
-    assert (padding == torch.tensor([160.0, 128, 320, 256])).all()
+    assert (anchors.boxes[0, 195:] == torch.tensor([160.0, 128, 320, 256])).all()  # padding
     assert not anchors.scores[0, 195:].any()
 
 
@@ -139,24 +130,18 @@ def test_initial_queries(initialized):
     assert_close(relative(queries.boxes)[0, 0], [0.600249, 0.349125, 0.827034, 0.072308])
 
 
-def adamixer_decoders(head):
-    """One decoder of ASAG-A with the parameters of one of the four."""
-    stage = AdaMixerStage(settings=SETTINGS, in_points=32, out_points=128, **POSITION_FORMAT)
-    return filled_decoders(AdaMixerDecoders, stage, f"decoder.bbox_head.{head}.", ADAMIXER, head)
-
-
-def rcnn_decoders(head):
-    """Likewise of ASAG-S."""
-    stage = RCNNHead(
-        settings=SETTINGS, dynamic_channels=64, roi_positions=49, tower_activation="gelu"
-    )
-    return filled_decoders(RCNNDecoders, stage, f"decoder.head_series.{head}.", [], head)
-
-
-def filled_decoders(kind, stage, prefix, pairs, head):
-    rois = PoolingWithReplicatedBorder() if kind is RCNNDecoders else ROIS
-    decoders = kind(stage=stage, channels=256, rois=rois, count=1, used=-1, prior_probability=0.01)
-    fill(decoders.stages[0], prefix, pairs)
+def filled_decoders(kind, head):
+    """One decoder of ASAG-A or ASAG-S with the parameters of one of the four."""
+    options = {"channels": 256, "count": 1, "used": -1, "prior_probability": 0.01}
+    if kind == "A":
+        stage = AdaMixerStage(settings=SETTINGS, in_points=32, out_points=128, **POSITION_FORMAT)
+        decoders = AdaMixerDecoders(stage=stage, rois=ROIS, **options)
+        fill(decoders.stages[0], f"decoder.bbox_head.{head}.", ADAMIXER)
+    else:
+        sizes = {"dynamic_channels": 64, "roi_positions": 49}
+        stage = RCNNHead(settings=SETTINGS, tower_activation="gelu", **sizes)
+        decoders = RCNNDecoders(stage=stage, rois=PoolingWithReplicatedBorder(), **options)
+        fill(decoders.stages[0], f"decoder.head_series.{head}.")
     row = parameter("decoder.decoder_embedding.weight", (4, 256))[head]
     decoders.decoder_embedding.weight.data[0] = row
     return decoders.eval()
@@ -193,24 +178,20 @@ class PoolingWithReplicatedBorder(torch.nn.Module):
 def test_both_poolings_are_equal_inside_of_the_map(initialized):
     pyramid = initialized[0]
     boxes = box_cxcywh_to_xyxy(torch.stack([0.9 * BOXES, 0.8 * BOXES]))
+    pooled = PoolingWithReplicatedBorder()(pyramid, boxes)
     expected = ROIS(ROIS.prepare(pyramid), boxes)
-    torch.testing.assert_close(
-        PoolingWithReplicatedBorder()(pyramid, boxes), expected, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("kind", "head", "logits", "first", "boxes", "box"),
-    [
-        ("A", 0, -11.716, 1.8864, 22.0328, [1.08719, -0.19456, 0.50753, 0.02198]),
-        ("A", 3, -37.449, 2.4624, 18.2748, [1.12808, -0.10686, 0.69853, 0.00836]),
-        ("S", 0, 68.2118, 2.08631, 28.4977, [1.38378, 0.32589, 0.64563, 0.04438]),
-        ("S", 3, 46.6553, 2.17456, 28.5152, [1.36504, 0.32178, 0.61198, 0.05029]),
-    ],
-)
+@pytest.mark.parametrize(("kind", "head", "logits", "first", "boxes", "box"), [
+    ("A", 0, -11.716, 1.8864, 22.0328, [1.08719, -0.19456, 0.50753, 0.02198]),
+    ("A", 3, -37.449, 2.4624, 18.2748, [1.12808, -0.10686, 0.69853, 0.00836]),
+    ("S", 0, 68.2118, 2.08631, 28.4977, [1.38378, 0.32589, 0.64563, 0.04438]),
+    ("S", 3, 46.6553, 2.17456, 28.5152, [1.36504, 0.32178, 0.61198, 0.05029]),
+])  # fmt: skip
 def test_decoders(initialized, kind, head, logits, first, boxes, box):
     pyramid, mask, queries = initialized
-    decoders = adamixer_decoders(head) if kind == "A" else rcnn_decoders(head)
+    decoders = filled_decoders(kind, head)
     with torch.no_grad():
         out = decoders(pyramid, decoders.rois.prepare(pyramid), queries, attention_mask(mask))
     assert_close(out.logits.sum(), logits, 5e-4 if kind == "A" else 1e-4)
@@ -226,31 +207,18 @@ def scene(generated):
         [[0.3, 0.4, 0.2, 0.1], [0.6, 0.5, 0.5, 0.6], [0.75, 0.2, 0.08, 0.12]],
         [[0.5, 0.5, 0.9, 0.8], [0.25, 0.7, 0.12, 0.2], [0.0, 0.0, 0.0, 0.0]],
     ]
-    targets = Targets(
-        box_cxcywh_to_xyxy(torch.tensor(boxes)) * SIZES.unsqueeze(1),
-        torch.tensor([[3, 17, 0], [79, 5, 0]]),
-        torch.tensor([[True] * 3, [True, True, False]]),
-        SIZES,
-    )
+    labels, mask = torch.tensor([[3, 17, 0], [79, 5, 0]]), torch.tensor([[True] * 3, [True] * 3])
+    mask[1, 2] = False
+    corners = box_cxcywh_to_xyxy(torch.tensor(boxes)) * SIZES.unsqueeze(1)
+    targets = Targets(corners, labels, mask, SIZES)
     criterion = ASAGCriterion(weights=TermWeights(2.0, 5.0, 2.0))
     return targets, criterion.normalizers([criterion.count(targets)]), criterion
 
 
-def test_losses_of_anchors(generated, scene):
-    _, _, (_, fixed, probed) = generated
-    targets, normalizers, criterion = scene
-    losses = criterion.of_anchors(fixed, probed, targets, normalizers)
-    assert list(losses) == ["loss_ce_anchor", "loss_bbox_anchor", "loss_giou_anchor"]
-    assert_close(torch.stack(list(losses.values())), [8 * 123.575, 4 * 3.29224, 2 * 4.28444])
-
-
-@pytest.mark.parametrize(
-    ("kind", "first", "last", "total"),
-    [
-        ("A", [2459.87, 0.2855, 0.8981], [2429.35, 0.3885, 1.0701], 25576.6),
-        ("S", [2716.85, 0.3803, 0.7954], [2636.86, 0.3533, 0.8054], 27392.8),
-    ],
-)
+@pytest.mark.parametrize(("kind", "first", "last", "total"), [
+    ("A", [2459.87, 0.2855, 0.8981], [2429.35, 0.3885, 1.0701], 25576.6),
+    ("S", [2716.85, 0.3803, 0.7954], [2636.86, 0.3533, 0.8054], 27392.8),
+])  # fmt: skip
 def test_losses_of_whole_images(generated, initialized, scene, kind, first, last, total):
     pyramid, (anchors, fixed, probed) = initialized[0], generated[2]
     targets, normalizers, criterion = scene
@@ -260,15 +228,17 @@ def test_losses_of_whole_images(generated, initialized, scene, kind, first, last
         queries = filled_initializer()(rois(pyramid, boxes), boxes, mask)
         outputs = [queries[:2]]
         for head in range(4):
-            decoders = adamixer_decoders(head) if kind == "A" else rcnn_decoders(head)
+            decoders = filled_decoders(kind, head)
             decoders.rois = rois
             out = decoders(pyramid, rois.prepare(pyramid), queries, mask)
             outputs.append((out.logits[0], out.boxes[0]))
         sets = Predictions(*map(torch.stack, zip(*outputs, strict=True)), torch.arange(5))
         losses = criterion.of_detections(sets, anchors.mask, targets, normalizers)
-        losses |= criterion.of_anchors(fixed, probed, targets, normalizers)
+        of_anchors = criterion.of_anchors(fixed, probed, targets, normalizers)
+    assert list(of_anchors) == ["loss_ce_anchor", "loss_bbox_anchor", "loss_giou_anchor"]
+    assert_close(torch.stack([*of_anchors.values()]), [8 * 123.575, 4 * 3.29224, 2 * 4.28444])
     for suffix, expected in (("_rpn", [2491.84, 0.4573, 1.1964]), ("_0", first), ("", last)):
         names = {"ce": 2.0, "bbox": 5.0, "giou": 2.0}  # and their weights
         values = [losses[f"loss_{name}{suffix}"].item() / w for name, w in names.items()]
         assert values == pytest.approx(expected, rel=1e-4, abs=5e-4)
-    assert sum(losses.values()).item() == pytest.approx(total, rel=2e-5)
+    assert sum((losses | of_anchors).values()).item() == pytest.approx(total, rel=2e-5)

@@ -14,27 +14,21 @@ from dsrcnn.modeling.asag.criterion import (
     match,
     matched_overlaps,
     matching_costs,
+    quality_focal_loss,
     query_weights,
     weighted_box_losses,
+    weighted_class_loss,
 )
 from dsrcnn.modeling.asag.patch_targets import RelativeTargets
-from dsrcnn.modeling.losses.class_losses import quality_focal_loss, weighted_class_loss
 from dsrcnn.structures import Predictions, Targets, TermWeights, box_cxcywh_to_xyxy
 
 COSTS = TermWeights(2.0, 5.0, 2.0)
 
 
-@pytest.mark.parametrize(
-    ("score", "iou", "positive", "negative"),
-    [
-        (0.5, 0.5, 0.7130, 0.5897),
-        (0.9, 0.9, 0.9738, 0.1302),
-        (0.1, 0.3, 0.3648, 0.4093),
-        (0.5, 0.1, 0.3616, 0.7229),
-        (1.0, 1.0, 1.0, 0.0),
-        (1.0, 0.0, 0.1915, 0.8085),
-    ],
-)
+@pytest.mark.parametrize(("score", "iou", "positive", "negative"), [
+    (0.5, 0.5, 0.7130, 0.5897), (0.9, 0.9, 0.9738, 0.1302), (0.1, 0.3, 0.3648, 0.4093),
+    (0.5, 0.1, 0.3616, 0.7229), (1.0, 1.0, 1.0, 0.0), (1.0, 0.0, 0.1915, 0.8085),
+])  # fmt: skip
 def test_query_weights(score, iou, positive, negative):
     weights = query_weights(torch.tensor(score), torch.tensor(iou))
     assert [x.item() for x in weights] == pytest.approx([positive, negative], abs=1e-4)
@@ -51,13 +45,18 @@ def test_query_weights_are_monotone_and_without_gradient():
     assert negative[:, -1].abs().max() < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("size", "weight", "inverse"),
-    [((0.1, 0.1), 3.7, 1.3), ((0.5, 0.5), 2.5, 2.5), ((1, 1), 1, 4), ((0.04, 0.01), 3.94, 1.06)],
-)
+def ground_truths(*boxes):
+    """Ground truths of class 0 in one image, as fractions of it."""
+    shape = (1, len(boxes))
+    boxes = torch.tensor(boxes).view(*shape, 4)
+    return RelativeTargets(boxes, torch.zeros(shape).long(), torch.ones(shape).bool())
+
+
+@pytest.mark.parametrize(("size", "weight", "inverse"), [
+    ((0.1, 0.1), 3.7, 1.3), ((0.5, 0.5), 2.5, 2.5), ((1, 1), 1, 4), ((0.04, 0.01), 3.94, 1.06),
+])  # fmt: skip
 def test_area_weights(size, weight, inverse):
-    boxes = torch.tensor([[[0.5, 0.5, *size]]])
-    targets = RelativeTargets(boxes, torch.zeros(1, 1).long(), torch.ones(1, 1).bool())
+    targets = ground_truths([0.5, 0.5, *size])
     assert targets.area_weight().item() == pytest.approx(weight)
     assert targets.area_weight(inverse=True).item() == pytest.approx(inverse)
 
@@ -93,32 +92,28 @@ def problem(predictions=6, counts=(2, 1), classes=3, seed=0):
 def test_published_matching_costs():
     logits = torch.tensor([[[0.0, 1], [2, -1], [-1, 0.5]]])
     boxes = torch.tensor([[[0.3, 0.4, 0.2, 0.2], [0.6, 0.6, 0.3, 0.3], [0.32, 0.38, 0.2, 0.25]]])
-    target_boxes = torch.tensor([[[0.3, 0.4, 0.2, 0.1], [0.6, 0.5, 0.5, 0.6]]])
-    targets = RelativeTargets(target_boxes, torch.tensor([[1, 0]]), torch.ones(1, 2).bool())
+    targets = ground_truths([0.3, 0.4, 0.2, 0.1], [0.6, 0.5, 0.5, 0.6])
+    targets = targets._replace(labels=torch.tensor([[1, 0]]))
     weight = targets.area_weight()
     costs = matching_costs(logits, boxes, targets, weight, COSTS)[0]
     expected = [[-5.511903, 19.012001, -0.591955], [13.136512, -0.174912, 13.439659]]
     torch.testing.assert_close(costs, torch.tensor(expected), rtol=1e-5, atol=1e-5)
     matched = match(logits, boxes, targets, weight, COSTS)
     assert matched.positive.tolist() == [[True, True, False]]
-    assert torch.equal(matched.boxes[0, :2], target_boxes[0])
+    assert torch.equal(matched.boxes[0, :2], targets.boxes[0])
     assert matched.labels[0, :2].tolist() == [1, 0]
 
 
 def test_padded_predictions_are_never_matched_and_have_no_loss():
     logits, boxes, targets = problem()
-    weight, valid = targets.area_weight(), torch.ones(2, 6, dtype=torch.bool)
-    expected = detection_losses(
-        logits, boxes, match(logits, boxes, targets, weight, COSTS, valid), valid
-    )
-    logits = torch.cat([logits, torch.full((2, 3, 3), 9.0)], dim=1)
-    boxes = torch.cat([boxes, targets.boxes[:, :1].expand(-1, 3, -1)], dim=1)  # perfect ones
-    valid = torch.arange(9).expand(2, -1) < 6
-    losses = detection_losses(
-        logits, boxes, match(logits, boxes, targets, weight, COSTS, valid), valid
-    )
-    for a, b in zip(losses, expected, strict=True):
-        torch.testing.assert_close(a, b)
+    padded_logits = torch.cat([logits, torch.full((2, 3, 3), 9.0)], dim=1)
+    perfect = torch.cat([boxes, targets.boxes[:, :1].expand(-1, 3, -1)], dim=1)
+    losses = []
+    for sets in ((logits, boxes), (padded_logits, perfect)):
+        valid = torch.arange(sets[0].shape[1]).expand(2, -1) < 6
+        matched = match(*sets, targets, targets.area_weight(), COSTS, valid)
+        losses.append(detection_losses(*sets, matched, valid))
+    torch.testing.assert_close(*losses)
 
 
 def test_padding_stays_unmatched_with_more_ground_truths_than_predictions():
@@ -131,10 +126,9 @@ def test_padding_stays_unmatched_with_more_ground_truths_than_predictions():
 @pytest.mark.parametrize(("weight", "first"), [([1.0, 4.0], 1), ([4.0, 1.0], 0)])
 def test_the_ground_truth_with_the_larger_weight_gets_a_contested_prediction(weight, first):
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.6, 0.6, 0.2, 0.2]]])
-    target_boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.51, 0.51, 0.2, 0.2]]])
-    targets = RelativeTargets(target_boxes, torch.zeros(1, 2).long(), torch.ones(1, 2).bool())
+    targets = ground_truths([0.5, 0.5, 0.2, 0.2], [0.51, 0.51, 0.2, 0.2])
     matched = match(torch.zeros(1, 2, 1), boxes, targets, torch.tensor([weight]), COSTS)
-    assert torch.equal(matched.boxes[0, 0], target_boxes[0, first])
+    assert torch.equal(matched.boxes[0, 0], targets.boxes[0, first])
 
 
 def test_predictions_that_are_not_finite_are_matched_last_and_get_no_gradient():

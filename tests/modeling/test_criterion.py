@@ -19,13 +19,9 @@ def one_image(count=1, *, sets=2, proposals=4, classes=3, outputs=None):
     logits = torch.full((sets, 1, proposals, outputs or classes), PRIOR_LOGIT)
     boxes = torch.tensor([0.0, 0, 10, 10]).expand(sets, 1, proposals, 4).clone()
     predictions = Predictions(logits.requires_grad_(), boxes.requires_grad_(), torch.arange(sets))
-    targets = Targets(
-        torch.tensor([5.0, 0, 15, 10]).expand(1, count, 4),
-        torch.ones(1, count, dtype=torch.int64),
-        torch.ones(1, count, dtype=torch.bool),
-        torch.tensor([[20.0, 10, 20, 10]]),
-    )
-    return predictions, targets
+    gt_boxes = torch.tensor([5.0, 0, 15, 10]).expand(1, count, 4)
+    labels, sizes = torch.ones(1, count, dtype=torch.int64), torch.tensor([[20.0, 10, 20, 10]])
+    return predictions, Targets(gt_boxes, labels, labels.bool(), sizes)
 
 
 def background(predictions):
@@ -47,9 +43,7 @@ def test_losses_of_several_positives_agree_with_hand_calculation(positives):
     # x1 and x2 are 5 of 20 pixels off; IoU = GIoU = 1/3
     assert losses["loss_bbox"].item() == pytest.approx(positives * 5 * 0.5)
     assert losses["loss_giou"].item() == pytest.approx(positives * 2 * 2 / 3)
-    p = 0.01
-    positive = 0.25 * (1 - p) ** 2 * -math.log(p)
-    negative = 0.75 * p**2 * -math.log(1 - p)
+    positive, negative = 0.25 * 0.99**2 * -math.log(0.01), 0.75 * 0.01**2 * -math.log(0.99)
     expected = 2 * (positives * positive + (12 - positives) * negative)
     assert losses["loss_ce"].item() == pytest.approx(expected, rel=1e-4)
 

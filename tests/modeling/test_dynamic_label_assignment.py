@@ -57,12 +57,12 @@ def test_a_registered_matcher_is_selected_and_decides_about_nms(registry, one_to
 def test_exact_transport_of_one_unit_per_object_gives_the_losses_of_sparse_rcnn(registry):
     registry.register(ExactTransportMatcher)
     exact = enable("DLA", "MATCHER", "ExactTransportMatcher", "STATIC_UNITS", 1, "UNIT_STEP", 0.0)
-    expected, losses = (
+    expected, *others = (
         model_of(*options("NUM_PROPOSALS", 20), *opts).double()(batch(SIZES, [5, 3]))
-        for opts in ([], exact)
+        for opts in ([], exact, [*exact, *options("DLA.NORMALIZER", "gt")])
     )
-    for name, value in expected.items():
-        torch.testing.assert_close(losses[name], value, rtol=1e-12, atol=1e-12)
+    for losses in others:
+        torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_costs_have_weights_apart_from_the_losses():

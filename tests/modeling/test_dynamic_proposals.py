@@ -1,4 +1,4 @@
-"""DPG: the mixture of experts, the network that weighs them, temperature and statistics."""
+"""Initial boxes; DPG: mixture of experts, its network, temperature and statistics."""
 
 import copy
 
@@ -9,8 +9,10 @@ from conftest import tiny_cfg
 from detectors import DPG, enable, options, pyramid, sizes, source, weights_of
 
 from dsrcnn.config import read_cfg
+from dsrcnn.errors import ConfigError
 from dsrcnn.modeling.proposals import DynamicProposals, TemperatureSchedule
 from dsrcnn.modeling.proposals.dynamic import mixing_statistics
+from dsrcnn.modeling.proposals.learned import initial_boxes
 from dsrcnn.modeling.proposals.staircase import StairStep, fuse_levels, resize_nearest
 
 
@@ -74,11 +76,10 @@ def test_staircase_halves_and_concatenates_the_levels():
     assert [f.shape[2:] for f in features] == [(200, 336), (100, 168), (50, 84), (25, 42)]
     fused = fuse_levels(features, steps)
     assert fused.shape == (1, 32, 25, 42)
-    assert torch.equal(fused[:, 24:], features[3])
-    x = F.relu(steps[0].conv(features[0]))
-    x = F.relu(steps[1].conv(torch.cat([x, features[1]], dim=1)))
-    x = F.relu(steps[2].conv(torch.cat([x, features[2]], dim=1)))
-    torch.testing.assert_close(fused[:, :24], x)
+    x = features[0][:, :0]
+    for step, level in zip(steps, features, strict=False):
+        x = F.relu(step.conv(torch.cat([x, level], dim=1)))
+    torch.testing.assert_close(fused, torch.cat([x, features[3]], dim=1))
 
 
 @pytest.mark.parametrize("staircase", [True, False])
@@ -195,8 +196,7 @@ def test_logit_norm_keeps_common_features_from_dominating_the_selection():
         statistics_after_training(200, features_of, "LOGIT_NORM", norm, *settings, test=test)
         for norm in (False, True)
     )
-    assert collapsed["variation"] < 0.05
-    assert alive["variation"] > 0.2
+    assert alive["variation"] > 0.2 > 0.05 > collapsed["variation"]
     assert alive["dead"] == 0
 
 
@@ -206,12 +206,9 @@ def test_without_standardization_forty_steps_select_one_expert_for_all_images():
     alive, collapsed = (
         statistics_after_training(40, lambda _: features, *settings, x) for x in (True, False)
     )
-    assert alive["entropy"] > 0.5
-    assert alive["variation"] > 0.005
-    assert alive["dead"] == 0
-    assert collapsed["entropy"] < 0.05
-    assert collapsed["variation"] < 0.001
-    assert collapsed["dead"] > 0.5
+    assert alive["entropy"] > 0.5 > 0.05 > collapsed["entropy"]
+    assert alive["variation"] > 0.005 > 0.001 > collapsed["variation"]
+    assert alive["dead"] == 0 < 0.5 < collapsed["dead"]
 
 
 def test_logits_have_mean_0_and_variance_1_over_the_images_of_a_batch():
@@ -229,3 +226,25 @@ def test_logits_of_a_single_image_are_compared_with_earlier_images():
     logits = model.logits(*inputs)
     torch.testing.assert_close(logits, expected)
     assert logits.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("count", [1, 5, 50, 300])
+@pytest.mark.parametrize("mode", ["image", "center", "grid", "random"])
+def test_initial_boxes_are_inside_of_the_image(mode, count):
+    center, size = initial_boxes(mode, count).split(2, dim=1)
+    assert len(center) == count
+    assert (size > 0).all()
+    assert (center - size / 2 >= -1e-6).all()
+    assert (center + size / 2 <= 1 + 1e-6).all()
+
+
+def test_cells_of_the_grid_cover_the_image_once():
+    boxes = initial_boxes("grid", 9)
+    assert boxes[:, 2:].prod(dim=1).sum().item() == pytest.approx(1)
+    assert boxes[0].tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 3])
+    assert boxes[5].tolist() == pytest.approx([5 / 6, 0.5, 1 / 3, 1 / 3])
+
+
+def test_unknown_modes_are_refused():
+    with pytest.raises(ConfigError, match="'corner'; write one of image, center, grid, random"):
+        initial_boxes("corner", 3)

@@ -24,15 +24,12 @@ PROPOSALS = Boxes(torch.cat([torch.tensor(_BOXES), TARGETS.tensor]))
 IOUS = pairwise_iou(TARGETS, PROPOSALS)
 
 
-@pytest.mark.parametrize(
-    ("beta", "loss", "gradient"),
-    [
-        (1.0, "0.00125 0.005 0.02 0.08 0.5 1.5", "0.05 0.1 0.2 0.4 1 1"),
-        (0.5, "0.0025 0.01 0.04 0.16 0.75 1.75", "0.1 0.2 0.4 0.8 1 1"),
-        (0.2, "0.00625 0.025 0.1 0.3 0.9 1.9", "0.25 0.5 1 1 1 1"),
-        (0.1, "0.0125 0.05 0.15 0.35 0.95 1.95", "0.5 1 1 1 1 1"),
-    ],
-)
+@pytest.mark.parametrize(("beta", "loss", "gradient"), [
+    (1.0, "0.00125 0.005 0.02 0.08 0.5 1.5", "0.05 0.1 0.2 0.4 1 1"),
+    (0.5, "0.0025 0.01 0.04 0.16 0.75 1.75", "0.1 0.2 0.4 0.8 1 1"),
+    (0.2, "0.00625 0.025 0.1 0.3 0.9 1.9", "0.25 0.5 1 1 1 1"),
+    (0.1, "0.0125 0.05 0.15 0.35 0.95 1.95", "0.5 1 1 1 1 1"),
+])  # fmt: skip
 def test_smooth_l1(beta, loss, gradient):
     residuals = torch.tensor([0.05, 0.1, 0.2, 0.4, 1.0, 2.0], requires_grad=True)
     losses = [smooth_l1(x, torch.tensor(beta)).item() for x in residuals.detach()]
@@ -62,16 +59,9 @@ def test_iou_statistic_by_rank(rank, expected):
     assert matcher.statistic(rank).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_iou_statistic_can_exclude_ground_truths():
-    matcher = DynamicMatcher(0.4, skip_last=True)
-    matcher(IOUS)
-    assert matcher.statistic(3).item() == pytest.approx(0.666667, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("threshold", "dynamic", "positives"),
-    [(0.4, True, 7), (0.575, True, 5), (0.7, True, 4), (0.85, True, 2), (0.85, False, 7)],
-)
+@pytest.mark.parametrize(("threshold", "dynamic", "positives"), [
+    (0.4, True, 7), (0.575, True, 5), (0.7, True, 4), (0.85, True, 2), (0.85, False, 7),
+])  # fmt: skip
 def test_labels_follow_a_dynamic_threshold(threshold, dynamic, positives):
     matcher = DynamicMatcher(0.5, dynamic=dynamic)
     matcher.begin(torch.tensor(threshold))
@@ -80,7 +70,10 @@ def test_labels_follow_a_dynamic_threshold(threshold, dynamic, positives):
     assert int((labels == -1).sum()) == 0  # no proposal is ignored
 
 
-def test_iou_statistic_is_the_mean_over_images_with_objects():
+def test_iou_statistic_is_the_mean_over_images_and_can_exclude_ground_truths():
+    matcher = DynamicMatcher(0.4, skip_last=True)
+    matcher(IOUS)
+    assert matcher.statistic(3).item() == pytest.approx(0.666667, abs=1e-6)
     matcher = DynamicMatcher(0.4)
     for ious in ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.55, 0.45, 0.35, 0.25, 0.15, 0.05]):
         matcher(torch.tensor([ious]))
@@ -165,33 +158,18 @@ def run(module, ious, errors):
 NOTHING = [math.nan] * 4
 
 
-@pytest.mark.parametrize(
-    ("ious", "limit", "threshold"),
-    [
-        ([0.5, 0.55, 0.6, 0.65], 1.0, 0.575),
-        ([0.1, 0.2, 0.3, 0.4], 1.0, 0.4),
-        ([0.9, 0.9, 1.0, 1.0], 1.0, 0.95),
-        ([0.9, 0.9, 1.0, 1.0], 0.7, 0.7),
-        ([math.nan, 0.6, math.nan, 0.8], 1.0, 0.7),
-        (NOTHING, 1.0, 0.4),
-    ],
-)
-def test_the_threshold_is_the_mean_of_a_window(ious, limit, threshold):
-    assert run(stats(max_iou=limit), ious, NOTHING)[0] == pytest.approx(threshold)
-
-
-@pytest.mark.parametrize(
-    ("errors", "beta"),
-    [
-        ([0.8, 0.4, 0.6, 1.4], 0.7),  # neither the upper median 0.8 nor the lower 0.6
-        ([1.2, 1.5, 1.1, 2.0], 1.0),
-        ([0, 0, 0, 0], 1.0),  # it would be 0: it stays
-        ([math.nan, 0.2, math.nan, 0.4], 0.3),
-        (NOTHING, 1.0),
-    ],
-)
-def test_the_transition_point_is_the_median_of_a_window(errors, beta):
-    assert run(stats(), NOTHING, errors)[1] == pytest.approx(beta)
+@pytest.mark.parametrize(("ious", "limit", "threshold", "errors", "beta"), [
+    # The median is neither the upper one, 0.8, nor the lower one, 0.6.
+    ([0.5, 0.55, 0.6, 0.65], 1.0, 0.575, [0.8, 0.4, 0.6, 1.4], 0.7),
+    ([0.1, 0.2, 0.3, 0.4], 1.0, 0.4, [1.2, 1.5, 1.1, 2.0], 1.0),
+    ([0.9, 0.9, 1.0, 1.0], 1.0, 0.95, [0, 0, 0, 0], 1.0),  # beta would be 0: it stays
+    ([math.nan, 0.6, math.nan, 0.8], 1.0, 0.7, [math.nan, 0.2, math.nan, 0.4], 0.3),
+    ([0.9, 0.9, 1.0, 1.0], 0.7, 0.7, NOTHING, 1.0), (NOTHING, 1.0, 0.4, NOTHING, 1.0),
+])  # fmt: skip
+def test_the_threshold_is_the_mean_of_a_window_and_the_transition_point_its_median(
+    ious, limit, threshold, errors, beta
+):
+    assert run(stats(max_iou=limit), ious, errors) == pytest.approx((threshold, beta))
 
 
 def test_a_window_without_statistics_keeps_the_settings():
@@ -209,16 +187,6 @@ def test_settings_change_at_the_end_of_a_window_only():
     assert thresholds == pytest.approx([0.4] * 4 + [0.6] * 5)
     assert module.iou_hist.isnan().tolist() == [[False, True, True, True]]
     assert module.step.item() == 9
-
-
-def test_a_window_continues_after_a_restart():
-    first, second = stats(), stats()
-    ious = [0.5, 0.6, 0.7, 0.8, 0.9, 0.6, 0.5, 0.7]
-    errors = [0.9, 0.8, 0.7, 0.6, 0.2, 0.3, 0.4, 0.5]
-    expected = run(stats(), ious, errors)
-    run(first, ious[:6], errors[:6])
-    second.load_state_dict(first.state_dict())
-    assert run(second, ious[6:], errors[6:]) == expected
 
 
 def test_windows_of_another_length_start_anew_with_the_settings_kept():

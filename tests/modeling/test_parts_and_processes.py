@@ -11,7 +11,7 @@ from detectors import DLA, SQR, enable, model_of, options
 
 from dsrcnn.engine.hooks import average_norms
 from dsrcnn.engine.processes import shutdown_distributed, wrap_ddp
-from dsrcnn.layers.norm import ImageNorm, preserve_bn_stats
+from dsrcnn.layers.norm import ImageNorm
 from dsrcnn.modeling.losses import LossNormalizers, SetCriterion
 from dsrcnn.modeling.roi_heads.training_stats import DynamicTrainingStats
 from dsrcnn.structures import TermWeights
@@ -67,16 +67,6 @@ def test_computing_normalizers_changes_nothing_in_the_model():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model.loss_normalizers([batch([SIZE] * 2, counts) for counts in ([2, 1], [0, 3])])
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-def test_preserved_norms_normalize_by_the_batch_and_keep_their_statistics():
-    norm, x = torch.nn.BatchNorm2d(3), torch.randn(2, 3, 4, 4) * 5 + 2
-    with preserve_bn_stats(norm):
-        normalized = norm(x)
-    assert norm.running_mean.abs().max() == 0
-    assert norm.num_batches_tracked == 0
-    torch.testing.assert_close(norm(x), normalized)
-    assert norm.num_batches_tracked == 1
 
 
 def test_nested_training_contexts_keep_the_fields_they_do_not_set():

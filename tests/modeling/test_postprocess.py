@@ -59,11 +59,8 @@ def test_limit_counts_detections_that_nms_keeps():
     # Two duplicates in front: with a limit of 2 the second object is still reported.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9.9], [50, 0, 60, 10], [80, 0, 90, 10]]])
     logits = torch.tensor([[[4.0], [3], [2], [1]]])
-    for limit, threshold, expected in (
-        (2, 0.7, [True, False, True, False]),
-        (2, None, [True, True]),
-        (-1, 0.7, [True, False, True, True]),
-    ):
+    table = (2, 0.7, [1, 0, 1, 0]), (2, None, [1, 1]), (-1, 0.7, [1, 0, 1, 1])
+    for limit, threshold, expected in table:
         settings = DetectionSettings(limit, nms_threshold=threshold)
         assert select_detections(logits, boxes, settings).kept.tolist() == [expected]
 
@@ -106,17 +103,11 @@ def test_a_proposal_may_be_detected_with_two_classes():
     assert detections.boxes[0, :, 2].tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("opts", "expected"),
-    [
-        ([], None),
-        (DLA, 0.7),
-        (enable("DLA", "MATCHER", "SimOTAMatcher"), 0.7),
-        (enable("DLA", "MATCHER", "HungarianMatcher"), None),
-        ([*DLA, *options("NMS.ENABLED", False)], None),
-        (enable("NMS", "THRESHOLD", 0.5), 0.5),
-    ],
-)
+@pytest.mark.parametrize(("opts", "expected"), [
+    ([], None), (DLA, 0.7), (enable("DLA", "MATCHER", "SimOTAMatcher"), 0.7),
+    (enable("DLA", "MATCHER", "HungarianMatcher"), None),
+    ([*DLA, *options("NMS.ENABLED", False)], None), (enable("NMS", "THRESHOLD", 0.5), 0.5),
+])  # fmt: skip
 def test_nms_is_on_with_one_to_many_assignment_unless_configured(opts, expected):
     settings = DetectionSettings.from_config(tiny_cfg(*opts, "TEST.DETECTIONS_PER_IMAGE", 3))
     assert settings == DetectionSettings(limit=3, nms_threshold=expected)

@@ -45,9 +45,8 @@ def recollected(model, inputs):
 
 def targets_of(counts):
     sizes = [(96, 96)] * len(counts)
-    return Targets.from_inputs(
-        batch(sizes, counts), size_tensor(sizes, torch.device("cpu")).double()
-    )
+    pixels = size_tensor(sizes, torch.device("cpu")).double()
+    return Targets.from_inputs(batch(sizes, counts), pixels)
 
 
 def losses_of(model, predictions):
@@ -70,10 +69,9 @@ def plain_sets(predictions):
 
 
 @both_matchings
-@pytest.mark.parametrize(
-    ("images", "opts"),
-    [*((n, ("START", s)) for n in (1, 2, 3, 4) for s in (1, 2)), (2, ("MODE", "dense"))],
-)
+@pytest.mark.parametrize(("images", "opts"), [
+    *((n, ("START", s)) for n in (1, 2, 3, 4) for s in (1, 2)), (2, ("MODE", "dense")),
+])  # fmt: skip
 def test_all_groups_at_once_agree_with_a_loop_over_groups(images, opts, matching):
     model, inputs = model_of(*sqr(*opts), *matching), inputs_of(images)
     results = loss_and_gradients(model, inputs, [recollected(model, inputs)])
@@ -90,8 +88,7 @@ def test_chunks_and_checkpointing_change_no_gradient(chunk, checkpoint):
     for opts in ((), ("CHUNK", chunk, "ACTIVATION_CHECKPOINT", checkpoint)):
         model, inputs = model_of(*sqr(*opts)), inputs_of(2)
         results.append(loss_and_gradients(model, inputs, [recollected(model, inputs)]))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("opts", [(), ("MODE", "dense"), ("CHUNK", 1)])
@@ -127,12 +124,9 @@ def test_initial_boxes_get_gradients_from_the_first_stage_only_and_features_from
     model, inputs = model_of(*sqr()), inputs_of(1)
     predictions = recollected(model, inputs)
     for stage in range(STAGES):
-        boxes, features = torch.autograd.grad(
-            predictions.boxes[predictions.stage == stage].sum(),
-            inputs[1],
-            retain_graph=True,
-            materialize_grads=True,
-        )
+        total = predictions.boxes[predictions.stage == stage].sum()
+        options = {"retain_graph": True, "materialize_grads": True}
+        boxes, features = torch.autograd.grad(total, inputs[1], **options)
         assert boxes.any() == (stage == 0)
         assert features.any()
 
@@ -165,7 +159,7 @@ def test_without_recollection_training_is_bitwise_that_of_the_plain_cascade():
         gradients = (p.grad for p in model.parameters() if p.requires_grad)
         results.append([*losses.values(), *gradients])
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        torch.testing.assert_close(other, results[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,7 @@
 import pytest
 import torch
 
-from dsrcnn.modeling.decoder.sqr import (
-    GroupMemory,
-    plain_windows,
-    recollection_windows,
-    routes_of,
-)
+from dsrcnn.modeling.decoder.sqr import GroupMemory, plain_windows, recollection_windows, routes_of
 
 # start: starts and ends of the windows of six stages, as the reference implementations list them,
 # their groups, and the gradients of `test_gradients_of_stages_that_multiply_by_a_weight`.
@@ -70,14 +65,11 @@ def test_the_last_route_of_every_stage_is_the_plain_cascade(start, dense):
         assert len(set(routes)) == len(routes)
 
 
-@pytest.mark.parametrize(
-    ("windows", "loss", "by_weight"),
-    [
-        *((recollection_windows(6, num_plain_stages=n), *row[2:]) for n, row in TABLE.items()),
-        (recollection_windows(7), 53, "33 40 36 35 32 26 21"),
-        (recollection_windows(6, dense=True), 63, "32 32 32 32 32 32"),
-    ],
-)
+@pytest.mark.parametrize(("windows", "loss", "by_weight"), [
+    *((recollection_windows(6, num_plain_stages=n), *row[2:]) for n, row in TABLE.items()),
+    (recollection_windows(7), 53, "33 40 36 35 32 26 21"),
+    (recollection_windows(6, dense=True), 63, "32 32 32 32 32 32"),
+])  # fmt: skip
 def test_gradients_of_stages_that_multiply_by_a_weight(windows, loss, by_weight):
     weights = torch.ones(len(windows), requires_grad=True)
     first = torch.ones(1, 1, 1, 1, requires_grad=True)

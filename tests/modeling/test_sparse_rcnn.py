@@ -5,11 +5,13 @@ from unittest import mock
 import pytest
 import torch
 from conftest import batch, tiny_cfg
-from detectors import DLA, SETTINGS, SIZES, model_of, options, train_step
+from detectors import DLA, DPG, SETTINGS, SIZES, model_of, options, train_step
 from detectron2.modeling import build_model
 
 from dsrcnn.config import read_cfg
+from dsrcnn.errors import ConfigError
 from dsrcnn.modeling.decoder import DynamicHead, RCNNHead, RoIFeatures
+from dsrcnn.modeling.freeze import freeze_modules
 from dsrcnn.structures import Proposals
 
 INPUTS = batch(SIZES, [2, 3])
@@ -263,3 +265,46 @@ def test_a_copy_of_a_checkpointed_model_is_independent():
         for p in model.parameters():
             p.zero_()
     assert other(INPUTS)[0]["instances"].pred_boxes.tensor.std() > 0
+
+
+def test_frozen_modules_keep_parameters_and_statistics():
+    model = model_of(*TRAINED)
+    freeze_modules(model, ["backbone.bottom_up", "head.head_series.0"])
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    sum(model(batch([(64, 64)], [2])).values()).backward()
+    optimizer.step()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    frozen = ("backbone.bottom_up.", "head.head_series.0.")
+    assert changed
+    assert not any(k.startswith(frozen) for k in changed)
+
+
+def test_frozen_proposals_of_dpg_keep_their_statistics():
+    model = model_of(*DPG)
+    freeze_modules(model, ["proposals"])
+    before = copy.deepcopy(model.proposals.state_dict())
+    assert any("running_mean" in k for k in before)
+    model.train()(batch([(64, 64)] * 4, [2] * 4))
+    changed = [k for k, v in model.proposals.state_dict().items() if not torch.equal(v, before[k])]
+    assert changed == ["step"]  # of the temperature
+
+
+@pytest.mark.parametrize(("names", "words"), [
+    (["head.head_serie.1"], r"'head.head_serie.1'.*head\.head_series\.1"),
+    (["backbone", "proposals", "head", "criterion"], "nothing to train"),
+])  # fmt: skip
+def test_freezing_everything_or_an_unknown_module_is_refused(names, words):
+    with pytest.raises(ConfigError, match=words):
+        freeze_modules(model_of(), names)
+
+
+@pytest.mark.parametrize(("opts", "expected"), [
+    ([], True), (options("DEEP_SUPERVISION", False), False),
+    (["MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"]], False),
+])  # fmt: skip
+def test_a_model_knows_whether_all_parameters_get_gradients(opts, expected):
+    model = model_of(*opts)
+    sum(model(batch([(64, 64)], [2])).values()).backward()
+    reached = all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert reached == model.all_parameters_get_gradients == expected

@@ -15,30 +15,22 @@ def detect(model, inputs):
         return model(inputs)[0]["instances"]
 
 
-def test_a_box_without_overlapping_ones_is_kept():
-    boxes, scores = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]]), torch.tensor([0.3, 0.9])
-    merged, merged_scores = vote_boxes(boxes, scores)
-    assert merged.tolist() == [[20, 20, 30, 30], [0, 0, 10, 10]]
-    assert merged_scores.tolist() == pytest.approx([0.9, 0.3])
+A = [0.0, 0, 10, 1]
 
 
-def test_overlapping_boxes_are_averaged_and_kept_with_lowered_scores():
-    # IoU of the two is 8 / 10: mean x2 = (0.6 * 10 + 0.4 * 8) / 1, member 0.4 * (1 - 0.8)
-    boxes, scores = torch.tensor([[0.0, 0, 10, 1], [0, 0, 8, 1]]), torch.tensor([0.6, 0.4])
-    merged, merged_scores = vote_boxes(boxes, scores)
-    assert merged[0].tolist() == pytest.approx([0, 0, 9.2, 1])
-    assert merged[1].tolist() == [0, 0, 8, 1]
-    assert merged_scores.tolist() == pytest.approx([0.6, 0.08])
-
-
-def test_boxes_with_too_small_lowered_scores_are_dropped():
-    boxes, scores = torch.tensor([[0.0, 0, 10, 1], [0, 0, 9, 1]]), torch.tensor([0.6, 0.4])
-    assert len(vote_boxes(boxes, scores)[0]) == 1  # 0.4 * 0.1 is below 0.05
-
-
-def test_voting_works_without_boxes_and_with_empty_ones():
-    assert len(vote_boxes(torch.zeros(0, 4), torch.zeros(0))[0]) == 0
-    assert len(vote_boxes(torch.zeros(2, 4), torch.tensor([0.5, 0.4]))[0]) == 2
+@pytest.mark.parametrize(("boxes", "scores", "merged", "merged_scores"), [
+    ([A, [20, 20, 30, 30]], [0.3, 0.9], [[20, 20, 30, 30], A], [0.9, 0.3]),
+    # IoU 8 / 10: mean x2 = (0.6 * 10 + 0.4 * 8) / 1; the score of the second is 0.4 * (1 - 0.8).
+    ([A, [0.0, 0, 8, 1]], [0.6, 0.4], [[0, 0, 9.2, 1], [0, 0, 8, 1]], [0.6, 0.08]),
+    ([A, [0.0, 0, 9, 1]], [0.6, 0.4], [[0, 0, 9.6, 1]], [0.6]),  # 0.4 * 0.1 is below 0.05
+    ([], [], [], []), ([[0.0] * 4] * 2, [0.5, 0.4], [[0.0] * 4] * 2, [0.5, 0.4]),
+])  # fmt: skip
+def test_overlapping_boxes_are_averaged_and_kept_while_their_lowered_scores_are_high_enough(
+    boxes, scores, merged, merged_scores
+):
+    results = vote_boxes(torch.tensor(boxes).view(-1, 4), torch.tensor(scores))
+    torch.testing.assert_close(results[0], torch.tensor(merged).float().view(-1, 4))
+    torch.testing.assert_close(results[1], torch.tensor(merged_scores))
 
 
 @pytest.mark.parametrize("voting", [True, False])

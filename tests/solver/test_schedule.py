@@ -22,17 +22,12 @@ def test_epochs_become_iterations_once():
     assert solver.MAX_ITER == 609
 
 
-def test_keys_not_given_in_epochs_stay_in_iterations():
-    cfg = tiny_cfg("SOLVER.EPOCHS.MAX", 2, "SOLVER.WARMUP_ITERS", 7)
-    use_epochs(cfg, images=160)
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS) == (20, 7)
-
-
-def test_steps_not_given_in_epochs_keep_their_relative_position():
-    cfg = tiny_cfg("SOLVER.EPOCHS.MAX", 27, "SOLVER.MAX_ITER", 270000)
+def test_keys_not_given_in_epochs_stay_and_steps_keep_their_relative_position():
+    cfg = tiny_cfg("SOLVER.EPOCHS.MAX", 27, "SOLVER.MAX_ITER", 270000, "SOLVER.WARMUP_ITERS", 7)
     assert cfg.SOLVER.STEPS == (210000, 250000)
     use_epochs(cfg, images=1600)  # 100 iterations an epoch
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (2700, (2100, 2500))
+    assert cfg.SOLVER.WARMUP_ITERS == 7
 
 
 def test_epochs_of_less_than_a_batch_are_refused():

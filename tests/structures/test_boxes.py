@@ -66,15 +66,11 @@ def test_growth_per_stage_is_limited():
     assert torch.equal(apply_deltas(torch.tensor([0.0, 0, 100, 100]), box), limited)
 
 
-@pytest.mark.parametrize(
-    ("other", "iou", "giou", "diou"),
-    [
-        ([5.0, 0, 15, 10], 50 / 150, 50 / 150, 50 / 150 - 25 / 325),  # hull 150 = union
-        ([20.0, 0, 30, 10], 0.0, -100 / 300, -400 / 1000),
-        ([0.0, 0, 10, 10], 1.0, 1.0, 1.0),
-        ([2.0, 2, 4, 4], 0.04, 0.04, 0.04 - 8 / 200),
-    ],
-)
+@pytest.mark.parametrize(("other", "iou", "giou", "diou"), [
+    ([5.0, 0, 15, 10], 50 / 150, 50 / 150, 50 / 150 - 25 / 325),  # hull 150 = union
+    ([20.0, 0, 30, 10], 0.0, -100 / 300, -400 / 1000), ([0.0, 0, 10, 10], 1.0, 1.0, 1.0),
+    ([2.0, 2, 4, 4], 0.04, 0.04, 0.04 - 8 / 200),
+])  # fmt: skip
 def test_overlaps_of_squares_agree_with_hand_calculation(other, iou, giou, diou):
     boxes = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([other])
     for kind, expected in (("iou", iou), ("giou", giou), ("diou", diou), ("ciou", diou)):

@@ -8,7 +8,7 @@ import sys
 import cv2
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, batch, tiny_cfg, write_coco
+from conftest import REPOSITORY, SMALL, TINY, batch, tiny_cfg, write_coco
 from detectron2.modeling import build_model
 from matplotlib.figure import Figure
 
@@ -55,8 +55,7 @@ def test_an_experiment_trains_and_is_evaluated_without_and_with_nms(tmp_path, mo
         write_coco(data / f"annotations/instances_{split}.json", data / f"images/{split}")
     monkeypatch.setattr(experiments, "ROOT", tmp_path)
     shutil.copy(REPOSITORY / "train_net.py", tmp_path)
-    opts = [*map(str, TINY), "MODEL.SparseRCNN.NUM_CLASSES", "0", "MODEL.BACKBONE.FREEZE_AT", "0"]
-    opts += ["SOLVER.MAX_ITER", "6", "SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)"]
+    opts = [*SMALL, "SOLVER.MAX_ITER", "6"]
     rows = experiments.run(tmp_path / "data", "tiny", "small/sparse_rcnn_dla_R18_50pro", 3, opts)
     assert [r["nms"] for r in rows] == ["off", "on"]
     for r in rows:
@@ -74,17 +73,14 @@ def entry(x, *, image=1, category=1, score=0.9, **more):
 ANNOTATIONS = [entry(0), entry(50), entry(0, category=2), entry(80, iscrowd=1)]
 
 
-@pytest.mark.parametrize(
-    ("detections", "expected"),
-    [
-        ([entry(0), entry(51), entry(1, category=2)], 0),
-        ([entry(0), entry(1), entry(2)], 2 / 3),  # IoU 0.82 and 0.67
-        ([entry(0), entry(4)], 0),  # IoU 0.43: of no object
-        ([entry(0), entry(1, score=0.2)], 0),
-        ([entry(0), entry(0, image=2), entry(0, category=2)], 0),
-        ([entry(80), entry(80)], 0),
-    ],
-)
+@pytest.mark.parametrize(("detections", "expected"), [
+    ([entry(0), entry(51), entry(1, category=2)], 0),
+    ([entry(0), entry(1), entry(2)], 2 / 3),  # IoU 0.82 and 0.67
+    ([entry(0), entry(4)], 0),  # IoU 0.43: of no object
+    ([entry(0), entry(1, score=0.2)], 0),
+    ([entry(0), entry(0, image=2), entry(0, category=2)], 0),
+    ([entry(80), entry(80)], 0),
+])  # fmt: skip
 def test_detections_of_an_object_beyond_the_first_are_duplicates(load, detections, expected):
     duplicates_per_object = load("experiments").duplicates_per_object
     assert duplicates_per_object(detections, ANNOTATIONS) == pytest.approx(expected)
@@ -96,27 +92,24 @@ def row(config, seed, nms, ap, opts=""):
     return {**names, "seed": str(seed), "nms": nms, "AP": str(ap)}
 
 
-@pytest.mark.parametrize(
-    ("rows", "labels", "bars", "dots"),
-    [
-        # A bar is the mean over seeds.
-        ([row("one", 1, "off", 10), row("one", 2, "off", 20)], ["one"], [(0, 15)], [[10, 20]]),
-        # Variants of a config stand together, in whatever order they were run.
-        (
-            [row("one", 1, "on", 10), row("two", 1, "on", 20), row("one", 1, "on", 30, "A.B 3")],
-            ["one", "one\nB 3", "two"],
-            [(0, 10), (1, 30), (2, 20)],
-            [[10], [30], [20]],
-        ),
-        # Two bars lie around their label, a single one on it.
-        (
-            [row("one", 1, "off", 10), row("one", 1, "on", 20), row("two", 1, "on", 30, "A.B 3")],
-            ["one", "two\nB 3"],
-            [(-0.18, 10), (0.18, 20), (1, 30)],
-            [[10], [20], [30]],
-        ),
-    ],
-)
+@pytest.mark.parametrize(("rows", "labels", "bars", "dots"), [
+    # A bar is the mean over seeds.
+    ([row("one", 1, "off", 10), row("one", 2, "off", 20)], ["one"], [(0, 15)], [[10, 20]]),
+    # Variants of a config stand together, in whatever order they were run.
+    (
+        [row("one", 1, "on", 10), row("two", 1, "on", 20), row("one", 1, "on", 30, "A.B 3")],
+        ["one", "one\nB 3", "two"],
+        [(0, 10), (1, 30), (2, 20)],
+        [[10], [30], [20]],
+    ),
+    # Two bars lie around their label, a single one on it.
+    (
+        [row("one", 1, "off", 10), row("one", 1, "on", 20), row("two", 1, "on", 30, "A.B 3")],
+        ["one", "two\nB 3"],
+        [(-0.18, 10), (0.18, 20), (1, 30)],
+        [[10], [20], [30]],
+    ),
+])  # fmt: skip
 def test_results_are_drawn_as_bars_and_dots(monkeypatch, tmp_path, load, rows, labels, bars, dots):
     saved = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))

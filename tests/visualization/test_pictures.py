@@ -70,10 +70,9 @@ def test_proposals_are_drawn_at_their_place_also_outside_the_image():
     assert tuple(drawn[145, 200]) == class_color(1)
 
 
-@pytest.mark.parametrize(
-    ("total", "count", "expected"),
-    [(10, 4, [0, 3, 6, 9]), (3, 5, [0, 1, 2]), (7, 1, [0]), (0, 4, [])],
-)
+@pytest.mark.parametrize(("total", "count", "expected"), [
+    (10, 4, [0, 3, 6, 9]), (3, 5, [0, 1, 2]), (7, 1, [0]), (0, 4, []),
+])  # fmt: skip
 def test_indices_are_evenly_spaced(total, count, expected):
     assert evenly_spaced(total, count) == expected
 
