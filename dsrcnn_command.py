@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        Exit status: 0, or 2 after invalid input, which is explained on stderr; ``check-data``
-        returns 1 for data with faults.
+        Exit status: 0; 2 after invalid input and 1 if a process died, explained on stderr; 1 if
+        ``check-data`` finds faults.
     """
     words = sys.argv[1:] if argv is None else argv
     status = answer(words)

@@ -17,11 +17,10 @@ _SIDE = 320
 
 
 def draw_sheet(samples: Sequence[tuple[dict[str, Any], Sequence[str]]], output: str | Path) -> None:
-    """Draw twelve evenly spaced images of a dataset with their boxes; skip unreadable ones.
+    """Draw twelve evenly spaced images of a dataset with their boxes to the file `output`.
 
-    Args:
-        samples: records in Detectron2's format, each with the class names of its split.
-        output: file to write.
+    Samples are records in Detectron2's format, each with the class names of its split; unreadable
+    images are skipped.
     """
     tiles, titles = [], []
     for index in evenly_spaced(len(samples), _IMAGES):

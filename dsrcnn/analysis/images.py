@@ -68,11 +68,7 @@ def load_records(cfg: CfgNode, split: str) -> tuple[list[dict[str, Any]], list[s
 
 
 def training_images(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
-    """Load annotated training images as the model inputs of an evaluation, with ``instances``.
-
-    Args:
-        cfg: for ``DATASETS.TRAIN`` and the input size.
-        count: number of images, evenly spaced over the first training set.
+    """Load `count` annotated training images as model inputs of an evaluation, with ``instances``.
 
     Raises:
         DataError: if the training set cannot be read or has no annotation.

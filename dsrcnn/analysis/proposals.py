@@ -52,10 +52,8 @@ def draw_initial_proposals(cfg: CfgNode, output: str | Path, *, images: int = 4)
     ]
     folder = Path(output)
     heat_maps = draw_expert_weights(weights.cpu().numpy(), names)
-    files = [
-        save_image(folder / "proposals.png", vstack(rows)),
-        save_image(folder / "weights.png", heat_maps),
-    ]
+    sheets = {"proposals.png": vstack(rows), "weights.png": heat_maps}
+    files = [save_image(folder / name, sheet) for name, sheet in sheets.items()]
     metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
     if metrics.is_file():
         files.append(folder / "curves.png")
@@ -65,12 +63,7 @@ def draw_initial_proposals(cfg: CfgNode, output: str | Path, *, images: int = 4)
 
 @torch.no_grad()
 def mixing_weights(model: SparseRCNN, inputs: Iterable[dict[str, Any]]) -> Tensor:
-    """Compute the weights (B, E, P) of the experts for images, one by one.
-
-    Args:
-        model: with DPG, in evaluation mode.
-        inputs: ``B`` model inputs.
-    """
+    """Compute the weights (B, E, P) of the experts of a model with DPG for images, one by one."""
     dpg, weights = cast(DynamicProposals, model.proposals), []
     for record in inputs:
         images = model.preprocess_image([record])
@@ -86,15 +79,7 @@ def _draw_boxes(image: np.ndarray, boxes: Tensor) -> np.ndarray:
 
 
 def draw_expert_weights(weights: np.ndarray, titles: list[str]) -> np.ndarray:
-    """Draw a heat map per image: experts from top to bottom, proposals from left to right.
-
-    Args:
-        weights: (B, E, P) in 0..1.
-        titles: B names of images.
-
-    Returns:
-        The picture, BGR.
-    """
+    """Draw weights (B, E, P) in 0..1 as a BGR heat map per image; rows are experts."""
     images = len(weights)
     figure = Figure(figsize=(9, 0.5 + 1.3 * images), layout="constrained")
     canvas = FigureCanvasAgg(figure)

@@ -115,18 +115,12 @@ def _detect(
 ) -> _StageDetections:
     """Run the plain cascade on one image and match the detections of every stage."""
     predictions, images = model.raw_predictions([record], all_stages=True)
-    detections = select_detections(
-        predictions.logits[:, 0],
-        predictions.boxes[:, 0],
-        model.detection,
-        sizes=images.sizes.expand(len(predictions.stage), 4),
-    )
+    sizes = images.sizes.expand(len(predictions.stage), 4)
+    of_stages = predictions.logits[:, 0], predictions.boxes[:, 0]
+    detections = select_detections(*of_stages, model.detection, sizes=sizes)
     kept = detections.kept & (detections.scores >= threshold)
     by_stage = zip(detections.boxes, detections.classes, detections.scores, kept, strict=True)
-    stages = [
-        (boxes[keep].cpu(), labels[keep].cpu(), scores[keep].cpu())
-        for boxes, labels, scores, keep in by_stage
-    ]
+    stages = [(b[keep].cpu(), c[keep].cpu(), s[keep].cpu()) for b, c, s, keep in by_stage]
     objects, classes = record["instances"].gt_boxes.tensor, record["instances"].gt_classes
     matched = [match_objects(boxes, labels, objects, classes) for boxes, labels, _ in stages]
     image = as_bgr(record["image"], order)

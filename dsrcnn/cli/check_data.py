@@ -7,15 +7,9 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..data.datasets import validate
 from ..data.datasets.custom import folder_splits, read_folder
-from ..data.datasets.validate import (
-    FAULTS,
-    NOTES,
-    SIZES,
-    SplitReport,
-    compare_splits,
-    inspect_records,
-)
+from ..data.datasets.validate import FAULTS, NOTES, SIZES, SplitReport
 from ..errors import ConfigError
 from .options import positive_int
 
@@ -46,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
         errors: list[tuple[str, str]] = []
         classes, records = read_folder(args.folder, split, lambda *e, to=errors: to.append(e))
         sizes = {"min_size": args.min_size, "max_size": args.max_size}
-        reports.append(inspect_records(split, classes, records, errors, **sizes))
+        reports.append(validate.inspect_records(split, classes, records, errors, **sizes))
         samples += [(record, classes) for record in records]
-    compare_splits(reports)
+    validate.compare_splits(reports)
     print(_tables(reports))
     for kind in (*FAULTS, *NOTES):
         for report in reports:
@@ -88,6 +82,5 @@ def _tables(reports: list[SplitReport]) -> str:
 
 
 def _box_count(report: SplitReport, name: str) -> int | str:
-    """Return the number of boxes of a class; "-" for a split without the class."""
     classes = list(report.classes)
     return report.boxes[classes.index(name)] if name in classes else "-"

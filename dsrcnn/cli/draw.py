@@ -17,23 +17,14 @@ from ..errors import DataError
 from ..visualization.curves import draw_curves
 from .options import add_model_arguments, find_model, output_path, positive_int
 
-_Options = dict[str, tuple[Any, Callable[[str], Any], str]]
+_Options = dict[str, tuple[Any, Callable[[str], Any], str]]  # by name: default, type and help
 
 
 class _Drawing(NamedTuple):
-    """Drawing of a model or its data.
-
-    Attributes:
-        draw: function of ``dsrcnn.analysis``.
-        images: default number of images.
-        options: other arguments by name: default, type and help.
-        weights: whether it needs weights.
-    """
-
-    draw: Callable[..., Any]
-    images: int
-    options: _Options
-    weights: bool = True
+    draw: Callable[..., Any]  # of ``dsrcnn.analysis``
+    images: int  # by default
+    options: _Options  # other arguments
+    weights: bool = True  # whether it needs weights
 
 
 _THRESHOLD: _Options = {"threshold": (0.3, float, "least score")}
@@ -52,7 +43,7 @@ _DRAWINGS = {
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Declare the options of a drawing."""
     if name == "curves":
-        parser.add_argument("run", metavar="RUN", help="output folder of a training")
+        parser.add_argument("run", metavar="RUN", help="output folder of a training run")
         text = "file to write (default: RUN/curves.png)"
         parser.add_argument("--output", type=Path, metavar="FILE", help=text)
         return
@@ -84,7 +75,7 @@ def run(args: argparse.Namespace, name: str) -> int:
 def _draw_curves(args: argparse.Namespace) -> Path:
     metrics = Path(args.run) / "metrics.json"
     if not metrics.is_file():
-        raise DataError(f"{metrics} does not exist; write the output folder of a training.")
+        raise DataError(f"{metrics} does not exist; write the output folder of a training run.")
     output = output_path(args, "curves.png")
     output.parent.mkdir(parents=True, exist_ok=True)
     draw_curves(metrics, output)

@@ -65,8 +65,7 @@ def _declare_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="checkpoint: .pth, .pkl or .safetensors")
     parser.add_argument("output", help="file to write: .safetensors or .pth")
     parser.add_argument("--average", action="store_true", help="the averaged weights (MODEL.EMA)")
-    text = "run code that the input may contain"
-    parser.add_argument("--trust", action="store_true", help=text)
+    parser.add_argument("--trust", action="store_true", help="run code that the input may contain")
 
 
 def _weights(args: argparse.Namespace) -> int:
@@ -94,12 +93,8 @@ def _demo(args: argparse.Namespace) -> int:
     files = draw_predictions(cfg, folder / "predictions", images=args.images)
     draw_curves(folder / "metrics.json", folder / "curves.png")
     print(f"predictions: {folder / 'predictions'} ({len(files)} pictures)")
-    for kind, name in (
-        ("curves", "curves.png"),
-        ("metrics", "metrics.json"),
-        ("log", "log.txt"),
-        ("weights", "model_final.pth"),
-    ):
+    names = {"curves": "curves.png", "metrics": "metrics.json", "log": "log.txt"}
+    for kind, name in {**names, "weights": "model_final.pth"}.items():
         print(f"{kind}: {folder / name}")
     return 0
 

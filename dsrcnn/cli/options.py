@@ -19,35 +19,30 @@ def positive_int(text: str) -> int:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments that `find_model` reads."""
-    text = "output folder of a training, with its config and its best or last weights"
+    text = "output folder of a training run, with its config and its best or last weights"
     parser.add_argument("run", nargs="?", metavar="RUN", help=text)
     text = "YAML file or shipped name instead of RUN; write MODEL.WEIGHTS, too"
     parser.add_argument("--config-file", metavar="FILE", help=text)
-    options = "RUN | --config-file FILE"
-    parser.usage = f"{parser.prog} ({options}) [options] [KEY VALUE ...]"
+    parser.usage = f"{parser.prog} (RUN | --config-file FILE) [options] [KEY VALUE ...]"
 
 
 def find_model(args: argparse.Namespace, *, weights: bool = True) -> tuple[str, list[str]]:
-    """Return the config file and the overrides of a model.
-
-    Args:
-        args: of `add_model_arguments`, with the overrides in ``opts``.
-        weights: whether the model needs weights.
+    """Return the config file and the overrides of a model, with `weights` if it needs them.
 
     Raises:
         ConfigError: if there is neither a run folder nor a config file.
         WeightsError: if the run folder has no weights.
     """
     if args.config_file:
-        stray = [args.run] if args.run else []  # reading the config names it
+        stray = [args.run] if args.run else []  # `read_cfg` reports it
         return args.config_file, [*stray, *args.opts]
     if not args.run:
-        raise ConfigError("write RUN, the output folder of a training, or --config-file.")
+        raise ConfigError("write RUN, the output folder of a training run, or --config-file.")
     folder = Path(args.run)
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
-            f"{folder / 'config.yaml'} does not exist. Write the output folder of a training, or "
-            "--config-file."
+            f"{folder / 'config.yaml'} does not exist. Write the output folder of a training run, "
+            "or --config-file."
         )
     opts = ["OUTPUT_DIR", str(folder)]  # the folder may have been moved
     if weights and "MODEL.WEIGHTS" not in args.opts:
@@ -58,8 +53,7 @@ def find_model(args: argparse.Namespace, *, weights: bool = True) -> tuple[str, 
 def _best_weights(folder: Path) -> Path:
     """Return the best model of a run, or else the final or the last one."""
     files = [folder / "model_best.pth", folder / "model_final.pth"]
-    files += sorted(folder.glob("model_[0-9]*.pth"), reverse=True)
-    for file in files:
+    for file in [*files, *sorted(folder.glob("model_[0-9]*.pth"), reverse=True)]:
         if file.is_file():
             return file
     raise WeightsError(f"{folder} has no model_*.pth. Write MODEL.WEIGHTS <checkpoint>.")

@@ -109,11 +109,9 @@ def _add_nms(cfg: CfgNode) -> None:
 def _add_sqr(cfg: CfgNode) -> None:
     # Selective query recollection (arXiv 2212.07593), in training only.
     node = cfg.MODEL.SparseRCNN.SQR = CfgNode()
-    node.ENABLED = False  # late stages also refine proposals as earlier stages left them
-    node.MODE = "selective"  # outputs of the two preceding stages, or dense: of all of them
-    # Number of plain stages at the start, 1 to NUM_HEADS; each later stage also refines the output
-    # of the stage before the previous one. Not used with MODE dense
-    node.START = 1
+    node.ENABLED = False  # later stages also refine the outputs of earlier stages
+    node.MODE = "selective"  # outputs of the last two stages; dense: initial and all earlier ones
+    node.START = 1  # number of plain stages at the start, 1 to NUM_HEADS; for MODE selective
     node.ACTIVATION_CHECKPOINT = False  # recompute activations of recollecting stages
     node.CHUNK = 0  # groups a stage refines at once; 0: all
 
@@ -255,7 +253,7 @@ def _add_solver(cfg: CfgNode) -> None:
 
 def _add_evaluation(cfg: CfgNode) -> None:
     cfg.TEST.LOSS = False  # log the losses on DATASETS.TEST as validation/*
-    # The best model of a training.
+    # The best model of a training run.
     node = cfg.TEST.BEST = CfgNode()
     node.METRIC = "bbox/AP"  # the best model by it is kept as model_best.pth; "": none
     node.PATIENCE = 0  # stop after this many evaluations without improvement; 0: never

@@ -47,11 +47,7 @@ def find_config(path_or_name: str | Path) -> Path:
 
 
 def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
-    """Merge defaults, file and overrides, without any lookup or check.
-
-    Args:
-        path_or_name: YAML file or shipped name.
-        opts: ``KEY, VALUE, KEY, VALUE ...``.
+    """Merge defaults, file and overrides ``KEY, VALUE, KEY, VALUE ...``, without any check.
 
     Raises:
         ConfigError: if the file does not exist, a key is unknown or a value has another type.
@@ -118,32 +114,24 @@ _STEPS: list[Callable[[CfgNode], None]] = []
 
 
 def config_step(step: Callable[[CfgNode], None]) -> Callable[[CfgNode], None]:
-    """Register a function that fills in values of every config at load time, in place.
+    """Register the decorated function, which completes every config at load time, in place.
 
-    They run in the order of registration, after the file and the overrides are merged and before
+    Steps run in the order of registration, after the file and the overrides are merged and before
     the config is checked: they register datasets, count classes, look up pixel statistics.
-
-    Args:
-        step: takes a config that is not frozen.
-
-    Returns:
-        The function itself, so that this is a decorator.
     """
     _STEPS.append(step)
     return step
 
 
 def load_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
-    """Return a config that is ready to build a model, a trainer or a predictor.
+    """Return a config that is ready to build a model, a trainer or a predictor, not frozen.
+
+    The dataset of ``DATASETS.CUSTOM`` is registered, ``NUM_CLASSES 0`` is resolved, the device is
+    the CPU if CUDA is not available, and a timm backbone gets the pixel statistics of its weights.
 
     Args:
         path_or_name: YAML file or shipped name, such as ``coco/sparse_rcnn_R50_300pro_3x``.
         opts: ``KEY, VALUE, KEY, VALUE ...``.
-
-    Returns:
-        The config, not frozen. The dataset of ``DATASETS.CUSTOM`` is registered, ``NUM_CLASSES 0``
-        is resolved, the device is the CPU if CUDA is not available, and a timm backbone gets the
-        pixel statistics of its weights.
 
     Raises:
         ConfigError: if the file does not exist, a key is unknown or a value is invalid.

@@ -243,8 +243,8 @@ def check_cascade(cfg: CfgNode) -> None:
     node, sqr, key = cfg.MODEL.SparseRCNN, cfg.MODEL.SparseRCNN.SQR, "MODEL.SparseRCNN"
     if sqr.ENABLED and sqr.MODE == "selective" and not 1 <= sqr.START <= node.NUM_HEADS:
         raise ConfigError(
-            f"{key}.SQR.START is {sqr.START}; write a stage from 1 to {node.NUM_HEADS}, the number "
-            f"of stages ({key}.NUM_HEADS)."
+            f"{key}.SQR.START is {sqr.START}; write the number of plain stages, from 1 to "
+            f"{node.NUM_HEADS} ({key}.NUM_HEADS)."
         )
     if sqr.ENABLED and not node.DEEP_SUPERVISION:
         raise ConfigError(

@@ -79,21 +79,18 @@ def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
             "DATASETS.CUSTOM.FOLDER."
         )
     with explain_data_errors(*cfg.DATASETS.TRAIN):
-        return get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
+        filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        return get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=filter_empty)
 
 
 def _build_order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int], Iterator[int]]:
     """Return the endless order of ``DATALOADER.SAMPLER_TRAIN`` as a function of the seed."""
     node = cfg.DATALOADER
+    repeat_factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
     samplers: dict[str, Callable[[int], Any]] = {
         "TrainingSampler": lambda seed: TrainingSampler(len(records), seed=seed),
         "RepeatFactorTrainingSampler": lambda seed: RepeatFactorTrainingSampler(
-            RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-                records, node.REPEAT_THRESHOLD
-            ),
-            seed=seed,
+            repeat_factors(records, node.REPEAT_THRESHOLD), seed=seed
         ),
     }
     if "RANDOM_SUBSET_RATIO" in node:  # Detectron2 0.6 has the sampler without this key
@@ -126,11 +123,7 @@ def build_test_loader(cfg: CfgNode, name: str) -> Any:
 
 
 def build_validation_loader(cfg: CfgNode, name: str) -> Any:
-    """Build a loader like `build_test_loader`, but with annotations, to compute losses.
-
-    Raises:
-        DataError: if the dataset is not registered, missing on disk or empty.
-    """
+    """Build a loader like `build_test_loader`, with its errors, plus annotations for losses."""
     mapper = DetectionMapper(cfg, is_train=False, keep_annotations=True)
     with explain_data_errors(name):
         return build_detection_test_loader(cfg, name, mapper=mapper)

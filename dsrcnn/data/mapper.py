@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from ..errors import DataError
-from .datasets.validate import box_fault
+from .datasets.validate import box_fault, to_xyxy
 from .transforms.albumentations import AlbumentationsAdapter
 from .transforms.build import (
     build_albumentations,
@@ -31,6 +31,16 @@ class DetectionMapper:
     of ``INPUT.AUG``, then a resize or, with ``INPUT.CROP.ENABLED`` and a probability of one half,
     a resize to a small size, a crop and a resize. Crowds and unusable boxes are dropped; images
     without boxes are kept. In evaluation: a resize.
+
+    Attributes:
+        augmentations: augmentations without a crop.
+        image_format: channel order of the model, ``RGB`` or ``BGR``.
+        crop_augmentations: used instead for half of the images; None for never.
+        albumentations: applied before either list.
+        use_opencv: decode with OpenCV, which is faster than Pillow.
+        keep_annotations: whether to output ``instances``.
+        min_visible: least fraction of a box inside the image; objects below it are dropped.
+        mask_format: format of masks, "polygon" or "bitmask"; None for boxes only.
     """
 
     @configurable
@@ -46,18 +56,6 @@ class DetectionMapper:
         min_visible: float = 0.0,
         mask_format: str | None = None,
     ) -> None:
-        """Initialize the mapper.
-
-        Args:
-            augmentations: augmentations without a crop.
-            image_format: channel order of the model, ``RGB`` or ``BGR``.
-            crop_augmentations: used instead for half of the images; None for never.
-            albumentations: applied before either list.
-            use_opencv: decode with OpenCV, which is faster than Pillow.
-            keep_annotations: whether to output ``instances``.
-            min_visible: least fraction of a box inside the image; objects below it are dropped.
-            mask_format: format of masks, "polygon" or "bitmask"; None for boxes only.
-        """
         self.augmentations = augmentations
         self.crop_augmentations = crop_augmentations
         self.albumentations = albumentations
@@ -92,10 +90,7 @@ class DetectionMapper:
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Map one record, which is not modified.
-
-        Args:
-            record: Detectron2's format, with ``annotations`` in training.
+        """Map a record of Detectron2's format without modifying it; training needs ``annotations``.
 
         Returns:
             The record with ``image`` (3, H, W) uint8 and, with `keep_annotations`, ``instances``.
@@ -130,13 +125,12 @@ class DetectionMapper:
         image = augmented.image
         record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.keep_annotations:
-            visible = [
-                detection_utils.transform_instance_annotations(a, transforms, image.shape[:2])
-                for a in annotations
-                if self._is_visible(a, transforms, *image.shape[:2])
-            ]
+            size = image.shape[:2]
+            visible = [a for a in annotations if self._is_visible(a, transforms, *size)]
+            transform = detection_utils.transform_instance_annotations
+            transformed = [transform(a, transforms, size) for a in visible]
             instances = detection_utils.annotations_to_instances(
-                visible, image.shape[:2], self.mask_format or "polygon"
+                transformed, size, self.mask_format or "polygon"
             )
             record["instances"] = detection_utils.filter_empty_instances(instances)
         return record
@@ -149,8 +143,7 @@ class DetectionMapper:
         """
         unused = ("keypoints",) if self.mask_format else ("segmentation", "keypoints")
         kept = {k: v for k, v in annotation.items() if k not in unused}
-        box = [float(v) for v in annotation["bbox"]]
-        x1, y1, x2, y2 = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        x1, y1, x2, y2 = to_xyxy(annotation)
         clipped = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
         return {**kept, "bbox": clipped, "bbox_mode": BoxMode.XYXY_ABS}
 
@@ -167,12 +160,9 @@ class DetectionMapper:
 
 
 def read_image(record: dict[str, Any], image_format: str, use_opencv: bool = False) -> np.ndarray:
-    """Read the image of a record and compare its size with the recorded one.
+    """Read the image of a record and compare its size with the recorded one, or add its size.
 
-    Args:
-        record: with ``file_name``; ``height`` and ``width`` are added if missing.
-        image_format: channel order.
-        use_opencv: decode JPEG files with OpenCV.
+    With `use_opencv`, complete JPEG files are decoded by OpenCV, everything else by Pillow.
 
     Returns:
         (H, W, 3) uint8.
@@ -183,9 +173,9 @@ def read_image(record: dict[str, Any], image_format: str, use_opencv: bool = Fal
     name = record["file_name"]
     try:
         decoded = decode_jpeg(name, image_format) if use_opencv else None
-        image = (
-            detection_utils.read_image(name, format=image_format) if decoded is None else decoded
-        )
+        if decoded is None:
+            decoded = detection_utils.read_image(name, format=image_format)
+        image: np.ndarray = decoded
         detection_utils.check_image_size(record, image)
     except FileNotFoundError as error:
         raise DataError(f"Image {name} does not exist; correct its path or remove it.") from error
@@ -203,10 +193,6 @@ def read_image(record: dict[str, Any], image_format: str, use_opencv: bool = Fal
 
 def decode_jpeg(path: str | Path, image_format: str) -> np.ndarray | None:
     """Decode a complete JPEG file with OpenCV, rotated by its EXIF orientation as Pillow would.
-
-    Args:
-        path: image file.
-        image_format: ``RGB`` or ``BGR``.
 
     Returns:
         (H, W, 3) uint8; None for what Pillow should handle: other formats, missing files, and

@@ -18,17 +18,11 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """One sampled image.
+    """One sampled image."""
 
-    Attributes:
-        record: index in the dataset.
-        seed: seed of the augmentation.
-        mix: whether other images may be mixed in (mosaic, MixUp, copy-paste).
-    """
-
-    record: int
-    seed: int
-    mix: bool = True
+    record: int  # index in the dataset
+    seed: int  # of the augmentation
+    mix: bool = True  # whether other images may be mixed in (mosaic, MixUp, copy-paste)
 
 
 @dataclass(eq=False)
@@ -64,9 +58,7 @@ class TrainingBatches(Sampler[list[Draw]]):
             if iteration >= self.start:
                 local = batch[self.rank :: self.world_size]
                 mix = iteration < self.mix_until
-                yield [
-                    Draw(record, derive_seed(self.seed, serial), mix) for record, serial in local
-                ]
+                yield [Draw(index, derive_seed(self.seed, n), mix) for index, n in local]
 
     def _global_batches(self) -> Iterator[list[tuple[int, int]]]:
         """Yield batches of all processes: each record with its position in the sequence."""

@@ -41,7 +41,6 @@ class Checkpointer(DetectionCheckpointer):
         trust: bool = False,
         **checkpointables: Any,
     ) -> None:
-        """Set the model, the folder and the other objects with a state; see the attributes."""
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.strict = strict
         self.prefer_average = prefer_average
@@ -117,7 +116,7 @@ class Checkpointer(DetectionCheckpointer):
         if not path and self.strict:
             raise WeightsError(
                 "MODEL.WEIGHTS is empty, so the model would be evaluated with random weights. "
-                "Write MODEL.WEIGHTS <checkpoint>, or --resume for the last one in OUTPUT_DIR."
+                "Write MODEL.WEIGHTS <checkpoint>; 'dsrcnn eval RUN' takes the best of a run."
             )
         missing = f"Weights {path!r} do not exist; correct MODEL.WEIGHTS."
         if path and "://" not in path:
@@ -174,24 +173,18 @@ class Checkpointer(DetectionCheckpointer):
             if isinstance(module, TrainingState)
             for key in module.state_dict()
         }
-        reshaped = [
-            (k, tuple(a), tuple(b))
-            for k, a, b in incompatible.incorrect_shapes
-            if k not in state_keys
-        ]
+        shapes = [(k, tuple(a), tuple(b)) for k, a, b in incompatible.incorrect_shapes]
+        reshaped = [entry for entry in shapes if entry[0] not in state_keys]
+        reported = {entry[0] for entry in reshaped}
+        missing = [k for k in incompatible.missing_keys if k not in reported]
         # Frozen norms do not count batches, and nothing depends on the count.
-        reported = {k for k, _, _ in reshaped}
-        missing = [
-            k
-            for k in incompatible.missing_keys
-            if k not in reported and not k.endswith("num_batches_tracked")
-        ]
+        missing = [k for k in missing if not k.endswith("num_batches_tracked")]
         total = len(self.model.state_dict())
         lines = [f"Weights: {total - len(missing) - len(reshaped)} of {total} tensors loaded."]
         if reshaped:
-            shapes = [f"{k} {a} in the file, {b} in the model" for k, a, b in reshaped]
+            texts = [f"{k} {a} in the file, {b} in the model" for k, a, b in reshaped]
             hint = _class_count_hint(reshaped)
-            lines.append(f"Not loaded because of their shape: {_examples(shapes)}.{hint}")
+            lines.append(f"Not loaded because of their shape: {_examples(texts)}.{hint}")
         if missing:
             lines.append(f"Not in the file: {_count_by_part(missing)}.")
         if incompatible.unexpected_keys:

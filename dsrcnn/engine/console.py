@@ -25,12 +25,8 @@ _COLORS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITI
 def configure_logging(folder: str | Path, *, verbose: bool) -> None:
     """Set the handlers of the loggers of this package and of Detectron2, replacing earlier ones.
 
-    Only the main process prints.
-
-    Args:
-        folder: folder of ``log.txt``, or ``log.txt.rank<n>`` of other processes; created with the
-            first message.
-        verbose: print all messages.
+    The main process prints and writes ``log.txt``, the rest ``log.txt.rank<n>``; `folder` is
+    created with the first message. With `verbose`, all messages are printed.
     """
     rank = comm.get_rank()
     file = _LogFile(Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt"), delay=True)
@@ -73,16 +69,13 @@ class _Console(logging.Handler):
         try:
             text = self.format(record)
             if record.levelno >= logging.WARNING:
-                color = _COLORS.get(record.levelno, "") if _has_colors() else ""
+                has_colors = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+                color = _COLORS.get(record.levelno, "") if has_colors else ""
                 text = f"{color}{record.levelname}{_RESET if color else ''} {text}"
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
         except Exception:
             self.handleError(record)
-
-
-def _has_colors() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
@@ -92,11 +85,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
 
 
 def results_table(results: dict[str, dict[str, float]]) -> str:
-    """Format the metrics of each task (``bbox``, ...) as tables: overall, then by class.
-
-    Args:
-        results: from an evaluator; the metric of a class is called ``AP-<class>``.
-    """
+    """Format the metrics of each task as tables: overall, then by class (``AP-<class>``)."""
     parts = []
     for task, metrics in results.items():
         overall = {name: value for name, value in metrics.items() if not name.startswith("AP-")}

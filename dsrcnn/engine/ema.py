@@ -18,17 +18,15 @@ class AveragedWeights:
     """Average of a model over the iterations.
 
     Norm statistics are averaged like parameters; integers and `TrainingState` are copied. All
-    processes hold the same average, since they have the same weights.
+    processes hold the same average, since they have the same weights. `start` copies the weights.
+
+    Attributes:
+        decay: fraction of the average kept per iteration, at most ``(1 + n) / (10 + n)`` after n
+            iterations, which discounts the first weights sooner.
+        model: not wrapped in `DistributedDataParallel`.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
-        """Copy the structure of the model; `start` copies the weights.
-
-        Args:
-            model: not wrapped in `DistributedDataParallel`.
-            decay: fraction of the average kept per iteration, at most ``(1 + n) / (10 + n)`` after
-                n iterations, which discounts the first weights sooner.
-        """
         self.decay = decay
         self.model = model
         self.average = AveragedModel(model, multi_avg_fn=self._blend, use_buffers=True)

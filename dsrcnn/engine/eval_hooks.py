@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -30,46 +31,36 @@ _MIN_SCORE = 0.3  # of predictions that are drawn
 
 
 class EarlyStop(Exception):  # noqa: N818  (it is no error)
-    """End of a training after `iteration`, since the evaluations have not improved."""
+    """End of a training run after `iteration`, since the evaluations have not improved."""
 
     def __init__(self, iteration: int) -> None:
         super().__init__(iteration)
         self.iteration = iteration
 
 
+@dataclass(eq=False)
 class BestModel:
     """Keeps the weights of the best evaluation in ``model_best.pth``.
 
     Less is better for losses and for the miss rate ``mMR``, more for other metrics.
+
+    Attributes:
+        metric: name in the log, such as ``bbox/AP``.
+        patience: number of evaluations without improvement that end training; 0: never.
+        required: whether an evaluation without the metric is an error or only a warning.
+        checkpointer: writes the file.
+        weights: returns the state dict that was evaluated.
     """
 
-    def __init__(
-        self,
-        metric: str,
-        *,
-        patience: int,
-        required: bool,
-        checkpointer: Checkpointer,
-        weights: Callable[[], dict[str, Tensor]],
-    ) -> None:
-        """Set the rule.
-
-        Args:
-            metric: name in the log, such as ``bbox/AP``.
-            patience: number of evaluations without improvement that end training; 0: never.
-            required: whether an evaluation without the metric is an error or only a warning.
-            checkpointer: writes the file.
-            weights: returns the state dict that was evaluated.
-        """
-        self.metric = metric
-        self.sign = -1 if "loss" in metric or metric.endswith("mMR") else 1
-        self.patience = patience
-        self.required = required
-        self.checkpointer = checkpointer
-        self.weights = weights
-        self.value: float | None = None
-        self.iteration = -1
-        self.waited = 0
+    metric: str
+    _: KW_ONLY
+    patience: int
+    required: bool
+    checkpointer: Checkpointer
+    weights: Callable[[], dict[str, Tensor]]
+    value: float | None = field(default=None, init=False)
+    iteration: int = field(default=-1, init=False)
+    waited: int = field(default=0, init=False)
 
     def update(self, results: dict[str, float], iteration: int) -> None:
         """Write the weights if the results are the best so far.
@@ -90,9 +81,9 @@ class BestModel:
             _LOGGER.warning("%s No best model is kept.", message)
             return
         value = results[self.metric]
-        if not math.isfinite(value) or (
-            self.value is not None and self.sign * value <= self.sign * self.value
-        ):
+        sign = -1 if _less_is_better(self.metric) else 1
+        is_better = self.value is None or sign * value > sign * self.value
+        if not (math.isfinite(value) and is_better):
             self.waited += 1
         else:
             self.waited = 0
@@ -100,9 +91,8 @@ class BestModel:
             if all(comm.all_gather(self._write(content))):
                 self.value, self.iteration = value, iteration
         if self.value is not None:
-            _LOGGER.info(
-                "Best %s so far: %.2f at iteration %d.", self.metric, self.value, self.iteration
-            )
+            best = (self.metric, self.value, self.iteration)
+            _LOGGER.info("Best %s so far: %.2f at iteration %d.", *best)
 
     def _write(self, content: dict[str, Any]) -> bool:
         try:
@@ -127,32 +117,35 @@ class BestModel:
         self.iteration, self.waited = state_dict["iteration"], state_dict["waited"]
 
 
+def _less_is_better(metric: str) -> bool:
+    # By the last parts of the name: datasets and classes may be called "loss" and "validation".
+    *groups, name = metric.split("/")
+    return groups[-1:] == ["validation"] or name == "mMR"
+
+
+@dataclass(eq=False)
 class Evaluation(HookBase):
     """Evaluate every `period` iterations and after the last one.
 
     If a run is stopped between a checkpoint and its evaluation, the resumed run evaluates first.
+
+    Attributes:
+        period: in iterations; 0 evaluates at the end only.
+        evaluate: called by all processes; returns results on the main one.
+        best: updated with the results on all processes.
+        done: the last iteration that was evaluated.
     """
 
-    def __init__(
-        self, period: int, evaluate: Callable[[], dict[str, Any]], best: BestModel | None = None
-    ) -> None:
-        """Set the period.
-
-        Args:
-            period: in iterations; 0 evaluates at the end only.
-            evaluate: called by all processes; returns results on the main one.
-            best: updated with the results on all processes.
-        """
-        self.period = period
-        self.evaluate = evaluate
-        self.best = best
-        self.done = -1  # the last iteration that was evaluated
+    period: int
+    evaluate: Callable[[], dict[str, Any]]
+    best: BestModel | None = None
+    done: int = field(default=-1, init=False)
 
     def before_train(self) -> None:
         """Evaluate the loaded model if its evaluation is missing.
 
         Raises:
-            EarlyStop: if the training had ended already.
+            EarlyStop: if training had ended already.
         """
         last = self.trainer.start_iter - 1
         if last >= 0 and self._is_due(last) and self.done < last:
@@ -223,12 +216,8 @@ def eval_loss_mode(model: nn.Module) -> Iterator[None]:
             module.training = False
     try:
         # Detectron2's heads write scalars, which do not belong into the log of the training.
-        with (
-            torch.no_grad(),
-            local_reductions(),
-            use_training_context(recollect=False),
-            EventStorage(),
-        ):
+        context = use_training_context(recollect=False)
+        with torch.no_grad(), local_reductions(), context, EventStorage():
             yield
     finally:
         for module, training in before.items():
@@ -236,11 +225,9 @@ def eval_loss_mode(model: nn.Module) -> Iterator[None]:
 
 
 def validation_losses(model: nn.Module, loader: Iterable[list[dict[str, Any]]]) -> dict[str, float]:
-    """Compute the mean losses over the images of all processes.
+    """Compute the mean losses over the images of all processes; `loader` has those of this one.
 
-    Args:
-        model: not wrapped by `wrap_ddp`, since processes may have different numbers of images.
-        loader: batches of this process, with ``instances``.
+    The model must not be wrapped by `wrap_ddp`: processes may have different numbers of images.
 
     Returns:
         Losses by name and ``total_loss``; empty on all processes but the main one.

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from .console import progress_bar
 _LOGGER = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Checkpoints(HookBase):
     """Save a checkpoint every `period` iterations, and ``model_final`` at the end.
 
@@ -29,9 +31,8 @@ class Checkpoints(HookBase):
     is an error.
     """
 
-    def __init__(self, checkpointer: DetectionCheckpointer, period: int) -> None:
-        self.checkpointer = checkpointer
-        self.period = period
+    checkpointer: DetectionCheckpointer
+    period: int
 
     def after_step(self) -> None:
         """Save if it is due."""
@@ -45,16 +46,15 @@ class Checkpoints(HookBase):
             self.checkpointer.save("model_final", iteration=iteration)
 
 
+@dataclass(eq=False)
 class AverageNorms(HookBase):
     """Average the statistics of batch norms, which every process collects, before they are used.
 
     Every process evaluates a part of the data and one process saves, so the models must be equal.
     """
 
-    def __init__(self, models: list[nn.Module], is_due: Callable[[int], bool]) -> None:
-        """Set the models, and a predicate of the number of finished iterations."""
-        self.models = models
-        self.is_due = is_due
+    models: list[nn.Module]
+    is_due: Callable[[int], bool]  # takes the number of finished iterations
 
     def after_step(self) -> None:
         """Average if it is due."""
@@ -95,7 +95,6 @@ class ProgressBar(HookBase):
     """Bar with the remaining time, the loss and the last value of a metric, on terminals only."""
 
     def __init__(self, metric: str) -> None:
-        """Set the metric to show beside the loss."""
         self._bar: tqdm | None = None
         self.keys = {"loss": "total_loss", metric.rsplit("/", 1)[-1]: metric}
 

@@ -6,6 +6,7 @@ them: `setup_run`, then `Trainer` or `evaluate`.
 
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -52,12 +53,12 @@ class CommandParser(argparse.ArgumentParser):
         for word in unknown:
             if word.startswith("-") and not word.lstrip("-").replace(".", "", 1).isdigit():
                 self.error(f"unknown option {word}")
-        args.opts = opts + unknown  # reading the config names keys that do not exist
+        args.opts = opts + unknown  # `read_cfg` reports unknown keys
         return args
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of a training."""
+    """Declare the options of a training run."""
     text = "YAML file or shipped name, such as quick/sparse_rcnn_shapes"
     parser.add_argument("--config-file", metavar="FILE", help=text)
     text = "continue from the last checkpoint in OUTPUT_DIR, if there is one"
@@ -94,10 +95,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def launch(args: argparse.Namespace) -> int:
-    """Train or evaluate in the processes that the arguments ask for.
-
-    Args:
-        args: the options of ``train_net.py``, and ``opts``.
+    """Train or evaluate in the processes that the options of ``train_net.py`` and ``opts`` ask for.
 
     Returns:
         Exit status: 0, or 1 if a process died, which is explained on stderr.
@@ -143,9 +141,7 @@ def _main(args: argparse.Namespace) -> None:
 def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``; with ``TEST.AUG.ENABLED`` in both ways.
 
-    Args:
-        cfg: from `load_cfg`.
-        resume: evaluate the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
+    With `resume`, the last checkpoint of ``OUTPUT_DIR`` is evaluated instead, if there is one.
 
     Returns:
         The metrics by task; see `Trainer.test`.
@@ -153,14 +149,9 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     Raises:
         WeightsError: if the weights are missing or do not fill the whole model.
     """
-    model = Trainer.build_model(cfg)
-    checkpointer = Checkpointer(
-        model,
-        save_dir=cfg.OUTPUT_DIR,
-        strict=True,
-        prefer_average=cfg.MODEL.EMA.ENABLED,
-        trust=cfg.MODEL.TRUST_WEIGHTS,
-    )
+    model, node = Trainer.build_model(cfg), cfg.MODEL
+    options = {"prefer_average": node.EMA.ENABLED, "trust": node.TRUST_WEIGHTS}
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=True, **options)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
@@ -174,17 +165,18 @@ def _processes(args: argparse.Namespace, cfg: CfgNode) -> Processes:
     """Return the processes to start; ``--num-gpus`` counts CPU processes as well."""
     gpus = torch.cuda.device_count()
     uses_cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    is_distributed = args.num_gpus * args.num_machines > 1
-    if started_by_torchrun() and is_distributed:
+    starts_several = args.num_gpus * args.num_machines > 1
+    if started_by_torchrun() and starts_several:
         raise ConfigError(
             f"--num-gpus is {args.num_gpus} and --num-machines {args.num_machines}, but torchrun "
             "has started the processes already. Leave both out."
         )
-    if uses_cuda and (args.num_gpus > max(gpus, 1) or (is_distributed and not gpus)):
+    if uses_cuda and (args.num_gpus > max(gpus, 1) or (starts_several and not gpus)):
         raise ConfigError(
             f"--num-gpus is {args.num_gpus}, but torch finds {gpus} CUDA devices on this machine. "
             f"Write --num-gpus {gpus}, or MODEL.DEVICE cpu for as many processes on the CPU."
         )
+    is_distributed = starts_several or (started_by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1)
     if is_distributed and uses_cuda and ":" in cfg.MODEL.DEVICE:
         raise ConfigError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but every process needs its own GPU. Write "

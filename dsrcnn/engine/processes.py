@@ -27,21 +27,13 @@ _TIMEOUT = timedelta(minutes=30)
 
 
 class Processes(NamedTuple):
-    """Processes of a training.
+    """Processes of a training run."""
 
-    Attributes:
-        device: type of device, "cuda" or "cpu".
-        per_machine: number of processes on each machine.
-        machines: number of machines.
-        machine_rank: rank of this machine.
-        url: address of the first machine; None for one machine.
-    """
-
-    device: str
+    device: str  # type of device, "cuda" or "cpu"
     per_machine: int = 1
     machines: int = 1
-    machine_rank: int = 0
-    url: str | None = None
+    machine_rank: int = 0  # of this machine
+    url: str | None = None  # address of the first machine; None for one machine
 
 
 def started_by_torchrun() -> bool:
@@ -50,14 +42,10 @@ def started_by_torchrun() -> bool:
 
 
 def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) -> None:
-    """Call ``work(*args)`` in every process of a training and wait for all of them.
+    """Call ``work(*args)`` in every process of a training run and wait for all of them.
 
-    Under ``torchrun`` this process is one of them. When one process dies, the rest are stopped.
-
-    Args:
-        processes: processes to start; only `device` is used under ``torchrun``.
-        work: function that can be pickled.
-        args: its arguments.
+    Under ``torchrun`` this process is one of them, and only ``processes.device`` is used. When one
+    process dies, the rest are stopped. `work` and `args` must be possible to pickle.
 
     Raises:
         DsrcnnError: if a process raises it.
@@ -75,7 +63,11 @@ def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) ->
     elif processes.per_machine * processes.machines == 1:
         work(*args)
     else:
-        processes = processes._replace(url=processes.url or f"tcp://127.0.0.1:{_free_port()}")
+        if not processes.url:
+            with socket.socket() as probe:  # to find a free port
+                probe.bind(("127.0.0.1", 0))
+                url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+            processes = processes._replace(url=url)
         messages = mp.get_context("spawn").SimpleQueue()
         try:
             mp.spawn(_worker, (processes, messages, work, args), processes.per_machine)
@@ -84,12 +76,6 @@ def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) ->
                 raise
             # Other processes may have died first, of a broken connection to this one.
             raise DsrcnnError(messages.get()) from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _worker(
@@ -125,10 +111,8 @@ def _join(device: str, local_rank: int, rank: int, world_size: int, **rendezvous
                 "MODEL.DEVICE cpu."
             )
         torch.cuda.set_device(local_rank)
-    backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, rank=rank, world_size=world_size, timeout=_TIMEOUT, **rendezvous
-    )
+    options = {"rank": rank, "world_size": world_size, "timeout": _TIMEOUT, **rendezvous}
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", **options)
     create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
 

@@ -31,19 +31,13 @@ _MIN_IMAGES_FOR_DPG = 4
 def setup_run(
     config_file: str, opts: list[str], *, resume: bool = False, eval_only: bool = False
 ) -> CfgNode:
-    """Prepare a training or an evaluation, in every process.
+    """Prepare training or evaluation, in every process.
 
-    The output folder gets ``config.yaml``, ``log.txt`` and a record of the environment. The
-    evaluation of a training leaves the training's ``config.yaml`` as it is.
-
-    Args:
-        config_file: YAML file or shipped name.
-        opts: ``KEY, VALUE, KEY, VALUE ...``.
-        resume: whether a training continues; it keeps a seed that was drawn.
-        eval_only: whether the run does not train.
+    The output folder gets ``config.yaml``, ``log.txt`` and a record of the environment. Evaluation
+    leaves a ``config.yaml`` that is there as it is, and a resumed run keeps a seed that was drawn.
 
     Returns:
-        The final config, frozen.
+        The config from `load_cfg` with final solver settings, frozen.
 
     Raises:
         ConfigError: if the config cannot work.
@@ -58,12 +52,14 @@ def setup_run(
         cfg = resolve_solver(cfg)
     cfg.freeze()
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
-    if not eval_only:  # there are too few images in an evaluation
+    if not eval_only:  # evaluation has too many sizes
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.get("FLOAT32_PRECISION"):  # a key of Detectron2's main branch
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
-    if cfg.DETERMINISTIC:
-        _make_deterministic()
+    if cfg.DETERMINISTIC:  # for GPUs; CPU results are the same for the same number of threads
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
     if comm.is_main_process():
         _record(cfg, keep_config=eval_only)
     return cfg
@@ -127,23 +123,11 @@ def _git_state() -> dict[str, object]:
     return {} if commit is None else {"commit": commit, "changed": bool(changes)}
 
 
-def _make_deterministic() -> None:
-    """Use deterministic algorithms on GPUs, with a warning where torch has none.
-
-    On a CPU results are the same anyway for the same number of threads.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
-
-
 def restore_seed(cfg: CfgNode) -> None:
     """Replace a negative ``SEED`` by the one drawn at the start of a resumed run, in place."""
-    folder = Path(cfg.OUTPUT_DIR)
-    if cfg.SEED < 0 and (folder / "last_checkpoint").is_file():
-        saved = folder / "config.yaml"
-        if saved.is_file():
-            cfg.SEED = CfgNode.load_yaml_with_base(str(saved), allow_unsafe=False)["SEED"]
+    saved, checkpoint = (Path(cfg.OUTPUT_DIR) / n for n in ("config.yaml", "last_checkpoint"))
+    if cfg.SEED < 0 and checkpoint.is_file() and saved.is_file():
+        cfg.SEED = CfgNode.load_yaml_with_base(str(saved), allow_unsafe=False)["SEED"]
 
 
 def resolve_solver(cfg: CfgNode) -> CfgNode:
@@ -161,9 +145,8 @@ def resolve_solver(cfg: CfgNode) -> CfgNode:
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
     cfg.defrost()
     # BASE_LR was scaled with the batch, so it is meant for more images now.
-    cfg.SOLVER.REFERENCE_BATCH = round(
-        cfg.SOLVER.REFERENCE_BATCH * cfg.SOLVER.IMS_PER_BATCH / batch
-    )
+    solver = cfg.SOLVER
+    solver.REFERENCE_BATCH = round(solver.REFERENCE_BATCH * solver.IMS_PER_BATCH / batch)
     if cfg.SOLVER.EPOCHS.MAX:
         use_epochs(cfg, len(training_records(cfg)))
     scale_learning_rate(cfg)

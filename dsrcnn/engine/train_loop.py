@@ -5,6 +5,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ _Batch = list[dict[str, Any]]
 _MIN_SCALE = 1e-4  # gradients that are infinite at this scale are not so because of float16
 
 
+@dataclass(eq=False)
 class TrainLoop(TrainerBase):
     """Training with mixed precision, gradient accumulation, clipping and checks for NaN.
 
@@ -33,47 +35,37 @@ class TrainLoop(TrainerBase):
     gradient scaler. Losses or gradients that are not finite end training on all processes before
     they reach the weights. The random numbers of an iteration depend on the seed, the iteration and
     the process only, so a resumed run draws the same ones.
+
+    Attributes:
+        model: maps a batch to a dictionary of losses; may be wrapped by `wrap_ddp`.
+        data_loader: endless; iteration starts with the first step.
+        optimizer: of the model.
+        device: device of the model.
+        precision: of autocast; float16 uses a gradient scaler, float32 disables autocast.
+        accumulate: number of parts a batch is processed in.
+        clip_norm: largest norm of all gradients together.
+        norm_type: order of that norm.
+        seed: seed of the random numbers.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable[_Batch],
-        optimizer: torch.optim.Optimizer,
-        *,
-        device: torch.device,
-        precision: torch.dtype,
-        accumulate: int,
-        clip_norm: float,
-        norm_type: float,
-        seed: int,
-    ) -> None:
-        """Initialize the loop.
+    model: nn.Module
+    data_loader: Iterable[_Batch]
+    optimizer: torch.optim.Optimizer
+    _: KW_ONLY
+    device: torch.device
+    precision: torch.dtype
+    accumulate: int
+    clip_norm: float
+    norm_type: float
+    seed: int
 
-        Args:
-            model: maps a batch to a dictionary of losses; may be wrapped by `wrap_ddp`.
-            data_loader: endless; iteration starts with the first step.
-            optimizer: of the model.
-            device: device of the model.
-            precision: of autocast; float16 uses a gradient scaler, float32 disables autocast.
-            accumulate: number of parts a batch is processed in.
-            clip_norm: largest norm of all gradients together.
-            norm_type: order of that norm.
-            seed: seed of the random numbers.
-        """
+    def __post_init__(self) -> None:
+        """Set the model to training mode and build the gradient scaler."""
         super().__init__()
-        model.train()
-        self.model = model
-        self.data_loader = data_loader
-        self.optimizer = optimizer
-        self.device = device
-        self.precision = precision
-        self.accumulate = accumulate
-        self.clip_norm = clip_norm
-        self.norm_type = norm_type
-        self.seed = seed
+        self.model.train()
         # bfloat16 has the range of float32 and needs no scaling.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        scales = self.precision == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
         self._batches: Iterator[_Batch] | None = None
 
     @classmethod
@@ -130,7 +122,10 @@ class TrainLoop(TrainerBase):
         for number, (part, factor) in enumerate(zip(parts, factors, strict=True), start=1):
             is_last = number == len(parts)
             context = use_training_context(normalizers=normalizers, ends_iteration=is_last)
-            with context, self._reduce_gradients(is_last):
+            # Gradients are averaged over processes only once, after the last part.
+            model = self.model
+            waits = not is_last and isinstance(model, nn.parallel.DistributedDataParallel)
+            with context, cast(Any, model).no_sync() if waits else contextlib.nullcontext():
                 with self._autocast():
                     losses = self.model(part)
                 total = sum(losses.values()) * factor
@@ -159,12 +154,6 @@ class TrainLoop(TrainerBase):
         enabled = self.precision != torch.float32
         return torch.autocast(self.device.type, self.precision, enabled=enabled)
 
-    def _reduce_gradients(self, is_last: bool) -> contextlib.AbstractContextManager:
-        """Average gradients over processes only once, after the last part."""
-        if is_last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.model.no_sync()
-
     def _seed_iteration(self) -> None:
         seed = derive_seed(self.seed, self.iter, comm.get_rank())
         random.seed(seed)
@@ -184,11 +173,8 @@ class TrainLoop(TrainerBase):
         if not (np.isfinite(mean_losses).all() and (math.isfinite(norm_value) or is_skipped)):
             raise NonFiniteLossError(self._describe(dict(zip(losses, values, strict=False)), batch))
         storage = get_event_storage()
-        storage.put_scalars(
-            data_time=data_time,
-            total_loss=sum(mean_losses),
-            **dict(zip(losses, mean_losses, strict=True)),
-        )
+        scalars = dict(zip(losses, mean_losses, strict=True))
+        storage.put_scalars(data_time=data_time, total_loss=sum(mean_losses), **scalars)
         if math.isfinite(norm_value):
             storage.put_scalar("gradient_norm", norm_value)
 
@@ -206,11 +192,8 @@ class TrainLoop(TrainerBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the optimizer and the gradient scaler."""
-        return {
-            **super().state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "grad_scaler": self.scaler.state_dict(),
-        }
+        state = {"optimizer": self.optimizer.state_dict(), "grad_scaler": self.scaler.state_dict()}
+        return {**super().state_dict(), **state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the result of `state_dict`; a checkpoint may lack the scaler."""
@@ -222,6 +205,5 @@ class TrainLoop(TrainerBase):
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside a wrapper of `wrap_ddp`."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return cast(nn.Module, model.module)
-    return model
+    is_wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+    return cast(nn.Module, model.module) if is_wrapped else model

@@ -9,7 +9,6 @@ from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
@@ -61,7 +60,6 @@ class Trainer(DefaultTrainer):
     build_evaluator = staticmethod(build_evaluator)
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Build model, optimizer, loader, checkpointer and hooks."""
         # `DefaultTrainer.__init__` requires CUDA for mixed precision and several processes, and
         # starts the loader before a checkpoint can set its position.
         TrainerBase.__init__(self)
@@ -112,9 +110,8 @@ class Trainer(DefaultTrainer):
         average = self.average
         if average is None:
             return None
-        return hooks.CallbackHook(
-            before_train=lambda _: average.start(), after_step=lambda _: average.update()
-        )
+        start, update = lambda _: average.start(), lambda _: average.update()
+        return hooks.CallbackHook(before_train=start, after_step=update)
 
     def _build_best_model(self) -> BestModel | None:
         node, sets = self.cfg.TEST.BEST, self.cfg.DATASETS.TEST
@@ -128,13 +125,8 @@ class Trainer(DefaultTrainer):
             required=node.METRIC != _DEFAULT_METRIC or node.PATIENCE > 0,
             patience=node.PATIENCE,
             checkpointer=self.checkpointer,
-            weights=self._evaluated_weights,
+            weights=self.average.weights if self.average else unwrapped(self.model).state_dict,
         )
-
-    def _evaluated_weights(self) -> dict[str, torch.Tensor]:
-        if self.average is not None:
-            return self.average.weights()
-        return unwrapped(self.model).state_dict()
 
     def _is_saved_or_evaluated(self, done: int) -> bool:
         """Whether weights are saved or evaluated after `done` iterations."""
@@ -307,17 +299,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(
-        cls,
-        cfg: CfgNode,
-        model: nn.Module,
-        evaluators: Sequence[DatasetEvaluator] | None = None,
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
         """Evaluate on all of ``DATASETS.TEST`` and print a table for each.
 
-        Args:
-            cfg: of the model.
-            model: detector to evaluate.
-            evaluators: one per dataset; None builds them.
+        `evaluators` has one entry per dataset; None builds them.
 
         Returns:
             The metrics by task, or by dataset and task if there are several datasets.

@@ -15,19 +15,14 @@ import torch
 from ..errors import CheckpointError, UnreadableWeightsError, WeightsError
 
 _LOGGER = logging.getLogger(__name__)
-
 _UNTRUSTED = (
     "Weights {path!r} contain more than numbers ({error}). Reading them would run code from the "
-    "file. Write MODEL.TRUST_WEIGHTS True if you trust its source."
+    "file. If you trust its source, write MODEL.TRUST_WEIGHTS True (dsrcnn weights: --trust)."
 )
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that at any time either the old or the complete new content is there.
-
-    Args:
-        path: file in an existing folder.
-        write: writes into the open file it is given.
 
     Raises:
         CheckpointError: if writing fails, such as on a full disk; the old file is untouched.
@@ -63,11 +58,7 @@ def remove_partial_files(folder: str | Path) -> None:
 
 
 def read_weights(path: str, *, trust: bool = False) -> Any:
-    """Read a ``.pth`` or ``.safetensors`` file to the CPU.
-
-    Args:
-        path: file to read.
-        trust: run code that the file may contain.
+    """Read a ``.pth`` or ``.safetensors`` file to the CPU; `trust` runs code that it contains.
 
     Raises:
         UnreadableWeightsError: if the file is damaged or no weight file.
@@ -101,11 +92,7 @@ def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
 
 
 def read_pickle(path: str, *, trust: bool = False) -> Any:
-    """Read a ``.pkl`` file of Detectron2's model zoo.
-
-    Args:
-        path: file to read.
-        trust: run code that the file may contain.
+    """Read a ``.pkl`` file of Detectron2's model zoo; `trust` runs code that it contains.
 
     Raises:
         UnreadableWeightsError: if the file is damaged.
@@ -125,10 +112,10 @@ def read_pickle(path: str, *, trust: bool = False) -> Any:
 def export_weights(
     source: str | Path, target: str | Path, *, average: bool = False, trust: bool = False
 ) -> int:
-    """Write the weights of a checkpoint without the optimizer and other state.
+    """Write the weights of a ``.pth``, ``.pkl`` or ``.safetensors`` file without other state.
 
     Args:
-        source: ``.pth``, ``.pkl`` or ``.safetensors``.
+        source: file to read.
         target: ``.safetensors`` or ``.pth``.
         average: take the averaged weights (``MODEL.EMA``).
         trust: run code that the source may contain.
@@ -190,7 +177,7 @@ _NUMPY = _numpy_globals()
 
 
 class _ForbiddenError(pickle.UnpicklingError):
-    """A pickle contains something other than numbers and containers."""
+    pass
 
 
 class _NumpyUnpickler(pickle.Unpickler):

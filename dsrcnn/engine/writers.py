@@ -23,10 +23,9 @@ def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
 
 
 class WandbWriter(EventWriter):
-    """Writer for Weights & Biases; a resumed training continues its run."""
+    """Writer for Weights & Biases; a resumed training continues the run of its output folder."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Start or continue the run of an output folder."""
         try:
             import wandb
         except ImportError as error:

@@ -66,15 +66,12 @@ def _from_records(records: list[dict], classes: list[str]) -> dict[str, list]:
 
 
 class CocoEvaluator(DatasetEvaluator):
-    """Average precision as COCO defines it, in total, by object size and by class."""
+    """Average precision as COCO defines it, in total, by object size and by class.
+
+    The detections go to ``coco_instances_results.json`` in `output_folder`, if there is one.
+    """
 
     def __init__(self, name: str, output_folder: str | Path | None = None) -> None:
-        """Read the ground truth.
-
-        Args:
-            name: registered dataset.
-            output_folder: where ``coco_instances_results.json`` goes; None writes nothing.
-        """
         self.name = name
         self.output_folder = Path(output_folder) if output_folder else None
         self._ground_truth = coco_ground_truth(name)
@@ -94,15 +91,9 @@ class CocoEvaluator(DatasetEvaluator):
             boxes = instances.pred_boxes.tensor.numpy().astype(np.float64)
             boxes[:, 2:] -= boxes[:, :2]
             scores, labels = instances.scores.tolist(), instances.pred_classes.tolist()
-            self._detections += [
-                {
-                    "image_id": record["image_id"],
-                    "category_id": self._category_ids[label],
-                    "bbox": box,
-                    "score": score,
-                }
-                for box, score, label in zip(boxes.tolist(), scores, labels, strict=True)
-            ]
+            for box, score, label in zip(boxes.tolist(), scores, labels, strict=True):
+                entry = {"image_id": record["image_id"], "category_id": self._category_ids[label]}
+                self._detections.append({**entry, "bbox": box, "score": score})
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Gather the detections of all processes and compute the metrics on the main process.
@@ -130,9 +121,8 @@ class CocoEvaluator(DatasetEvaluator):
             ground_truth = coco_class()
             ground_truth.dataset = self._ground_truth
             ground_truth.createIndex()
-            evaluation = evaluation_class(
-                ground_truth, ground_truth.loadRes(detections), iouType="bbox"
-            )
+            results = ground_truth.loadRes(detections)
+            evaluation = evaluation_class(ground_truth, results, iouType="bbox")
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

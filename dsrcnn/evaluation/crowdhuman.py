@@ -24,31 +24,22 @@ _JACCARD_SCORES = np.arange(10) / 10
 class CrowdImage(NamedTuple):
     """Persons and detections of an image.
 
-    Attributes:
-        width: in pixels.
-        height: in pixels.
-        persons: (M, 4) xyxy in pixels, regions to ignore included.
-        ignored: (M,) bool, True for regions to ignore.
-        detections: (K, 4) xyxy in pixels.
-        scores: (K,).
+    Width and height are in pixels, and so are boxes.
     """
 
     width: int
     height: int
-    persons: np.ndarray
-    ignored: np.ndarray
-    detections: np.ndarray
-    scores: np.ndarray
+    persons: np.ndarray  # (M, 4) xyxy, regions to ignore included
+    ignored: np.ndarray  # (M,) bool, True for regions to ignore
+    detections: np.ndarray  # (K, 4) xyxy
+    scores: np.ndarray  # (K,)
 
 
 def crowdhuman_metrics(images: Sequence[CrowdImage]) -> dict[str, float]:
-    """Compute all metrics over a dataset, in percent; smaller is better for ``mMR``.
-
-    Args:
-        images: all of them, those without detections too.
+    """Compute all metrics over all images of a dataset; smaller is better for ``mMR``.
 
     Returns:
-        ``AP``, ``mMR``, ``Recall`` and ``JI``; NaN where there is no person.
+        ``AP``, ``mMR``, ``Recall`` and ``JI`` in percent; NaN where there is no person.
     """
     images = [_clip_and_sort(image) for image in images]
     persons = sum(int((~image.ignored).sum()) for image in images)
@@ -83,10 +74,8 @@ def match_image(image: CrowdImage) -> tuple[np.ndarray, np.ndarray]:
     """Match detections with persons by descending score, as the Caltech evaluation does.
 
     A detection is matched with the free person of the largest IoU, if above 0.5. Unmatched
-    detections do not count if more than half of their area lies in a region to ignore.
-
-    Args:
-        image: detections sorted by score, regions to ignore after persons.
+    detections do not count if more than half of their area lies in a region to ignore. Detections
+    must be sorted by score, and regions to ignore come after persons.
 
     Returns:
         Two (K,) bool arrays: detections that count, and detections that are correct.
@@ -155,18 +144,15 @@ def _clip_and_sort(image: CrowdImage) -> CrowdImage:
 
 
 class CrowdHumanEvaluator(DatasetEvaluator):
-    """AP, mMR, recall and JI over the detections of all processes, every image once."""
+    """AP, mMR, recall and JI over the detections of all processes, every image once.
+
+    The detections go to ``detections.json`` in `output_folder`, if there is one.
+
+    Raises:
+        DataError: if the ``json_file`` of the dataset is missing or broken.
+    """
 
     def __init__(self, name: str, output_folder: str | Path | None = None) -> None:
-        """Read the ground truth.
-
-        Args:
-            name: dataset with ``json_file``.
-            output_folder: where ``detections.json`` goes; None writes nothing.
-
-        Raises:
-            DataError: if the json is missing or broken.
-        """
         self.name = name
         self.output_folder = Path(output_folder) if output_folder else None
         content = read_coco_json(MetadataCatalog.get(name).json_file)
@@ -209,9 +195,7 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         image, annotations = self._images[number], self._annotations[number]
         persons = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
         persons[:, 2:] += persons[:, :2]
-        return CrowdImage(
-            *(image["width"], image["height"], persons),
-            np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
-            np.array(boxes, dtype=float).reshape(-1, 4),
-            np.array(scores, dtype=float),
-        )
+        ignored = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
+        detections = np.array(boxes, dtype=float).reshape(-1, 4)
+        sizes = (image["width"], image["height"])
+        return CrowdImage(*sizes, persons, ignored, detections, np.array(scores, dtype=float))

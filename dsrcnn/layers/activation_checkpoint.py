@@ -36,20 +36,16 @@ def checkpoint_blocks(backbone: nn.Module) -> None:
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the members of the innermost stages, never a part of another block."""
     for child in module.children():
-        if isinstance(child, nn.Sequential) and not any(
-            isinstance(m, nn.Sequential) for m in child
-        ):
-            yield from child
+        is_stage = isinstance(child, nn.Sequential)
+        if is_stage and not any(isinstance(m, nn.Sequential) for m in child.children()):
+            yield from child.children()
         else:
             yield from _blocks(child)
 
 
 def _run(block: nn.Module, forward: Callable[..., Any], x: torch.Tensor) -> Any:
-    if block.training and torch.is_grad_enabled() and _has_gradient(block, x):
+    # Frozen first blocks keep no activations.
+    has_gradient = x.requires_grad or any(p.requires_grad for p in block.parameters())
+    if block.training and torch.is_grad_enabled() and has_gradient:
         return checkpointed(block, forward, x)
     return forward(x)
-
-
-def _has_gradient(block: nn.Module, x: torch.Tensor) -> bool:
-    """Whether activations are kept at all: frozen first blocks keep none."""
-    return x.requires_grad or any(p.requires_grad for p in block.parameters())

@@ -10,14 +10,9 @@ class AdaptiveMixing(nn.Module):
     def __init__(
         self, channels: int, groups: int, in_points: int, out_points: int, activation: nn.Module
     ) -> None:
-        """Build the layers.
+        """Build the layers for features of `channels` (``D``) in `groups` (``G``).
 
-        Args:
-            channels: ``D``, a multiple of `groups`.
-            groups: ``G`` groups of channels.
-            in_points: sampling points per group.
-            out_points: points per group after mixing.
-            activation: after each of the two steps.
+        Each group has `in_points`, and `out_points` after mixing.
         """
         super().__init__()
         self.groups, self.in_points, self.out_points = groups, in_points, out_points

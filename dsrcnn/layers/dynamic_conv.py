@@ -34,9 +34,8 @@ class DynamicConv(nn.Module):
         # whose size is fixed, not the kernels, which grow with the number of RoIs.
         layer = self.dynamic_layer
         weights, biases = (p.unflatten(0, (2, -1)).unbind() for p in (layer.weight, layer.bias))
-        first, second = (
-            F.linear(proposal_features, w, b) for w, b in zip(weights, biases, strict=True)
-        )
+        kernels = zip(weights, biases, strict=True)
+        first, second = (F.linear(proposal_features, w, b) for w, b in kernels)
         kernel1 = first.unflatten(-1, (self.channels, self.dynamic_channels))
         kernel2 = second.unflatten(-1, (self.dynamic_channels, self.channels))
         x = F.relu(self.norm1(torch.bmm(roi_features, kernel1)))

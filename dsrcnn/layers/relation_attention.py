@@ -10,12 +10,8 @@ _SCALES = (1000.0, 1000.0, 1.0, 1.0)  # divisors of x, y, z and r
 def encode_positions(xyzr: Tensor, channels: int) -> Tensor:
     """Encode positions by sines and cosines, a quarter of the channels per coordinate.
 
-    Args:
-        xyzr: (..., 4), see `dsrcnn.structures.boxes_to_xyzr`.
-        channels: a multiple of 8.
-
-    Returns:
-        (..., channels) without gradient.
+    From (..., 4), see `dsrcnn.structures.boxes_to_xyzr`, to (..., channels) without gradient;
+    `channels` is a multiple of 8.
     """
     count = channels // 4
     index = torch.arange(count, device=xyzr.device)

@@ -69,12 +69,8 @@ def _axis_weights(
 ) -> tuple[Tensor, Tensor]:
     """Index (int32) and weight of the two neighbors of each point along one axis: (N, K, 2 S).
 
-    Args:
-        start: (N,) first coordinate of each RoI, from the center of the first feature cell.
-        extent: (N,) size in feature cells.
-        limit: (N,) number of feature cells.
-        cells: ``K``.
-        samples: ``S``.
+    RoIs begin at `start` (N,), from the center of the first feature cell, and have the size
+    `extent` (N,) in cells; `limit` (N,) is the number of cells of the level.
     """
     count = cells * samples
     # Midpoints i + 0.5 first, as RoIAlign computes them, to keep the same rounding.
@@ -96,10 +92,7 @@ def _axis_weights(
 def _sampling_weights(
     table: FeatureTable, boxes: Tensor, cells: int, samples: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
-    """Rows of the table (int32) that each RoI cell averages, and weights: (B * R * K * K, 4 S * S).
-
-    Arguments are those of `pool_rois`.
-    """
+    """Table rows (int32) that each RoI cell averages, and weights: (B * R * K * K, 4 S * S)."""
     boxes = boxes.nan_to_num(0.0, 0.0, 0.0).flatten(0, 1)
     level = assign_levels(boxes, len(table.levels), finest=table.finest)
     height, width, stride, first_row = table.levels[level].unbind(1)

@@ -14,9 +14,7 @@ from .backbone.timm_backbone import freeze_norms_of_timm
 def freeze_modules(model: nn.Module, names: Sequence[str]) -> None:
     """Freeze modules in place: no gradients, and batch norms always use stored statistics.
 
-    Args:
-        model: the model.
-        names: of its modules, such as ``backbone`` or ``head.head_series.0``.
+    Names are those of `model`'s modules, such as ``backbone`` or ``head.head_series.0``.
 
     Raises:
         ConfigError: if there is no such module, or nothing is left to train.

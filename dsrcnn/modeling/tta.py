@@ -26,19 +26,11 @@ _MIN_MEMBER_SCORE = 0.05
 def vote_boxes(
     boxes: Tensor, scores: Tensor, *, iou: float = _SAME_OBJECT_IOU
 ) -> tuple[Tensor, Tensor]:
-    """Merge the boxes of one class by soft voting.
+    """Merge the boxes (N, 4) xyxy of one class, with scores (N,), by soft voting.
 
-    From the best box down, a box and all that overlap it form a group. A group of one is kept.
-    Otherwise the score-weighted mean gets the best score, and the other members stay with scores
-    times ``1 - IoU``, unless those become too small.
-
-    Args:
-        boxes: (N, 4) xyxy.
-        scores: (N,).
-        iou: overlap from which boxes belong together.
-
-    Returns:
-        Boxes and scores of the merged detections, not sorted.
+    From the best box down, a box and all that overlap it by `iou` form a group. A group of one is
+    kept. Otherwise the score-weighted mean gets the best score, and the other members stay with
+    scores times ``1 - IoU``, unless those become too small. The result is not sorted.
     """
     order = scores.argsort(descending=True)
     boxes, scores = boxes[order], scores[order]
@@ -80,26 +72,18 @@ class TestTimeAugmentation(nn.Module):
         voting: bool,
         nms_threshold: float,
     ) -> None:
-        """Wrap `model`.
+        """Wrap a model that returns detections in pixels of the given ``height`` and ``width``.
 
-        Args:
-            model: returns detections in pixels of the given ``height`` and ``width``.
-            views: makes the augmented copies of a record, size by size.
-            views_per_size: 2 with flips, else 1.
-            scale_ranges: for each size, smallest and largest square root of the area of boxes to
-                keep, in pixels of the augmented image; None keeps all.
-            limit: detections per image.
-            voting: merge by `vote_boxes`; False by class-wise NMS.
-            nms_threshold: IoU of the NMS.
+        `views` makes the augmented copies of a record, `views_per_size` of each size. Boxes are
+        kept if the square root of their area, in pixels of the augmented image, is within the range
+        for its size; None for `scale_ranges` keeps all. With `voting` they are merged by
+        `vote_boxes`, otherwise by class-wise NMS; at most `limit` remain per image.
         """
         super().__init__()
         self.model = model
-        self.views = views
-        self.views_per_size = views_per_size
-        self.scale_ranges = scale_ranges
-        self.limit = limit
-        self.voting = voting
-        self.nms_threshold = nms_threshold
+        self.views, self.views_per_size = views, views_per_size
+        self.scale_ranges, self.limit = scale_ranges, limit
+        self.voting, self.nms_threshold = voting, nms_threshold
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict:

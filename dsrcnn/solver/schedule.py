@@ -1,4 +1,4 @@
-"""Length of a training and its learning rate schedule."""
+"""Length of a training run and its learning rate schedule."""
 
 import itertools
 import logging
@@ -15,13 +15,10 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def use_epochs(cfg: CfgNode, images: int) -> None:
-    """Convert ``SOLVER.EPOCHS`` into iterations, in place, and reset it.
+    """Convert ``SOLVER.EPOCHS`` into iterations over a number of training images, in place.
 
-    Without ``EPOCHS.STEPS``, ``SOLVER.STEPS`` keep their relative position in the schedule.
-
-    Args:
-        cfg: with the final ``SOLVER.IMS_PER_BATCH``.
-        images: in the training data.
+    Reads the final ``SOLVER.IMS_PER_BATCH`` and resets ``EPOCHS``. Without ``EPOCHS.STEPS``,
+    ``SOLVER.STEPS`` keep their relative position in the schedule.
 
     Raises:
         ConfigError: if there are fewer images than in a batch.

@@ -25,13 +25,13 @@ class Proposals(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Per-stage predictions of the cascade.
+    """Predictions of all stages of a cascade, or of parallel decoders.
 
     Attributes:
         logits: (Q, B, P, C) raw class scores; C + 1 entries with softmax classification.
         boxes: (Q, B, P, 4) xyxy in pixels.
         stage: (Q,) int64, 0-based stage of each prediction set.
-        mask: (B, P) bool, False for padded proposals; None without padding.
+        mask: (B, P) bool, False for padded proposals, which only ASAG has; None without padding.
     """
 
     logits: Tensor

@@ -1,1 +1,1 @@
-"""Drawing without a model: boxes on images, and curves of a training."""
+"""Drawing without a model: boxes on images, and curves of a training run."""

@@ -54,15 +54,11 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 
 
 def draw_curves(metrics: str | Path, output: str | Path) -> None:
-    """Draw the total loss, the losses of the last stage, the learning rate and AP as a PNG.
+    """Draw loss, losses of the last stage, learning rate and AP of ``metrics.json`` as a PNG.
 
     Further panels show what a method logs: positives by stage (DLA), the mixture (DPG), threshold
     and transition point with the statistics they follow (Dynamic R-CNN). With SQR the loss of the
     plain cascade is beside the sum.
-
-    Args:
-        metrics: ``metrics.json`` of a run.
-        output: file to write.
     """
     entries = read_metrics(metrics)
     known = {key for entry in entries for key in entry}

@@ -32,14 +32,9 @@ def draw_boxes(
     names: Sequence[str],
     scores: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """Draw boxes with class names and scores on a copy of the image.
+    """Draw boxes (N, 4) with class names on a copy of the image.
 
-    Args:
-        image: the image.
-        boxes: (N, 4).
-        labels: N class ids.
-        names: class names.
-        scores: N scores in 0..1, or None for ground truth.
+    `labels` are N indices of `names`; scores are N numbers in 0..1, or None for ground truth.
     """
     canvas, scale = _enlarge(image, 320)
     texts = [names[i] for i in labels]
@@ -63,14 +58,9 @@ def draw_comparison(
     classes: list[str],
     threshold: float,
 ) -> np.ndarray:
-    """Draw ground truth on the left, predictions on the right.
+    """Draw ground truth on the left, predictions with a score of at least `threshold` on the right.
 
-    Args:
-        image: the image.
-        record: of the image in Detectron2's format, with ``annotations``.
-        detections: in pixels of the image, on the CPU.
-        classes: names.
-        threshold: smallest score that is drawn.
+    The ground truth is that of `record` in Detectron2's format, detections are on the CPU.
     """
     image = np.ascontiguousarray(image)
     labels = [a["category_id"] for a in record["annotations"]]
@@ -152,10 +142,8 @@ def hstack(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
 def vstack(sheets: Sequence[np.ndarray]) -> np.ndarray:
     """Stack images of any widths, left aligned, on white."""
     width = max(s.shape[1] for s in sheets)
-    padded = [
-        np.pad(s, ((0, _MARGIN), (0, width - s.shape[1]), (0, 0)), constant_values=255)
-        for s in sheets
-    ]
+    margins = [((0, _MARGIN), (0, width - s.shape[1]), (0, 0)) for s in sheets]
+    padded = [np.pad(s, m, constant_values=255) for s, m in zip(sheets, margins, strict=True)]
     return np.concatenate(padded)
 
 

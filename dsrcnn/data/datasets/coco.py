@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
@@ -22,13 +23,8 @@ _REQUIRED_KEYS = {  # of each entry of the lists of a COCO detection file
 def register_coco_json(name: str, json_file: str, image_root: str, classes: list[str]) -> None:
     """Register a COCO json under `name`; the file is read on first use.
 
-    Registering a name again replaces the dataset, so that a notebook cell can run twice.
-
-    Args:
-        name: dataset name.
-        json_file: annotation file.
-        image_root: folder that ``file_name`` entries are relative to.
-        classes: class names in ascending order of category ids.
+    Registering a name again replaces the dataset, so that a notebook cell can run twice. Entries
+    ``file_name`` are relative to `image_root`; `classes` are in ascending order of category ids.
 
     Raises:
         DataError: if another program registered `name`.
@@ -107,15 +103,7 @@ def _categories(json_file: str, modified: float) -> tuple[tuple[int, str], ...]:
 
 
 def load_checked_coco_json(json_file: str, image_root: str, name: str) -> list[dict]:
-    """Load a COCO json without its unusable boxes, see `check_records`.
-
-    Args:
-        json_file: annotation file.
-        image_root: folder of the images.
-        name: registered dataset name.
-
-    Returns:
-        Records in Detectron2's format.
+    """Load the records of a COCO json, in Detectron2's format, without unusable boxes.
 
     Raises:
         DataError: if the file is broken, has no images or boxes, or names images that do not exist.
@@ -145,12 +133,11 @@ def read_coco_records(json_file: str, image_root: str, on_error: OnError) -> lis
         for number in _duplicate_ids(content[part]):
             on_error("duplicate id", f"{json_file}: several {part} have the id {number}.")
     labels = {number: label for label, number in enumerate(read_categories(json_file))}
-    records = {}
+    records: dict[Any, dict[str, Any]] = {}
     for image in content["images"]:
-        file_name = str(Path(image_root) / image["file_name"])
-        size = {"height": image["height"], "width": image["width"]}
-        record = {"file_name": file_name, **size, "image_id": image["id"], "annotations": []}
-        records[image["id"]] = record
+        record = {"height": image["height"], "width": image["width"], "image_id": image["id"]}
+        path = str(Path(image_root) / image["file_name"])
+        records[image["id"]] = {"file_name": path, **record, "annotations": []}
     for entry in content["annotations"]:
         where = f"{json_file}: annotation {entry['id']}"
         image_id, category = entry["image_id"], entry["category_id"]

@@ -27,12 +27,9 @@ def register_crowdhuman() -> None:
         json_file = str(root / f"annotations/{split}.json")
         image_root = str(root / f"CrowdHuman_{split}")
         DatasetCatalog.register(name, partial(load_checked_coco_json, json_file, image_root, name))
-        MetadataCatalog.get(name).set(
-            json_file=json_file,
-            image_root=image_root,
-            evaluator_type="crowdhuman",
-            thing_classes=["person"],
-        )
+        paths = {"json_file": json_file, "image_root": image_root}
+        metadata = {"evaluator_type": "crowdhuman", "thing_classes": ["person"]}
+        MetadataCatalog.get(name).set(**paths, **metadata)
 
 
 def convert_crowdhuman(
@@ -99,10 +96,5 @@ def _convert_persons(persons: Iterable[Any], box: str, where: str) -> Iterator[d
         if box not in person or len(person[box]) != 4:
             raise DataError(f"{where}: a person lacks {box} with four numbers.")
         x, y, w, h = (float(v) for v in person[box])
-        yield {
-            "bbox": [x, y, w, h],
-            "area": w * h,
-            "iscrowd": int(ignored),
-            "category_id": 1,
-            "bbox_vis": person.get("vbox"),
-        }
+        entry = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": int(ignored)}
+        yield {**entry, "category_id": 1, "bbox_vis": person.get("vbox")}

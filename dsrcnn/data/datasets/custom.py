@@ -196,10 +196,10 @@ def check_registered(name: str) -> None:
     """Raise a `DataError` with similar names if dataset `name` is not registered."""
     if name not in DatasetCatalog.list():
         close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.5)
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise DataError(
-            f"Dataset {name!r} is not registered."
-            + (f" Did you mean {', '.join(close)}?" if close else "")
-            + " For your own dataset DATASETS.CUSTOM (see datasets/README.md)."
+            f"Dataset {name!r} is not registered.{hint} For your own dataset DATASETS.CUSTOM (see "
+            "datasets/README.md)."
         )
 
 
@@ -211,8 +211,7 @@ def class_names(name: str) -> list[str] | None:
     if name not in DatasetCatalog.list():
         return None
     metadata = MetadataCatalog.get(name)
-    names = metadata.get("thing_classes")
-    json_file = metadata.get("json_file")
+    names, json_file = metadata.get("thing_classes"), metadata.get("json_file")
     if names is None and json_file and Path(json_file).is_file():
         names = list(read_categories(json_file).values())
     return None if names is None else list(names)

@@ -74,27 +74,16 @@ class _ShapesHandler(PathHandler):
 
 def shapes_records(split: str) -> list[dict]:
     """Return the records of a split in Detectron2's format; images are drawn when opened."""
-    records = []
+    records: list[dict[str, Any]] = []
     for index in range(SPLITS[split]):
         scene = _make_scene(split, index)
-        annotations = [
-            {
-                "bbox": [float(v) for v in shape.box],
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": shape.label,
-                "iscrowd": 0,
-            }
-            for shape in scene.shapes
-        ]
-        records.append(
-            {
-                "file_name": f"{_SCHEME}{split}/{index}.bmp",
-                "image_id": index,
-                "height": scene.height,
-                "width": scene.width,
-                "annotations": annotations,
-            }
-        )
+        annotations = []
+        for shape in scene.shapes:
+            box = {"bbox": [float(v) for v in shape.box], "bbox_mode": BoxMode.XYXY_ABS}
+            annotations.append({**box, "category_id": shape.label, "iscrowd": 0})
+        record = {"file_name": f"{_SCHEME}{split}/{index}.bmp", "image_id": index}
+        record |= {"height": scene.height, "width": scene.width, "annotations": annotations}
+        records.append(record)
     return records
 
 

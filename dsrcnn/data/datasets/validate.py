@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -59,15 +59,13 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path} is no text in UTF-8 ({error}); save it again.") from error
 
 
-def image_file_size(path: Path) -> tuple[int, int]:
-    """Read width and height of an image file after rotation by its EXIF orientation."""
-    with Image.open(path) as image:
-        return _rotated_size(image)
-
-
-def _rotated_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    is_transposed = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+def image_file_size(file: Path | IO[bytes], *, decode: bool = False) -> tuple[int, int]:
+    """Read width and height of an image after rotation by its EXIF orientation."""
+    with Image.open(file) as image:
+        if decode:
+            image.load()
+        width, height = image.size
+        is_transposed = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
     return (height, width) if is_transposed else (width, height)
 
 
@@ -80,10 +78,7 @@ def make_annotation(box: Sequence[float], label: int, *, is_crowd: bool = False)
 def box_fault(annotation: dict, height: int | None = None, width: int | None = None) -> str | None:
     """Explain why the box of an annotation is unusable; None if it is usable.
 
-    Args:
-        annotation: Detectron2's format, with ``bbox`` and ``bbox_mode``.
-        height: image height in pixels, if known.
-        width: image width in pixels, if known.
+    Height and width of the image are in pixels, None if unknown.
     """
     box = annotation["bbox"]
     if len(box) != 4:
@@ -91,7 +86,7 @@ def box_fault(annotation: dict, height: int | None = None, width: int | None = N
     values = [v.item() if hasattr(v, "item") else v for v in box]  # numpy scalars
     if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
         return "not finite"
-    x1, y1, x2, y2 = _to_xyxy(annotation)
+    x1, y1, x2, y2 = to_xyxy(annotation)
     if x2 <= x1 or y2 <= y1:
         return "no area"
     if x2 <= 0 or y2 <= 0 or (width and x1 >= width) or (height and y1 >= height):
@@ -99,7 +94,8 @@ def box_fault(annotation: dict, height: int | None = None, width: int | None = N
     return None
 
 
-def _to_xyxy(annotation: dict) -> list[float]:
+def to_xyxy(annotation: dict) -> list[float]:
+    """Return the box of an annotation as xyxy floats in pixels."""
     box = [float(v) for v in annotation["bbox"]]
     return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
@@ -109,11 +105,7 @@ def check_records(records: list[dict], source: str, image_root: str) -> None:
 
     Boxes that are not finite, have no area or lie outside their image are removed, with one
     warning that counts and names them. Boxes over the border are clipped when an image is loaded.
-
-    Args:
-        records: Detectron2's format.
-        source: file or folder of the annotations, for messages.
-        image_root: folder of the images, for messages.
+    The messages name `source`, the file or folder of the annotations, and the folder `image_root`.
 
     Raises:
         DataError: if there are no images, no usable boxes, or images that do not exist.
@@ -129,10 +121,8 @@ def check_records(records: list[dict], source: str, image_root: str) -> None:
         )
     _remove_unusable_boxes(records, source)
     if not any(record["annotations"] for record in records):
-        raise DataError(
-            f"{source} has {len(records)} images but no box that can be used; check the "
-            "annotations."
-        )
+        fault = f"{source} has {len(records)} images but no box that can be used"
+        raise DataError(f"{fault}; check the annotations.")
 
 
 def _remove_unusable_boxes(records: list[dict], source: str) -> None:
@@ -167,9 +157,6 @@ class SplitReport:
     """Statistics and issues of a split.
 
     Attributes:
-        name: name of the split.
-        classes: class names.
-        images: number of images.
         issues: a description of each case, by entries of `FAULTS` and `NOTES`.
         boxes: number of usable boxes by label.
         sizes: number of usable boxes by the bin of their square root of area among `SIZES`.
@@ -178,7 +165,7 @@ class SplitReport:
 
     name: str
     classes: Sequence[str]
-    images: int = 0
+    images: int = 0  # number of images
     issues: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     boxes: Counter[int] = field(default_factory=Counter)
     sizes: Counter[int] = field(default_factory=Counter)
@@ -204,7 +191,7 @@ def inspect_records(
     Images are decoded completely, since a truncated file has a valid header.
 
     Args:
-        name: name of the split.
+        name: of the split.
         classes: class names.
         records: Detectron2's format, unchecked.
         errors: faults and messages from reading the records.
@@ -246,19 +233,13 @@ def _decode(path: str) -> tuple[str | None, tuple[int, int] | None, str | None]:
         return None, None, "image missing"
     digest = hashlib.sha1(content, usedforsecurity=False).hexdigest()
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            return digest, _rotated_size(image), None
+        return digest, image_file_size(io.BytesIO(content), decode=True), None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return digest, None, "image broken"
 
 
 def _inspect_box(
-    report: SplitReport,
-    file_name: str,
-    annotation: dict[str, Any],
-    size: tuple[int, int],
-    scale: float,
+    report: SplitReport, file_name: str, annotation: dict, size: tuple[int, int], scale: float
 ) -> None:
     width, height = size
     text = f"{file_name}: {annotation['bbox']}"
@@ -268,7 +249,7 @@ def _inspect_box(
     if annotation.get("iscrowd", 0):
         report.issues["crowd"].append(text)
         return
-    x1, y1, x2, y2 = _to_xyxy(annotation)
+    x1, y1, x2, y2 = to_xyxy(annotation)
     if min(x1, y1) < -0.5 or x2 > width + 0.5 or y2 > height + 0.5:  # less is rounding
         report.issues["box over the border"].append(text)
     w, h = (x2 - x1) * scale, (y2 - y1) * scale

@@ -57,8 +57,11 @@ def read_voc(folder: Path, split: str, classes: list[str], on_error: OnError) ->
             else:
                 known = f"known are {', '.join(classes)}"
                 on_error("unknown class", f"{path} has the class {name!r}, {known}; correct it.")
-        file_name = str(_image_file(folder, image, root.findtext("filename")))
-        record = {"file_name": file_name, **size, "image_id": number}
+        file_name = root.findtext("filename")
+        file = folder / "JPEGImages" / (file_name or "")
+        if not (file_name and file.is_file()):
+            file = folder / "JPEGImages" / f"{image}.jpg"
+        record = {"file_name": str(file), **size, "image_id": number}
         records.append({**record, "annotations": annotations})
     return records
 
@@ -71,12 +74,6 @@ def _parse_box(path: Path, node: ElementTree.Element) -> list[float]:
 
 def _message(path: Path, error: Exception) -> str:
     return str(error) if isinstance(error, DataError) else f"{path}: {error}; correct it."
-
-
-def _image_file(folder: Path, image: str, file_name: str | None) -> Path:
-    """Return the file that the annotation names, or the JPEG with the annotation's name."""
-    path = folder / "JPEGImages" / (file_name or "")
-    return path if file_name and path.is_file() else folder / "JPEGImages" / f"{image}.jpg"
 
 
 def _image_names(folder: Path, split: str) -> list[str]:

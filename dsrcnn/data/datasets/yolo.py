@@ -121,9 +121,8 @@ def _image_files(folder: Path, split: str, on_error: OnError) -> list[Path]:
 
 def _resolve(folder: Path, root: str, name: str) -> Path:
     """Look a path up relative to ``path``, often that of another machine, and to the yaml file."""
-    candidates = [folder / root / name, folder / name]
     # Some exports write "../train/images" for a folder beside the yaml file.
-    candidates.append(folder / name.removeprefix("../"))
+    candidates = [folder / root / name, folder / name, folder / name.removeprefix("../")]
     for path in candidates:
         if path.exists():
             return path

@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from ...errors import ConfigError, DataError
+from ..datasets.validate import to_xyxy
 
 _KEY = "INPUT.AUG.ALBUMENTATIONS"
 
@@ -18,49 +19,34 @@ class AlbumentationsAdapter:
     """Applies Albumentations transforms to an image and its annotations.
 
     Their random numbers follow from numpy's state, like those of all other augmentations.
+
+    Args:
+        transforms: names with arguments, such as ``{"name": "CLAHE", "p": 0.3}``; a transform
+            that contains others, such as ``OneOf``, lists them under ``transforms``.
+        image_format: channel order of the images; Albumentations gets RGB.
+        min_visible: least fraction of a box inside the image; boxes below it are dropped.
+
+    Raises:
+        ConfigError: if the package is missing, or has no such transform or argument.
     """
 
     def __init__(
-        self,
-        transforms: Sequence[dict[str, Any]],
-        *,
-        image_format: str = "RGB",
-        min_visible: float = 0.0,
+        self, transforms: Sequence[dict], *, image_format: str = "RGB", min_visible: float = 0.0
     ) -> None:
-        """Build the transforms.
-
-        Args:
-            transforms: names with arguments, such as ``{"name": "CLAHE", "p": 0.3}``; a transform
-                that contains others, such as ``OneOf``, lists them under ``transforms``.
-            image_format: channel order of the images; Albumentations gets RGB.
-            min_visible: least fraction of a box inside the image; boxes below it are dropped.
-
-        Raises:
-            ConfigError: if the package is missing, or has no such transform or argument.
-        """
         library = _import_albumentations()
         self.is_bgr = image_format == "BGR"
-        boxes = library.BboxParams(
-            "pascal_voc",
-            label_fields=["indices"],
-            clip=True,
-            min_visibility=min_visible,
-            filter_invalid_bboxes=True,  # those outside the image
-        )
+        options: dict[str, Any] = {"label_fields": ["indices"], "min_visibility": min_visible}
+        options |= {"clip": True, "filter_invalid_bboxes": True}  # invalid: outside the image
+        boxes = library.BboxParams("pascal_voc", **options)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*no transform to process it", UserWarning)
-            self.transforms = library.Compose(
-                [_build(library, entry) for entry in transforms], bbox_params=boxes
-            )
+            built = [_build(library, entry) for entry in transforms]
+            self.transforms = library.Compose(built, bbox_params=boxes)
 
     def __call__(
         self, image: np.ndarray, annotations: Sequence[dict[str, Any]]
     ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Transform an image and its boxes.
-
-        Args:
-            image: (H, W, 3) uint8.
-            annotations: Detectron2's format, with usable boxes.
+        """Transform an image (H, W, 3) uint8 and its annotations, whose boxes must be usable.
 
         Returns:
             The transformed image and the remaining annotations with transformed boxes.
@@ -69,7 +55,7 @@ class AlbumentationsAdapter:
             DataError: if a transform fails, or does not return a (H, W, 3) uint8 image.
         """
         height, width = image.shape[:2]
-        boxes = np.array([_to_xyxy(a) for a in annotations], dtype=float).reshape(-1, 4)
+        boxes = np.array([to_xyxy(a) for a in annotations], dtype=float).reshape(-1, 4)
         self.transforms.set_random_seed(int(np.random.randint(2**31)))
         try:
             result = self.transforms(
@@ -78,9 +64,8 @@ class AlbumentationsAdapter:
                 indices=np.arange(len(boxes)),
             )
         except Exception as error:  # the errors of its transforms have no common class
-            raise DataError(
-                f"{_KEY} fails on an image of {width}x{height} pixels: {error}"
-            ) from error
+            fault = f"fails on an image of {width}x{height} pixels: {error}"
+            raise DataError(f"{_KEY} {fault}") from error
         image = result["image"]
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
             shape = tuple(getattr(image, "shape", ()))
@@ -97,11 +82,6 @@ class AlbumentationsAdapter:
 
     def _flip_channels(self, image: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(image[..., ::-1]) if self.is_bgr else image
-
-
-def _to_xyxy(annotation: dict[str, Any]) -> list[float]:
-    box = [float(v) for v in annotation["bbox"]]
-    return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
 def _import_albumentations() -> Any:

@@ -17,12 +17,9 @@ def build_albumentations(cfg: CfgNode) -> AlbumentationsAdapter | None:
     Raises:
         ConfigError: if a transform cannot be built.
     """
-    node = cfg.INPUT
-    if not node.AUG.ALBUMENTATIONS:
-        return None
-    return AlbumentationsAdapter(
-        node.AUG.ALBUMENTATIONS, image_format=node.FORMAT, min_visible=node.AUG.MIN_VISIBLE
-    )
+    image_format, aug = cfg.INPUT.FORMAT, cfg.INPUT.AUG
+    options = {"image_format": image_format, "min_visible": aug.MIN_VISIBLE}
+    return AlbumentationsAdapter(aug.ALBUMENTATIONS, **options) if aug.ALBUMENTATIONS else None
 
 
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
@@ -42,15 +39,9 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
         perspective=aug.WARP.PERSPECTIVE,
         fill=cfg.MODEL.PIXEL_MEAN,  # 0 after normalization
     )
-    for augmentation, probability in (
-        (RandomHSV(node.FORMAT), aug.HSV.PROB),
-        (RandomBlur(), aug.BLUR.PROB),
-        (RandomNoise(), aug.NOISE.PROB),
-        (warp, aug.WARP.PROB),
-    ):
-        if probability:
-            augmentations.append(T.RandomApply(augmentation, probability))
-    return augmentations
+    optional = [(RandomHSV(node.FORMAT), aug.HSV.PROB), (RandomBlur(), aug.BLUR.PROB)]
+    optional += [(RandomNoise(), aug.NOISE.PROB), (warp, aug.WARP.PROB)]
+    return augmentations + [T.RandomApply(a, prob) for a, prob in optional if prob]
 
 
 def build_cropping(cfg: CfgNode) -> list[T.Augmentation]:

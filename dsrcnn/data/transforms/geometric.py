@@ -1,6 +1,7 @@
 """Random warps (rotation, scale, shift, shear, perspective) and resizing with OpenCV."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -44,39 +45,29 @@ class WarpTransform(T.Transform):
         # The origin of OpenCV is the center of the first pixel, that of boxes its corner.
         half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
         matrix = np.linalg.inv(half) @ self.matrix @ half
-        height, width = self.size
-        return cv2.warpPerspective(
-            np.ascontiguousarray(image), matrix, (width, height), flags=interpolation,
-            borderValue=fill,
-        )  # fmt: skip
+        image, size = np.ascontiguousarray(image), self.size[::-1]
+        return cv2.warpPerspective(image, matrix, size, flags=interpolation, borderValue=fill)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RandomWarp(T.Augmentation):
-    """Random warp around the image center; the image keeps its size."""
+    """Random warp around the image center; the image keeps its size.
 
-    def __init__(
-        self,
-        *,
-        degrees: float,
-        scale: tuple[float, float],
-        translate: float,
-        shear: float,
-        perspective: float,
-        fill: Sequence[float],
-    ) -> None:
-        """Set the ranges of the warp.
+    Attributes:
+        degrees: largest rotation, in either direction.
+        scale: smallest and largest factor.
+        translate: largest shift, as a fraction of the image's sides.
+        shear: largest shear angle of either axis, in degrees.
+        perspective: largest relative change of the distance to the image's edges; below 0.5.
+        fill: color outside the image.
+    """
 
-        Args:
-            degrees: largest rotation, in either direction.
-            scale: smallest and largest factor.
-            translate: largest shift, as a fraction of the image's sides.
-            shear: largest shear angle of either axis, in degrees.
-            perspective: largest relative change of the distance to the image's edges; below 0.5.
-            fill: color outside the image.
-        """
-        super().__init__()
-        self.degrees, self.scale, self.translate = degrees, scale, translate
-        self.shear, self.perspective, self.fill = shear, perspective, fill
+    degrees: float
+    scale: tuple[float, float]
+    translate: float
+    shear: float
+    perspective: float
+    fill: Sequence[float]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw the warp."""
@@ -99,13 +90,11 @@ def _translation(shift: np.ndarray) -> np.ndarray:
     return np.array([[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1]])
 
 
+@dataclass(eq=False, repr=False)
 class OpenCVResize(T.Augmentation):
     """Resizing augmentation that uses OpenCV: area averages to shrink, bilinear to enlarge."""
 
-    def __init__(self, augmentation: T.Augmentation) -> None:
-        """Wrap the augmentation that chooses the size, such as ``ResizeShortestEdge``."""
-        super().__init__()
-        self.augmentation = augmentation
+    augmentation: T.Augmentation  # chooses the size, such as ``ResizeShortestEdge``
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Resize to the size that the wrapped augmentation chooses."""

@@ -22,24 +22,28 @@ _MAX_COVERED = 0.7  # objects covered by more than this fraction are dropped
 
 
 class Sample(NamedTuple):
-    """An image with its objects.
+    """An image with its objects."""
 
-    Attributes:
-        image: (H, W, 3) uint8.
-        boxes: (N, 4) xyxy in pixels.
-        labels: (N,) int64.
-    """
-
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
+    image: np.ndarray  # (H, W, 3) uint8
+    boxes: np.ndarray  # (N, 4) xyxy in pixels
+    labels: np.ndarray  # (N,) int64
 
 
 class MixDataset(Dataset):
     """Maps records to model inputs, and mixes the results by mosaic, copy-paste and MixUp.
 
     An item is a function of its `Draw`: all random numbers follow from the seed, and ``mix=False``
-    returns the mapped image alone, as at the end of a training.
+    returns the mapped image alone, as at the end of a training run.
+
+    Args:
+        records: Detectron2's format.
+        mapper: maps a record to a model input.
+        mosaic: probability of a mosaic.
+        mosaic_size: side of a mosaic in pixels.
+        min_visible: least visible fraction of a box in a mosaic.
+        copy_paste: probability of copy-paste.
+        mixup: probability of MixUp.
+        fill: color outside of images.
     """
 
     @configurable
@@ -55,20 +59,7 @@ class MixDataset(Dataset):
         mixup: float,
         fill: Sequence[float],
     ) -> None:
-        """Initialize the dataset.
-
-        Args:
-            records: Detectron2's format.
-            mapper: maps a record to a model input.
-            mosaic: probability of a mosaic.
-            mosaic_size: side of a mosaic in pixels.
-            min_visible: least visible fraction of a box in a mosaic.
-            copy_paste: probability of copy-paste.
-            mixup: probability of MixUp.
-            fill: color outside of images.
-        """
-        self.records = records
-        self.mapper = mapper
+        self.records, self.mapper = records, mapper
         self.probabilities = (mosaic, copy_paste, mixup)
         self.mosaic_size = mosaic_size
         self.min_visible = min_visible
@@ -138,14 +129,9 @@ def mosaic(
     """Join four images at a random point and view them through a window (YOLOv4, 2004.10934).
 
     Each image is resized to a longer side of `size` and pasted with one corner at the point, on a
-    canvas of twice that size. The window of `size` has a random zoom and shift.
-
-    Args:
-        samples: four images.
-        size: side of the result in pixels.
-        min_visible: least fraction of a box on the canvas and in the window; objects below it are
-            dropped.
-        fill: color outside of images.
+    canvas of twice that size and the color `fill`. The window of `size`, in pixels, has a random
+    zoom and shift. Objects are dropped if less than the fraction `min_visible` of their box is on
+    the canvas and in the window.
     """
     canvas = np.empty((2 * size, 2 * size, 3), np.uint8)
     canvas[:] = np.round(fill)
@@ -174,10 +160,7 @@ def mosaic(
 def mixup(first: Sample, second: Sample, *, fill: Sequence[float]) -> Sample:
     """Average two images with a random weight and keep the objects of both (1710.09412).
 
-    Args:
-        first: determines the size.
-        second: resized to fit into it, at the upper left.
-        fill: color around the second image.
+    The second is resized to fit into the first, at the upper left, with the color `fill` around it.
     """
     height, width = first.image.shape[:2]
     image, boxes = _resize_to_fit(second, width, height)
@@ -240,7 +223,5 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 
 def _covered_fraction(boxes: np.ndarray, cover: np.ndarray) -> np.ndarray:
     """Fraction of each box (N, 4) that the box `cover` (4,) overlaps."""
-    overlap = np.concatenate(
-        [np.maximum(boxes[:, :2], cover[:2]), np.minimum(boxes[:, 2:], cover[2:])], axis=1
-    )
-    return _area(overlap) / np.maximum(_area(boxes), 1e-9)
+    low, high = np.maximum(boxes[:, :2], cover[:2]), np.minimum(boxes[:, 2:], cover[2:])
+    return _area(np.concatenate([low, high], axis=1)) / np.maximum(_area(boxes), 1e-9)

@@ -1,5 +1,7 @@
 """Color changes, blur and noise, which leave boxes alone. Random numbers are numpy's."""
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
@@ -9,13 +11,11 @@ _BLUR_SIZES = (3, 5)  # pixels
 _NOISE_SIGMAS = (1.0, 15.0)  # gray levels
 
 
+@dataclass(eq=False, repr=False)
 class RandomHSV(T.Augmentation):
     """Multiplies hue, saturation and value by independent random factors around 1."""
 
-    def __init__(self, image_format: str) -> None:
-        """Set the channel order of the images, ``RGB`` or ``BGR``."""
-        super().__init__()
-        self.image_format = image_format
+    image_format: str  # ``RGB`` or ``BGR``
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw the factors."""
@@ -26,11 +26,9 @@ class RandomHSV(T.Augmentation):
 def _scale_hsv(
     image: np.ndarray, hue: float, saturation: float, value: float, image_format: str
 ) -> np.ndarray:
-    to, back = (
-        (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB)
-        if image_format == "RGB"
-        else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
-    )
+    to, back = cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR
+    if image_format == "RGB":
+        to, back = cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB
     levels = np.arange(256)
     tables = (
         (levels + (hue - 1) * 180) % 180,  # hues of 8-bit images are 0 to 179

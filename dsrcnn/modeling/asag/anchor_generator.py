@@ -1,7 +1,8 @@
 """ASAG's anchors: predicted on patches of the image, few where few are needed.
 
 Adaptive Sparse Anchor Generation, arXiv 2308.09242, section 3.2. Notation: ``N`` anchors of an
-image (padded), ``m`` probed patches, ``A`` anchors per patch, ``R`` anchors of all images.
+image (padded), ``m`` probed patches, ``A`` anchors per patch, ``R`` anchors of all images,
+``K`` cells per side and ``C`` channels of a patch.
 """
 
 from typing import Any, NamedTuple, cast
@@ -26,7 +27,7 @@ from .patches import (
 NUM_PROBED_LEVELS = {"P5P6": 0, "P4P6": 1, "P3P6": 2}  # by MODEL.ASAG.ANCHORS.INFERENCE_LEVEL
 
 _STRIDES = (8, 16, 32)  # of P3, P4 and P5, in the order of their compressors
-_PROBED = ((1, 16), (0, 8))  # compressor and stride of the probed levels: P4, then P3
+_PROBED = ((1, 16), (0, 8))  # level (and compressor) and stride: P4, then P3
 _COMPRESSED = 8  # channels of a patch, as published
 _MIN_SIDE = 3.0  # pixels; smaller anchors get the score 0, as published
 
@@ -35,11 +36,11 @@ class ProbingRule(NamedTuple):
     """Which anchors are probed on a finer level, and which are output.
 
     Attributes:
-        low: anchors with a location score between this
-        high: and this are probed.
-        output: least location score of an output anchor.
-        least: anchors of the fixed levels that every image outputs, whatever their scores.
-        most: largest number of anchors of an image.
+        low: lower limit of the location scores of anchors that are probed.
+        high: upper limit of them.
+        output: minimum location score of an output anchor.
+        least: minimum number of anchors of an image, from the fixed levels whatever their scores.
+        most: maximum number of anchors of an image.
         max_patches: per image and level; 0 for no limit.
         levels: number of probed levels: 2 for P4 and P3, 1 for P4, or 0.
     """
@@ -58,7 +59,7 @@ class FixedLevels(NamedTuple):
 
     Attributes:
         quarters: (B, 4, A, 5) on P5: cxcywh relative to the quarter of the image, location logit.
-        whole: (B, 1 or 4, A, 5) on P6, relative to the image; with its flips in training.
+        whole: (B, 1 or 4, A, 5) on P6, relative to the image; then flipped in x, y and both.
     """
 
     quarters: Tensor
@@ -101,11 +102,8 @@ class Anchors(NamedTuple):
 
 def anchor_statistics(anchors: Anchors, probed: list[ProbedLevel]) -> dict[str, Tensor]:
     """Compute means over images to log: anchors, best location score, patches by level."""
-    images = len(anchors.mask)
-    statistics = {
-        "anchors": anchors.mask.sum() / images,
-        "location_score": anchors.scores.amax(dim=1).mean(),
-    }
+    images, scores = len(anchors.mask), anchors.scores.amax(dim=1)
+    statistics = {"anchors": anchors.mask.sum() / images, "location_score": scores.mean()}
     for level in probed:
         name = f"patches_p{level.stride.bit_length() - 1}"
         statistics[name] = (~level.train_only).sum() / images
@@ -140,14 +138,9 @@ class AnchorGenerator(nn.Module):
         probed_anchors: int,
         rule: ProbingRule,
     ) -> None:
-        """Build the layers.
+        """Build the layers for a pyramid of `channels`; `hidden` is the width of the predictors.
 
-        Args:
-            channels: of the pyramid.
-            hidden: width of the predictors.
-            fixed_anchors: per patch of P5 and P6.
-            probed_anchors: per patch of P4 and P3.
-            rule: which anchors are probed, and which are output.
+        Anchors are per patch: fixed ones of P5 and P6, probed ones of P4 and P3.
         """
         super().__init__()
         self.rule = rule
@@ -168,15 +161,9 @@ class AnchorGenerator(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.ASAG.ANCHORS`."""
         node = cfg.MODEL.ASAG.ANCHORS
-        rule = ProbingRule(
-            low=node.LOW,
-            high=node.HIGH,
-            output=node.OUTPUT,
-            least=node.MIN,
-            most=node.MAX,
-            max_patches=node.MAX_PATCHES,
-            levels=NUM_PROBED_LEVELS[node.INFERENCE_LEVEL],
-        )
+        thresholds, limits = (node.LOW, node.HIGH, node.OUTPUT), (node.MIN, node.MAX)
+        levels = NUM_PROBED_LEVELS[node.INFERENCE_LEVEL]
+        rule = ProbingRule(*thresholds, *limits, node.MAX_PATCHES, levels)
         return {
             "channels": cfg.MODEL.FPN.OUT_CHANNELS,
             "hidden": node.HIDDEN,
@@ -215,8 +202,14 @@ class AnchorGenerator(nn.Module):
             if training_patches is not None and training_patches.guided:
                 selected = torch.zeros_like(selected)
             outputs.append(self._filter_output(current, ~selected, 0 if probed else len(sizes)))
-            patches = self._patches_around(current.select(selected), sizes, stride)
-            probed.append(self._probe(features[index], index, *patches, stride, training_patches))
+            images, positions = self._patches_around(current.select(selected), sizes, stride)
+            train_only = torch.zeros_like(images, dtype=torch.bool)
+            if training_patches is not None:
+                images, positions, train_only = training_patches.complete(images, positions, stride)
+            compressor = cast(PatchCompressor, self.compress[index])
+            patches = compressor.patches(features[index], images, positions)
+            predictions = self.predict_patches(patches, step=len(_PROBED) - index)
+            probed.append(ProbedLevel(predictions, images, positions, stride, train_only))
             with torch.no_grad():
                 current = self._probed_candidates(probed[-1], sizes)
         everything = torch.ones_like(current.scores, dtype=torch.bool)
@@ -236,24 +229,6 @@ class AnchorGenerator(nn.Module):
         patches = torch.stack(quarters + flips, dim=1).flatten(3).transpose(2, 3)
         predictions = self._predict(patches, self.proj_all, 0)
         return FixedLevels(predictions[:, :4], predictions[:, 4:])
-
-    def _probe(
-        self,
-        level: Tensor,
-        index: int,
-        images: Tensor,
-        positions: Tensor,
-        stride: int,
-        training_patches: TrainingPatches | None,
-    ) -> ProbedLevel:
-        """Predict on patches of a level; `index` is that of its compressor."""
-        train_only = torch.zeros_like(images, dtype=torch.bool)
-        if training_patches is not None:
-            images, positions, train_only = training_patches.complete(images, positions, stride)
-        compressor = cast(PatchCompressor, self.compress[index])
-        patches = compressor.patches(level, images, positions)
-        predictions = self.predict_patches(patches, len(_PROBED) - index)
-        return ProbedLevel(predictions, images, positions, stride, train_only)
 
     def predict_patches(self, patches: Tensor, step: int) -> Tensor:
         """Predict on probed patches (m, K * K, C) of P4, step 1, or of P3, step 2: (m, A, 5)."""
@@ -304,14 +279,16 @@ class AnchorGenerator(nn.Module):
         images = selected.images[kept]
         return images, crop_positions(centers[kept], sizes[images, :2], stride)
 
-    def _filter_output(self, current: _Candidates, allowed: Tensor, images: int) -> _Candidates:
+    def _filter_output(
+        self, current: _Candidates, allowed: Tensor, fixed_images: int
+    ) -> _Candidates:
         """Select the allowed anchors (R,) that are good enough.
 
-        Of the fixed levels, where `images` is not 0, every image outputs at least `rule.least`.
+        Of fixed levels, where `fixed_images` is not 0, every image outputs at least `rule.least`.
         """
         keep = (current.scores > self.rule.output) & allowed
-        if images:
-            by_image = current.scores.view(images, -1)
+        if fixed_images:
+            by_image = current.scores.view(fixed_images, -1)
             least = min(self.rule.least, by_image.shape[1])
             kept = keep.view_as(by_image)
             best = torch.zeros_like(kept).scatter(1, by_image.topk(least, dim=1).indices, True)

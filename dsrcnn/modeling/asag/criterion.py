@@ -3,7 +3,7 @@
 Anchors, the query initializer and every decoder are matched separately, one prediction per ground
 truth. Boxes are cxcywh relative to the image or patch.
 
-Notation: ``R`` matching problems, ``P`` predictions of each, ``S`` prediction sets.
+Notation: ``R`` matching problems, ``P`` predictions of each, ``Q`` prediction sets.
 """
 
 import math
@@ -23,7 +23,6 @@ from ...structures import (
     pairwise_overlaps,
 )
 from ...utils.distributed import reduce_mean
-from ..losses.class_losses import quality_focal_loss, weighted_class_loss
 from ..matching import assign_one_to_one
 from ..matching.costs import WORST_COST, bounded_costs, class_cost
 from .anchor_generator import FixedLevels, ProbedLevel
@@ -36,7 +35,7 @@ from .patch_targets import (
 
 # As published.
 _ANCHOR_WEIGHTS = TermWeights(8.0, 4.0, 2.0)
-_FIXED_PATCHES = 4  # of P5, and of P6 with its flips; all probed patches weigh as much as these
+_FIXED_PATCHES = 4  # per image, of P5 as of P6; the probed ones of a batch weigh 4 together
 _GOOD_IOU = 0.5  # anchors that overlap a ground truth this much are no background
 _EXPONENTS = (0.4, 0.6)  # of score and IoU
 _LOWEST, _HIGHEST = 1 / (1 + math.exp(1.5)), 1 / (1 + math.exp(-3.0))  # of `_rescale`, unscaled
@@ -146,6 +145,54 @@ def _pairwise_overlaps(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     return pairwise_overlaps(box_cxcywh_to_xyxy(boxes1), box_cxcywh_to_xyxy(boxes2), "giou")
 
 
+def weighted_class_loss(
+    logits: Tensor, one_hot: Tensor, positive: Tensor, negative: Tensor, weight: Tensor
+) -> Tensor:
+    """Class loss of Query Weighting, not reduced.
+
+    The matched class has the cross-entropies with 1 and with 0, by their weights; all others have
+    the cross-entropy with 0 times the squared score.
+
+    Args:
+        logits: (..., C).
+        one_hot: (..., C) bool, one class of every matched query, none of background.
+        positive: (...) weight of the cross-entropy with 1.
+        negative: (...) weight of the cross-entropy with 0.
+        weight: (...) of the ground truth.
+
+    Returns:
+        (..., C).
+    """
+    zeros, ones = torch.zeros_like(logits), torch.ones_like(logits)
+    to_zero = F.binary_cross_entropy_with_logits(logits, zeros, reduction="none")
+    to_one = F.binary_cross_entropy_with_logits(logits, ones, reduction="none")
+    both = positive.unsqueeze(-1) * to_one + negative.unsqueeze(-1) * to_zero
+    background = logits.sigmoid() ** 2 * to_zero
+    return torch.where(one_hot, weight.unsqueeze(-1) * both, background)
+
+
+def quality_focal_loss(
+    logits: Tensor, quality: Tensor, matched: Tensor, ignored: Tensor, weight: Tensor
+) -> Tensor:
+    """Loss of scores that predict an IoU (arXiv 2006.04388, equation 4, beta 2), not reduced.
+
+    Args:
+        logits: (...).
+        quality: (...) IoU with the matched box; any values for background.
+        matched: (...) bool.
+        ignored: (...) bool, no background although not matched: no loss.
+        weight: (...) of the ground truth.
+
+    Returns:
+        (...); the modulating factor has a gradient, too.
+    """
+    target = torch.where(matched, quality, torch.zeros_like(quality)).detach()
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    factor = (target - logits.sigmoid()) ** 2
+    factor = torch.where(matched, weight * factor, factor)
+    return (factor * entropy).masked_fill(ignored & ~matched, 0.0)
+
+
 def detection_losses(
     logits: Tensor, boxes: Tensor, matched: MatchedTargets, valid: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,11 +277,7 @@ class ASAGCriterion(nn.Module):
 
     @configurable
     def __init__(self, *, weights: TermWeights) -> None:
-        """Set the weights.
-
-        Args:
-            weights: of the losses of initializer and decoders, and of all matching costs.
-        """
+        """Set the weights of the losses of initializer and decoders, and of all matching costs."""
         super().__init__()
         self.weights = weights
 
@@ -245,7 +288,7 @@ class ASAGCriterion(nn.Module):
         return {"weights": TermWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT)}
 
     def count(self, targets: Targets) -> ASAGNormalizers:
-        """Count what a batch of this process adds to the normalizers."""
+        """Count what a batch of this process adds to the sums in `normalizers`."""
         number = targets.mask.sum().to(targets.sizes.dtype)
         return ASAGNormalizers(number, torch.full_like(number, len(targets.mask)))
 
@@ -288,7 +331,7 @@ class ASAGCriterion(nn.Module):
     def _patch_sums(
         self, predictions: Tensor, targets: RelativeTargets, *, inverse: bool = False
     ) -> Tensor:
-        """Class, L1 and overlap loss of patches (R, A, 5), summed: (3,)."""
+        """Location score, L1 and GIoU loss of patches (R, A, 5), summed: (3,)."""
         logits, boxes = predictions[..., 4], predictions[..., :4]
         weight = targets.area_weight(inverse=inverse)
         losses = location_losses(logits, boxes, targets, weight, self.weights)
@@ -313,12 +356,9 @@ class ASAGCriterion(nn.Module):
         logits, boxes, repeated, weight = self._problems(predictions, targets)
         valid = mask.repeat(sets, 1)
         matched = match(logits, boxes, repeated, weight, self.weights, valid)
-        sums = _sums_by_set(detection_losses(logits, boxes, matched, valid), sets)
+        losses = detection_losses(logits, boxes, matched, valid)
         suffixes = ["_rpn", *(f"_{k}" for k in range(sets - 2)), ""]
-        losses = {}
-        for values, suffix in zip(sums / normalizers.num_targets, suffixes, strict=True):
-            losses.update(_name(values, self.weights, "loss", suffix))
-        return losses
+        return _name_sets(losses, normalizers.num_targets, self.weights, "loss", suffixes)
 
     def of_denoising(
         self,
@@ -332,17 +372,16 @@ class ASAGCriterion(nn.Module):
         Arguments are those of `of_detections`, with an assignment (B, n), -1 for padding.
 
         Returns:
-            Weighted ``dn_loss_ce_i`` and so on; 0 is the initializer.
+            Weighted ``dn_loss_ce_i`` and so on; 0 is the initializer, k + 1 decoder k.
         """
         sets = len(predictions.logits)
         logits, boxes, repeated, weight = self._problems(predictions, targets)
         assigned = assignment.repeat(sets, 1)
         matched = MatchedTargets.from_assignment(assigned, repeated, weight)
-        sums = _sums_by_set(detection_losses(logits, boxes, matched, assigned >= 0), sets)
-        losses = {}
-        for index, values in enumerate(sums / (assignment.shape[1] * normalizers.num_images)):
-            losses.update(_name(values, self.weights, "dn_loss", f"_{index}"))
-        return losses
+        losses = detection_losses(logits, boxes, matched, assigned >= 0)
+        divisor = assignment.shape[1] * normalizers.num_images  # with padding
+        suffixes = [f"_{index}" for index in range(sets)]
+        return _name_sets(losses, divisor, self.weights, "dn_loss", suffixes)
 
     def _problems(
         self, predictions: Predictions, targets: Targets
@@ -355,9 +394,13 @@ class ASAGCriterion(nn.Module):
         return logits, boxes, repeated, repeated.area_weight()
 
 
-def _sums_by_set(losses: tuple[Tensor, ...], sets: int) -> Tensor:
-    """Sum over images: (S * B,) each to (S, 3)."""
-    return torch.stack([x.view(sets, -1).sum(dim=1) for x in losses], dim=1)
+def _name_sets(
+    losses: tuple[Tensor, ...], divisor: Tensor, weights: TermWeights, prefix: str, names: list[str]
+) -> dict[str, Tensor]:
+    """Sum losses (Q * B,) over images, and name the sums of each set by its suffix in `names`."""
+    sums = torch.stack([x.view(len(names), -1).sum(dim=1) for x in losses], dim=1) / divisor
+    named = [_name(row, weights, prefix, name) for row, name in zip(sums, names, strict=True)]
+    return {key: value for terms in named for key, value in terms.items()}
 
 
 def _name(sums: Tensor, weights: TermWeights, prefix: str, suffix: str) -> dict[str, Tensor]:

@@ -37,8 +37,7 @@ class RelativeTargets(NamedTuple):
     def area_weight(self, *, inverse: bool = False) -> Tensor:
         """Weights (R, M): 4 for the smallest ground truths, down to 1 for those that fill it all.
 
-        Args:
-            inverse: 1 for the smallest, up to 4 for the largest.
+        With `inverse`, 1 for the smallest, up to 4 for the largest.
         """
         side = self.boxes[..., 2:].detach().clamp(min=0).prod(dim=-1).sqrt()
         span = _MAX_WEIGHT - 1
@@ -162,7 +161,9 @@ class TrainingPatches(NamedTuple):
     def complete(
         self, images: Tensor, positions: Tensor, stride: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Add patches around ground truths, and random ones if those are too few.
+        """Fill up to four patches per image around ground truths, then at random.
+
+        They have losses only. When `guided`, all around ground truths are added, with output.
 
         Args:
             images: (m,) int64 image of each patch selected by the generator.

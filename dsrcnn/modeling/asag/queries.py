@@ -30,7 +30,7 @@ POSITION_FORMAT: dict[str, Any] = {"tower_bias": False, "unit": 4.0, "ratio_scal
 
 
 def attention_mask(valid: Tensor) -> Tensor:
-    """Let valid queries (B, N) attend to valid ones, and padding to everything: (B, N, N) bool."""
+    """Let valid queries (B, N) attend to valid ones, and padding to all, against NaN: (B, N, N)."""
     return valid.unsqueeze(1) | ~valid.unsqueeze(2)
 
 
@@ -55,13 +55,7 @@ class QueryInitializer(PositionalStage):
     def __init__(
         self, *, settings: StageSettings, roi_positions: int, prior_probability: float
     ) -> None:
-        """Build the layers.
-
-        Args:
-            settings: sizes.
-            roi_positions: cells of a RoI.
-            prior_probability: class score of an untrained model.
-        """
+        """Build the layers; `prior_probability` is the class score of an untrained model."""
         super().__init__(settings, **POSITION_FORMAT)
         self.roi = nn.Linear(settings.channels * roi_positions, settings.channels)
         self.roi_norm = nn.LayerNorm(settings.channels)
@@ -77,7 +71,13 @@ class QueryInitializer(PositionalStage):
         }
 
     def forward(self, rois: Tensor, boxes: Tensor, mask: Tensor | None = None) -> InitialQueries:
-        """Turn anchors (B, N, 4), xyxy in pixels, with RoI features (B * N, K, D) into queries."""
+        """Turn anchors into queries.
+
+        Args:
+            rois: (B * N, K, D) features of the anchors in K RoI cells.
+            boxes: (B, N, 4) anchors, xyxy in pixels.
+            mask: (B, N) or (B, N, N) bool, False for what must not be attended to.
+        """
         features = self.roi_norm(self.roi(rois.transpose(1, 2).flatten(1)))
         features = features.view(*boxes.shape[:2], -1)
         xyzr = self._positions(boxes)
@@ -86,7 +86,7 @@ class QueryInitializer(PositionalStage):
 
 
 class NoisyQueries(NamedTuple):
-    """Noised ground-truth boxes to reconstruct.
+    """Noised ground-truth boxes to reconstruct; their features are read at them, as at anchors.
 
     Attributes:
         boxes: (B, n, 4) cxcywh as fractions of the image; in the padding the whole image.
@@ -160,16 +160,7 @@ class ParallelDecoders(nn.Module):
         used: int,
         prior_probability: float,
     ) -> None:
-        """Copy `stage`.
-
-        Args:
-            stage: the stage to copy.
-            channels: ``D``.
-            rois: pools RoI features.
-            count: ``K``.
-            used: index of the decoder that inference uses.
-            prior_probability: class score of an untrained model.
-        """
+        """Copy `stage` `count` times (``K``); `used` is the index of the copy inference uses."""
         super().__init__()
         self.stages = nn.ModuleList(copy.deepcopy(stage) for _ in range(count))
         self.decoder_embedding = nn.Embedding(count, channels)
@@ -198,12 +189,8 @@ class ParallelDecoders(nn.Module):
                 f"MODEL.ROI_HEADS.IN_FEATURES is {names}; ASAG probes p3 to p5 and samples p2 to "
                 "p5. Write [p2, p3, p4, p5]."
             )
-        rois = RoIFeatures(
-            strides=strides,
-            resolution=pooler.POOLER_RESOLUTION,
-            samples=pooler.POOLER_SAMPLING_RATIO,
-            aligned=False,
-        )
+        resolution, samples = pooler.POOLER_RESOLUTION, pooler.POOLER_SAMPLING_RATIO
+        rois = RoIFeatures(strides=strides, resolution=resolution, samples=samples, aligned=False)
         return {
             "channels": cfg.MODEL.SparseRCNN.HIDDEN_DIM,
             "rois": rois,
@@ -236,7 +223,7 @@ class ParallelDecoders(nn.Module):
             the index of the decoder.
         """
         order = list(range(len(self.stages))) if self.training else [self.used]
-        boxes = queries.boxes.detach().unsqueeze(1)
+        boxes = queries.boxes.detach().unsqueeze(1)  # stages take (B, G, P, .); here one group
         pyramid = self.read(features, table, queries.boxes)
         outputs = []
         for index in order:
@@ -281,7 +268,7 @@ class RCNNDecoders(ParallelDecoders):
         return {**super().from_config(cfg), "stage": stage}
 
     def read(self, features: list[Tensor], table: FeatureTable, boxes: Tensor) -> Tensor:
-        """Pool RoI features (B * N, R * R, D)."""
+        """Pool RoI features (B * N, K, D)."""
         rois: Tensor = self.rois(table, boxes)
         return rois
 

@@ -135,7 +135,7 @@ class TimmBackbone(Backbone):
             )
         if norm == "GN":
             _use_group_norms(self.body)
-        if norm == "FrozenBN":
+        elif norm == "FrozenBN":
             self.body = freeze_batch_norm_2d(self.body)
         elif norm == "SyncBN":
             self.body = convert_sync_batchnorm(self.body)

@@ -23,9 +23,9 @@ _GROUPS = 4  # channel groups for sampling and mixing
 
 
 class PositionalStage(Stage):
-    """Position-aware attention, feed-forward network, class and box; what stages share with ASAG.
+    """Position-aware attention, feed-forward network, class and box.
 
-    Positions are AdaMixer's xyzr, see `boxes_to_xyzr`.
+    Base of AdaMixer's stages and ASAG's query initializer. Positions are xyzr, `boxes_to_xyzr`.
     """
 
     def __init__(
@@ -41,19 +41,15 @@ class PositionalStage(Stage):
         """
         super().__init__()
         self.unit, self.ratio_scale = unit, ratio_scale
-        channels, activation = settings.channels, settings.activation
-        hidden = settings.feedforward_channels
+        channels, hidden = settings.channels, settings.feedforward_channels
+        options: dict[str, Any] = {"bias": tower_bias, "activation": settings.activation}
         self.attention = RelationAttention(channels, settings.attention_heads)
         self.linear1 = nn.Linear(channels, hidden)
         self.linear2 = nn.Linear(hidden, channels)
-        self.activation = activation_from_name(activation)
+        self.activation = activation_from_name(settings.activation)
         self.ffn_norm = nn.LayerNorm(channels)
-        self.cls_fcs = linear_norm_act(
-            channels, settings.num_cls, bias=tower_bias, activation=activation
-        )
-        self.reg_fcs = linear_norm_act(
-            channels, settings.num_reg, bias=tower_bias, activation=activation
-        )
+        self.cls_fcs = linear_norm_act(channels, settings.num_cls, **options)
+        self.reg_fcs = linear_norm_act(channels, settings.num_reg, **options)
         self.fc_cls = nn.Linear(channels, settings.num_logits)
         self.fc_reg = nn.Linear(channels, 4)
 
@@ -101,17 +97,10 @@ class AdaMixerStage(PositionalStage):
         ratio_scale: float = 1.0,
         grid: bool = True,
     ) -> None:
-        """Build one stage.
+        """Build one stage; see `PositionalStage` for other arguments.
 
-        Args:
-            settings: sizes.
-            in_points: sampling points per channel group.
-            out_points: points per channel group after mixing.
-            groups: channel groups.
-            tower_bias: see `PositionalStage`.
-            unit: see `PositionalStage`.
-            ratio_scale: see `PositionalStage`.
-            grid: start points on a grid in the box if their number is a square, else at random.
+        Per channel group `in_points` are sampled and mixed to `out_points`. With `grid` they start
+        on a grid in the box if their number is a square, else at random.
         """
         super().__init__(settings, tower_bias=tower_bias, unit=unit, ratio_scale=ratio_scale)
         channels = settings.channels
@@ -175,9 +164,8 @@ class AdaMixerStage(PositionalStage):
     def points(self, xyzr: Tensor, offsets: Tensor) -> Tensor:
         """Compute sampling points (..., groups, points, 3) in pixels and log2 of the scale.
 
-        Args:
-            xyzr: (..., 4) positions.
-            offsets: (..., groups * points * 3), in widths and heights of the box and in scales.
+        Positions `xyzr` are (..., 4), `offsets` (..., groups * points * 3) in widths and heights of
+        the box and in scales.
         """
         offsets = offsets.to(xyzr.dtype).unflatten(-1, (self.groups, self.in_points, 3))
         box = xyzr_to_boxes(xyzr, ratio_scale=self.ratio_scale)
@@ -193,13 +181,7 @@ class AdaMixerDecoder(Cascade):
 
     @configurable
     def __init__(self, *, stage: AdaMixerStage, strides: tuple[int, ...], **kwargs: Any) -> None:
-        """Add sampling to a cascade.
-
-        Args:
-            stage: the stage to copy.
-            strides: of the levels, finest first.
-            **kwargs: of `Cascade`.
-        """
+        """Add the strides of the levels, finest first; other arguments are `Cascade`'s."""
         super().__init__(stage=stage, **kwargs)
         self.strides = strides
         self.groups = stage.groups

@@ -128,8 +128,7 @@ class Cascade(nn.Module):
             outputs.append((logits, boxes))
             memory.add(number, boxes, states)
         keep_all = all_stages or (self.training and self.deep_supervision)
-        kept = len(outputs) if keep_all else 1
-        return _stack(outputs[-kept:], first_stage=len(outputs) - kept)
+        return _stack(outputs, first_stage=0 if keep_all else len(outputs) - 1)
 
     def _refine(
         self, stage: nn.Module, pyramid: Any, boxes: Tensor, states: Tensor
@@ -155,13 +154,7 @@ class DynamicHead(Cascade):
 
     @configurable
     def __init__(self, *, stage: RCNNHead, roi_features: RoIFeatures, **kwargs: Any) -> None:
-        """Add pooling to a cascade.
-
-        Args:
-            stage: the stage to copy.
-            roi_features: pools features at boxes.
-            **kwargs: of `Cascade`.
-        """
+        """Add pooling at boxes to a cascade; other arguments are those of `Cascade`."""
         super().__init__(stage=stage, **kwargs)
         self.roi_features = roi_features
         self.strides = roi_features.strides
@@ -186,11 +179,9 @@ class DynamicHead(Cascade):
 
 def _stack(outputs: list[tuple[Tensor, Tensor]], first_stage: int) -> Predictions:
     """Stack (B, G, P, .) outputs; every group of a stage becomes a prediction set."""
-    logits, boxes = (
-        torch.cat([x.transpose(0, 1) for x in xs]) for xs in zip(*outputs, strict=True)
-    )
-    stages = [
-        torch.full((b.shape[1],), first_stage + i, device=b.device)
-        for i, (_, b) in enumerate(outputs)
-    ]
-    return Predictions(logits, boxes, torch.cat(stages))
+    logits, boxes, stages = [], [], []
+    for stage, (x, b) in enumerate(outputs[first_stage:], start=first_stage):
+        logits.append(x.transpose(0, 1))
+        boxes.append(b.transpose(0, 1))
+        stages.append(torch.full((b.shape[1],), stage, device=b.device))
+    return Predictions(torch.cat(logits), torch.cat(boxes), torch.cat(stages))

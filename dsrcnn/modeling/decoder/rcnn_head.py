@@ -56,10 +56,8 @@ class RoIFeatures(nn.Module):
                 f"MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO is {samples}; write a number of at "
                 "least 1 (Sparse R-CNN uses 2)."
             )
-        self.strides = strides
-        self.resolution = resolution
-        self.samples = samples
-        self.aligned = aligned
+        self.strides, self.aligned = strides, aligned
+        self.resolution, self.samples = resolution, samples
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -228,16 +226,18 @@ class RCNNHead(Stage):
             Logits (B, G, P, C), boxes (B, G, P, 4) and object features (B, G, P, D), the proposal
             features of the next stage.
         """
-        features = self.norm1(
-            proposal_features + self.dropout1(self._attend(proposal_features, mask))
-        )
+        attended = self._attend(proposal_features, mask)
+        features = self.norm1(proposal_features + self.dropout1(attended))
         interaction = self.inst_interact(features.flatten(0, 2), roi_features).view_as(features)
         features = self.norm2(features + self.dropout2(interaction))
         hidden = self.dropout(self.activation(self.linear1(features)))
         features = self.norm3(features + self.dropout3(self.linear2(hidden)))
         logits = self.class_logits(self.cls_module(features))
-        refined = self._refine(features, boxes)
-        return logits, refined, features
+        tower = self.reg_module(features)
+        # The deltas stay float32 under autocast, as the boxes do.
+        with torch.autocast(tower.device.type, enabled=False):
+            deltas = self.bboxes_delta(tower.to(self.bboxes_delta.weight.dtype))
+        return logits, apply_deltas(deltas, boxes), features
 
     def _attend(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """Self-attention among the proposals of one group of one image."""
@@ -248,10 +248,3 @@ class RCNNHead(Stage):
             ignored = ~pairs.repeat_interleave(self.self_attn.num_heads, dim=0)
         attended = self.self_attn(x, x, x, attn_mask=ignored, need_weights=False)[0]
         return attended.view_as(features)
-
-    def _refine(self, features: Tensor, boxes: Tensor) -> Tensor:
-        tower = self.reg_module(features)
-        # The deltas stay float32 under autocast, as the boxes do.
-        with torch.autocast(tower.device.type, enabled=False):
-            deltas = self.bboxes_delta(tower.to(self.bboxes_delta.weight.dtype))
-        return apply_deltas(deltas, boxes)

@@ -53,10 +53,9 @@ def recollection_windows(
 
 def build_windows(cfg: CfgNode) -> tuple[Window, ...]:
     """Windows by ``SQR.MODE`` and ``SQR.START``; the caller checks ``SQR.ENABLED``."""
-    node = cfg.MODEL.SparseRCNN
-    dense = node.SQR.MODE == "dense"
-    plain = node.SQR.START
-    return recollection_windows(node.NUM_HEADS, num_plain_stages=plain, dense=dense)
+    stages, node = cfg.MODEL.SparseRCNN.NUM_HEADS, cfg.MODEL.SparseRCNN.SQR
+    dense = node.MODE == "dense"
+    return recollection_windows(stages, num_plain_stages=node.START, dense=dense)
 
 
 def routes_of(windows: Sequence[Window]) -> list[list[tuple[int, ...]]]:
@@ -74,13 +73,7 @@ class GroupMemory:
     """The groups of one pass through the cascade, kept as long as a later stage needs them."""
 
     def __init__(self, windows: Sequence[Window], boxes: Tensor, features: Tensor) -> None:
-        """Begin with the initial group.
-
-        Args:
-            windows: of all stages.
-            boxes: (B, 1, P, 4).
-            features: (B, 1, P, D).
-        """
+        """Begin with the initial group: boxes (B, 1, P, 4) and features (B, 1, P, D)."""
         self.windows = windows
         self._blocks: list[tuple[int, Tensor, Tensor]] = [(0, boxes, features)]
         self._count = 1

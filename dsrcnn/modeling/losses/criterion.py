@@ -67,15 +67,11 @@ class SetCriterion(nn.Module):
             log: with recollection (SQR), for the losses of the plain cascade (``plain/*``).
         """
         super().__init__()
-        self.num_classes = num_classes
-        self.num_stages = num_stages
+        self.num_classes, self.num_stages = num_classes, num_stages
         self.weights = weights
         self.first_stage = 0 if deep_supervision else num_stages - 1
-        self.focal = focal
-        self.alpha = alpha
-        self.gamma = gamma
-        self.normalizer = normalizer
-        self.overlap = overlap
+        self.focal, self.alpha, self.gamma = focal, alpha, gamma
+        self.normalizer, self.overlap = normalizer, overlap
         self.log = log or ScalarLog(0)
         self._plain_sums: dict[str, Tensor] = {}  # of the parts of this iteration so far
         if not focal:  # only then part of official checkpoints
@@ -109,9 +105,7 @@ class SetCriterion(nn.Module):
     def count(self, targets: Targets, assignment: Tensor | None = None) -> LossNormalizers:
         """Count what a batch of this process adds to the normalizers.
 
-        Args:
-            targets: ground truth of the batch.
-            assignment: (Q, B, P); None if `counts_targets_only`.
+        The assignment (Q, B, P) is not needed if `counts_targets_only`.
         """
         dtype = targets.sizes.dtype
         if assignment is None:
@@ -202,18 +196,16 @@ class SetCriterion(nn.Module):
                 losses[name if index == self.num_stages - 1 else f"{name}_{index}"] = value
         return losses
 
-    @torch.no_grad()
-    def _sum_plain(self, per_set: dict[str, Tensor], stage: Tensor) -> None:
-        """Add up the losses of the plain cascade, which is the last set of every stage."""
+    def _log_plain(self, per_set: dict[str, Tensor], stage: Tensor) -> None:
+        """Log the losses of the plain cascade, the last set of every stage.
+
+        They are comparable with a run without SQR; parts of an iteration are added up.
+        """
         stages = stage.tolist()
         last = [i for i, number in enumerate(stages) if number not in stages[i + 1 :]]
         plain = {name: values.detach()[last] for name, values in per_set.items()}
         for name, value in self._by_stage(plain, stage[last]).items():
             self._plain_sums[name] = self._plain_sums.get(name, 0.0) + value
-
-    def _log_plain(self, per_set: dict[str, Tensor], stage: Tensor) -> None:
-        """Log the losses of the plain cascade, comparable with a run without SQR."""
-        self._sum_plain(per_set, stage)
         if not iteration_ends():
             return
         means = reduce_mean(torch.stack(list(self._plain_sums.values())))

@@ -27,7 +27,7 @@ def assign_one_to_one(cost: Tensor, mask: Tensor) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment  # half of the time of `import dsrcnn`
 
-    # The only transfer of a training step: costs of all stages and images, with the mask inside.
+    # One transfer for all problems, with the mask inside; cascades call this once per step.
     host = cost.masked_fill(~mask.unsqueeze(-1), math.inf).cpu().numpy()
     assignment = np.full((host.shape[0], host.shape[2]), -1, dtype=np.int64)
     for row, problem in zip(assignment, host, strict=True):
@@ -43,7 +43,6 @@ class HungarianMatcher(Matcher):
 
     @configurable
     def __init__(self, *, costs: CostSettings, log: ScalarLog | None = None) -> None:
-        """Initialize the matcher, see `Matcher`."""
         super().__init__(costs=costs, log=log)
 
     def assign(

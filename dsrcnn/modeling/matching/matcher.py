@@ -35,12 +35,7 @@ class Matcher(nn.Module):
     one_to_many: ClassVar[bool] = False
 
     def __init__(self, *, costs: CostSettings, log: ScalarLog | None = None) -> None:
-        """Initialize the matcher.
-
-        Args:
-            costs: how costs are computed.
-            log: for positives, unmatched ground truths and more by stage (``dla/*``).
-        """
+        """Set how costs are computed, and the log of statistics by stage (``dla/*``)."""
         super().__init__()
         self.costs = costs
         self.log = log or ScalarLog(0)
@@ -56,11 +51,7 @@ class Matcher(nn.Module):
         return f"weights={tuple(self.costs.weights)}, focal={self.costs.focal}"
 
     def forward(self, predictions: Predictions, targets: Targets) -> Tensor:
-        """Assign the proposals of all prediction sets and images.
-
-        Returns:
-            (Q, B, P) int64: index of the ground truth a proposal learns, -1 for background.
-        """
+        """Assign each proposal a ground truth: its index (Q, B, P) int64, -1 for background."""
         # Before `no_grad`, inside of which nothing is due.
         stats: Stats = {} if self.log.is_due() else None
         with torch.no_grad():
@@ -71,7 +62,7 @@ class Matcher(nn.Module):
                 assignment = self.assign(cost, iou, predictions.stage, targets, stats)
         if stats is not None:
             stats |= _count(assignment, targets)
-            self.log.write("dla", _mean_by_stage(stats, predictions.stage))
+            self.log.write("dla", _by_stage(stats, predictions.stage))
         return assignment
 
     def finite_costs(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -127,12 +118,14 @@ def _count(assignment: Tensor, targets: Targets) -> dict[str, Tensor]:
     }
 
 
-def _mean_by_stage(statistics: dict[str, Tensor], stage: Tensor) -> dict[str, Tensor]:
-    """Means over the sets of each stage: ``<name>_<stage>``, ``<name>`` for the last stage."""
+def _by_stage(statistics: dict[str, Tensor], stage: Tensor) -> dict[str, Tensor]:
+    """Reduce over the sets of each stage; ``<name>_<stage>``, ``<name>`` for the last stage."""
     stages = sorted(set(stage.tolist()))
     scalars = {}
     for number in stages:
         suffix = "" if number == stages[-1] else f"_{number}"
         for name, values in statistics.items():
-            scalars[name + suffix] = values[stage == number].float().mean()
+            of_stage = values[stage == number].float()
+            largest = name in ("units_max", "column_error")
+            scalars[name + suffix] = of_stage.max() if largest else of_stage.mean()
     return scalars

@@ -89,13 +89,7 @@ class OptimalTransportMatcher(UnitMatcher):
 
     @configurable
     def __init__(self, *, epsilon: float = 0.1, iterations: int = 50, **kwargs: Any) -> None:
-        """Initialize the matcher.
-
-        Args:
-            epsilon: see `sinkhorn`.
-            iterations: see `sinkhorn`.
-            **kwargs: of `UnitMatcher`.
-        """
+        """Set `epsilon` and `iterations` of `sinkhorn`; other arguments are `UnitMatcher`'s."""
         super().__init__(**kwargs)
         self.epsilon = epsilon
         self.iterations = iterations

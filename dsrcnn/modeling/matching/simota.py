@@ -38,7 +38,6 @@ class SimOTAMatcher(UnitMatcher):
 
     @configurable
     def __init__(self, **kwargs: Any) -> None:
-        """Initialize the matcher, see `UnitMatcher`."""
         super().__init__(**kwargs)
 
     def assign(

@@ -67,14 +67,7 @@ def _plan(rows: Tensor, columns: Tensor, gain: Tensor) -> Tensor:
 
 
 def column_error(plan: Tensor) -> Tensor:
-    """Largest difference of a column sum from its demand of 1, zero at convergence.
-
-    Args:
-        plan: (..., R, P).
-
-    Returns:
-        (...).
-    """
+    """Largest difference of a column sum of plans (..., R, P) from its demand of 1: (...)."""
     return (plan.sum(dim=-2) - 1).abs().amax(dim=-1)
 
 

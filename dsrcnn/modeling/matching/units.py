@@ -37,34 +37,19 @@ class UnitRule(NamedTuple):
     def from_config(cls, cfg: CfgNode) -> "UnitRule":
         """Read `MODEL.SparseRCNN`."""
         node = cfg.MODEL.SparseRCNN.DLA
-        return cls(
-            num_stages=cfg.MODEL.SparseRCNN.NUM_HEADS,
-            top_q=node.TOP_Q,
-            static_units=node.STATIC_UNITS,
-            unit_step=node.UNIT_STEP,
-            max_positive_fraction=node.MAX_POSITIVE_FRACTION,
-        )
+        stages, limit = cfg.MODEL.SparseRCNN.NUM_HEADS, node.MAX_POSITIVE_FRACTION
+        return cls(stages, node.TOP_Q, node.STATIC_UNITS, node.UNIT_STEP, limit)
 
     def max_positives(self, proposals: int) -> int:
         """Largest number of positives among `proposals`, at least one."""
         return max(1, int(self.max_positive_fraction * proposals + 1e-6))
 
     def __call__(self, iou: Tensor, mask: Tensor, stage: Tensor) -> Tensor:
-        """Compute the units of all sets and images.
-
-        Args:
-            iou: (Q, B, M, P).
-            mask: (B, M) bool.
-            stage: (Q,) stage of each set.
-
-        Returns:
-            (Q, B, M) int64.
-        """
-        offset = unit_offsets(stage, self.num_stages, self.unit_step).view(-1, 1, 1)
+        """Compute units (Q, B, M) int64 by IoUs (Q, B, M, P), `mask` (B, M), and stages (Q,)."""
         return assign_units(
             iou,
             mask.expand(len(iou), -1, -1),
-            offset=offset,
+            offset=unit_offsets(stage, self.num_stages, self.unit_step).view(-1, 1, 1),
             max_positives=self.max_positives(iou.shape[-1]),
             top_q=self.top_q,
             static_units=self.static_units,
@@ -72,32 +57,11 @@ class UnitRule(NamedTuple):
 
 
 def unit_offsets(stage: Tensor, num_stages: int, unit_step: float = 0.5) -> Tensor:
-    """Units to subtract at each stage: ``unit_step`` times the number of stages that follow.
+    """Units to subtract at stages (Q,), 0-based: ``unit_step`` times the stages that follow.
 
-    With six stages and the paper's step these are 2.5, 2, 1.5, 1, 0.5 and 0.
-
-    Args:
-        stage: (Q,) 0-based.
-        num_stages: ``S``.
-        unit_step: growth from stage to stage.
-
-    Returns:
-        (Q,) float32.
+    With six stages and the paper's step these are 2.5, 2, 1.5, 1, 0.5 and 0, (Q,) float32.
     """
     return unit_step * (num_stages - 1 - stage).float()
-
-
-def sum_of_largest_ious(iou: Tensor, top_q: int) -> Tensor:
-    """Dynamic-k estimate: the sum of the ``top_q`` largest IoUs of every ground truth.
-
-    Args:
-        iou: (..., M, P).
-        top_q: with fewer proposals than this, all are summed.
-
-    Returns:
-        (..., M).
-    """
-    return iou.topk(min(top_q, iou.shape[-1]), dim=-1).values.sum(dim=-1)
 
 
 def assign_units(
@@ -121,13 +85,13 @@ def assign_units(
         mask: (..., M) bool, True for real ground truths.
         offset: (..., 1) or a number, subtracted for the stage.
         max_positives: largest sum of the units of an image.
-        top_q: of the estimate.
+        top_q: number of the largest IoUs that are summed as the estimate; all if there are fewer.
         static_units: replaces the estimate if above 0.
 
     Returns:
         (..., M) int64, 0 in the padding.
     """
-    fit = sum_of_largest_ious(iou, top_q)
+    fit = iou.topk(min(top_q, iou.shape[-1]), dim=-1).values.sum(dim=-1)  # dynamic-k estimate
     estimate = torch.full_like(fit, static_units) if static_units > 0 else fit
     units = _floor(_scale_to(estimate - offset, mask, max_positives)).clamp(min=1)
     room = (max_positives - mask.sum(dim=-1, keepdim=True)).clamp(min=0)
@@ -143,12 +107,7 @@ class UnitMatcher(Matcher):
     one_to_many = True
 
     def __init__(self, *, units: UnitRule, **kwargs: Any) -> None:
-        """Initialize the matcher.
-
-        Args:
-            units: how many proposals a ground truth supplies.
-            **kwargs: of `Matcher`.
-        """
+        """Set the rule for units; other arguments are those of `Matcher`."""
         super().__init__(**kwargs)
         self.units = units
 
@@ -163,17 +122,9 @@ class UnitMatcher(Matcher):
 
 
 def unit_statistics(units: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Mean and largest units of the real ground truths of each set, (Q,) each, to log.
-
-    Args:
-        units: (Q, B, M).
-        mask: (B, M) bool.
-    """
-    real = mask.sum().clamp(min=1)
-    return {
-        "units_mean": units.sum(dim=(1, 2)) / real,
-        "units_max": units.amax(dim=(1, 2)).float(),
-    }
+    """Mean and maximum of units (Q, B, M) for ground truths (B, M) bool, (Q,) each, to log."""
+    mean = units.sum(dim=(1, 2)) / mask.sum().clamp(min=1)
+    return {"units_mean": mean, "units_max": units.amax(dim=(1, 2)).float()}
 
 
 def _floor(values: Tensor) -> Tensor:

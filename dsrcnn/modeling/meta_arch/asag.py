@@ -85,7 +85,7 @@ class ASAG(SparseDetector):
         node = cfg.MODEL.ASAG
         decoders = DECODERS[node.DECODER](cfg)  # built first: its initial weights are drawn first
         shared = super().from_config(cfg)
-        # NMS is among the best scores, as published.
+        # Only the best scores enter NMS (if it is on), as published.
         detection = replace(shared["detection"], candidates=cfg.TEST.DETECTIONS_PER_IMAGE)
         return {
             **shared,
@@ -114,15 +114,7 @@ class ASAG(SparseDetector):
     def forward(
         self, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Compute losses in training mode, detections otherwise.
-
-        Args:
-            batched_inputs: Detectron2's model inputs, with ``instances`` in training.
-
-        Returns:
-            The weighted losses by name in training, otherwise one dictionary with ``instances`` per
-            image.
-        """
+        """Compute losses in training mode, detections otherwise, in Detectron2's formats."""
         if not self.training:
             predictions, images = self.raw_predictions(batched_inputs)
             return self.postprocess(predictions, images, batched_inputs)
@@ -167,9 +159,7 @@ class ASAG(SparseDetector):
     def anchors(self, features: list[Tensor], sizes: Tensor) -> tuple[Anchors, list[ProbedLevel]]:
         """Generate anchors, and return the predictions on probed patches with them.
 
-        Args:
-            features: pyramid levels, the last three of which have strides 8, 16 and 32.
-            sizes: (B, 4) ``w, h, w, h`` in pixels.
+        The last three levels have strides 8, 16 and 32; sizes (B, 4) are in pixels.
         """
         anchors, _, probed = self.generator(features[-3:], sizes)
         return anchors, probed
@@ -177,7 +167,7 @@ class ASAG(SparseDetector):
     def decode(self, features: list[Tensor], anchors: Anchors) -> Predictions:
         """Predict classes and boxes at anchors, with their mask."""
         boxes, mask = box_cxcywh_to_xyxy(anchors.boxes), attention_mask(anchors.mask)
-        return self._decode(features, boxes, mask)[1]._replace(mask=anchors.mask)
+        return self._initialize_and_refine(features, boxes, mask)[1]._replace(mask=anchors.mask)
 
     def _losses(self, features: list[Tensor], targets: Targets) -> dict[str, Tensor]:
         """Weighted losses by name."""
@@ -199,23 +189,21 @@ class ASAG(SparseDetector):
             noisy_boxes = box_cxcywh_to_xyxy(noisy.boxes) * targets.sizes.unsqueeze(1)
             boxes = torch.cat([noisy_boxes, boxes], dim=1)
             mask = denoising_mask(noisy.group, anchors.mask)
-        queries, decoded = self._decode(features, boxes, mask)
+        queries, decoded = self._initialize_and_refine(features, boxes, mask)
         predictions = Predictions(  # the initializer first
             torch.cat([queries.logits[None], decoded.logits]),
             torch.cat([queries.boxes[None], decoded.boxes]),
-            decoded.stage,
+            torch.cat([decoded.stage[:1], decoded.stage]),  # losses go by order
         )
         losses = self.criterion.of_anchors(fixed, probed, targets, normalizers)
         at_anchors = predictions.of_proposals(slice(count, None))
         losses.update(self.criterion.of_detections(at_anchors, anchors.mask, targets, normalizers))
         if count:
             denoised = predictions.of_proposals(slice(0, count))
-            losses.update(
-                self.criterion.of_denoising(denoised, noisy.assignment, targets, normalizers)
-            )
+            losses |= self.criterion.of_denoising(denoised, noisy.assignment, targets, normalizers)
         return losses
 
-    def _decode(
+    def _initialize_and_refine(
         self, features: list[Tensor], boxes: Tensor, mask: Tensor
     ) -> tuple[InitialQueries, Predictions]:
         """Initialize queries at boxes (B, N, 4) and refine them."""

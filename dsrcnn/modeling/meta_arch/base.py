@@ -142,12 +142,9 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         raise NotImplementedError
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageBatch:
-        """Normalize the images and pad them with zeros at the right and bottom to one size.
+        """Normalize each ``image`` (3, H, W), and pad all with zeros at the right and bottom.
 
-        Sides are at least `pad_to` and multiples of the backbone's size divisibility.
-
-        Args:
-            batched_inputs: dictionaries with ``image`` (3, H, W).
+        Sides are equal, at least `pad_to`, and multiples of the backbone's size divisibility.
         """
         images = [
             (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
@@ -166,10 +163,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         return [levels[name] for name in self.in_features]
 
     def postprocess(
-        self,
-        predictions: Predictions,
-        images: ImageBatch,
-        batched_inputs: list[dict[str, Any]],
+        self, predictions: Predictions, images: ImageBatch, batched_inputs: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Select the detections of the last prediction set, in pixels of the original images.
 
@@ -181,16 +175,11 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         Returns:
             One dictionary with ``instances`` per image.
         """
-        detections = select_detections(
-            predictions.logits[-1],
-            predictions.boxes[-1],
-            self.detection,
-            sizes=images.sizes,
-            mask=predictions.mask,
-        )
+        last = predictions.logits[-1], predictions.boxes[-1]
+        sizes, mask = images.sizes, predictions.mask
+        detections = select_detections(*last, self.detection, sizes=sizes, mask=mask)
+        records = enumerate(zip(images.image_sizes, batched_inputs, strict=True))
         return [
             {"instances": to_instances(detections, index, size, record)}
-            for index, (size, record) in enumerate(
-                zip(images.image_sizes, batched_inputs, strict=True)
-            )
+            for index, (size, record) in records
         ]

@@ -110,9 +110,6 @@ class SparseRCNN(SparseDetector):
 
         If losses are divided by positives, every part must be matched beforehand, which takes a
         second forward pass; without DLA the ground truth is enough.
-
-        Args:
-            parts: model inputs, as for `forward`.
         """
         counts = []
         with preserve_bn_stats(self):
@@ -146,10 +143,7 @@ class DynamicSparseRCNN(SparseRCNN):
 
 # Official checkpoints have the learned proposals at the top level, and what DPG adds is stored
 # beside them; in the model all of it belongs to one module. Longer prefixes first.
-_STORED_NAMES = {
-    "proposals.init_proposal_": "init_proposal_",
-    "proposals.": "proposal_generator.",
-}
+_STORED_NAMES = {"proposals.init_proposal_": "init_proposal_", "proposals.": "proposal_generator."}
 
 
 def _use_official_keys(model: nn.Module) -> None:

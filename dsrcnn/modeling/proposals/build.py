@@ -29,9 +29,7 @@ class ProposalSource(nn.Module):
 def build_proposals(cfg: CfgNode, default: str = "LearnedProposals") -> ProposalSource:
     """Build the source named by ``MODEL.SparseRCNN.PROPOSALS.NAME``.
 
-    Args:
-        cfg: an empty name is `default`, or DPG's source with ``MODEL.SparseRCNN.DPG.ENABLED``.
-        default: the architecture's own source.
+    An empty name is that of DPG if it is enabled, otherwise the architecture's `default`.
 
     Raises:
         ConfigError: if the name is not registered, or has no DPG though that is enabled.

@@ -170,11 +170,8 @@ class DynamicProposals(ProposalSource):
         self.fc1 = nn.Linear(resize**2, hidden)
         self.fc2 = nn.Linear(hidden, num_experts * num_proposals)
         self.logit_norm = LogitNorm(num_experts, num_proposals) if logit_norm else nn.Identity()
-        self.standardize = standardize
-        self.resize = resize
-        self.valid_region = valid_region
-        self.strides = list(strides)
-        self.temperature = temperature
+        self.standardize, self.resize, self.valid_region = standardize, resize, valid_region
+        self.strides, self.temperature = list(strides), temperature
         self.tiling_noise = tiling_noise
         self.log = log or ScalarLog(0)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -182,8 +179,7 @@ class DynamicProposals(ProposalSource):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.SparseRCNN`, ``.DPG`` and the levels."""
-        node = cfg.MODEL.SparseRCNN
-        dpg = node.DPG
+        node, dpg = cfg.MODEL.SparseRCNN, cfg.MODEL.SparseRCNN.DPG
         annealing = dpg.TAU_ITERS
         if annealing is None:  # as much of the schedule as 10 of 36 epochs
             annealing = round(cfg.SOLVER.MAX_ITER * 10 / 36)
@@ -253,13 +249,9 @@ class DynamicProposals(ProposalSource):
         return (at_least_float32(logits) / self.current_temperature()).softmax(dim=1)
 
     def mix(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Average the experts by weight.
+        """Average the experts by weights (B, E, P).
 
-        Args:
-            weights: (B, E, P).
-
-        Returns:
-            Boxes (B, P, 4), center and size as fractions of the image, and features (B, P, D).
+        Returns boxes (B, P, 4), center and size as fractions of the image, and features (B, P, D).
         """
         # In half precision a box would be accurate to a pixel at best.
         with torch.autocast(weights.device.type, enabled=False):

@@ -59,13 +59,7 @@ class LearnedProposals(ProposalSource):
 
     @configurable
     def __init__(self, *, num_proposals: int, channels: int, boxes: str = "image") -> None:
-        """Initialize features from N(0, 1).
-
-        Args:
-            num_proposals: ``P``.
-            channels: ``D``.
-            boxes: see `initial_boxes`.
-        """
+        """Initialize ``P`` features of ``D`` channels from N(0, 1), boxes by `initial_boxes`."""
         super().__init__()
         self.init_proposal_features = nn.Embedding(num_proposals, channels)
         self.init_proposal_boxes = nn.Embedding(num_proposals, 4)
@@ -83,17 +77,11 @@ class LearnedProposals(ProposalSource):
         }
 
     def forward(self, features: list[Tensor], sizes: Tensor) -> Proposals:
-        """Scale the boxes to each image.
+        """Scale the boxes to images of `sizes` (B, 4), ``w, h, w, h``; `features` are not used.
 
-        Args:
-            features: pyramid levels; not used.
-            sizes: (B, 4) ``w, h, w, h`` of each image in pixels.
-
-        Returns:
-            Boxes (B, P, 4) xyxy in pixels and features (B, P, D).
+        Returns boxes (B, P, 4) xyxy in pixels and features (B, P, D).
         """
-        boxes_unit = box_cxcywh_to_xyxy(self.init_proposal_boxes.weight)
-        boxes = boxes_unit * sizes.unsqueeze(1)
+        boxes = box_cxcywh_to_xyxy(self.init_proposal_boxes.weight) * sizes.unsqueeze(1)
         return Proposals(boxes, self.init_proposal_features.weight.expand(len(sizes), -1, -1))
 
 
@@ -107,7 +95,6 @@ class ContentQueries(ProposalSource):
 
     @configurable
     def __init__(self, *, num_proposals: int, channels: int) -> None:
-        """Initialize features from N(0, 1); ``P`` and ``D`` as in `LearnedProposals`."""
         super().__init__()
         self.init_proposal_features = nn.Embedding(num_proposals, channels)
 

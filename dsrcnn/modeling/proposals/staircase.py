@@ -10,12 +10,7 @@ class StairStep(nn.Module):
     """Depth-wise 3x3 convolution of stride 2, norm and ReLU."""
 
     def __init__(self, channels: int, norm: str) -> None:
-        """Build the layers.
-
-        Args:
-            channels: input and output channels.
-            norm: BN, SyncBN, FrozenBN, GN or "none".
-        """
+        """Build the layers; `norm` is BN, SyncBN, FrozenBN, GN or "none"."""
         super().__init__()
         self.conv = nn.Conv2d(
             channels, channels, 3, stride=2, padding=1, groups=channels, bias=norm == "none"

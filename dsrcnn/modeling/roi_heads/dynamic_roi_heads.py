@@ -21,12 +21,9 @@ class DynamicMatcher(Matcher):
     """Detectron2's matcher with one threshold; it keeps the IoUs of an iteration."""
 
     def __init__(self, threshold: float, *, dynamic: bool = True, skip_last: bool = False) -> None:
-        """Set the initial threshold.
+        """Set the initial threshold, the least IoU of foreground; if `dynamic`, `begin` changes it.
 
-        Args:
-            threshold: proposals of at least this IoU are foreground, all others background.
-            dynamic: whether `begin` may change it.
-            skip_last: exclude ground truths, which come after the proposals, from the statistic.
+        `skip_last` excludes ground truths, which come after the proposals, from the statistic.
         """
         super().__init__([threshold], [0, 1], allow_low_quality_matches=False)
         self.dynamic = dynamic
@@ -95,9 +92,8 @@ class DynamicFastRCNNOutputLayers(FastRCNNOutputLayers):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         """Read `MODEL.DYNAMIC_RCNN` and Detectron2's keys."""
-        arguments: dict[str, Any] = super().from_config(cfg, input_shape)
-        arguments["dynamic"] = cfg.MODEL.DYNAMIC_RCNN.BETA_ENABLED
-        return arguments
+        dynamic = cfg.MODEL.DYNAMIC_RCNN.BETA_ENABLED
+        return {**super().from_config(cfg, input_shape), "dynamic": dynamic}
 
     def begin(self, beta: Tensor) -> None:
         """Begin an iteration with a transition point () on the device."""
@@ -106,19 +102,17 @@ class DynamicFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     def losses(self, predictions: Any, proposals: list[Instances]) -> dict[str, Tensor]:
         """Compute Detectron2's losses, and keep the errors of foreground proposals."""
-        with torch.no_grad():
-            self._magnitudes = self._measure([p for p in proposals if p.has("gt_boxes")])
+        self._magnitudes = None
+        annotated = [p for p in proposals if p.has("gt_boxes")]
+        if annotated:
+            boxes = torch.cat([p.proposal_boxes.tensor for p in annotated])
+            targets = torch.cat([p.gt_boxes.tensor for p in annotated])
+            foreground = torch.cat([p.gt_classes for p in annotated]) < self.num_classes
+            with torch.no_grad():
+                errors = regression_magnitudes(self.box2box_transform, boxes, targets)
+            self._magnitudes = errors[foreground]
         losses: dict[str, Tensor] = super().losses(predictions, proposals)
         return losses
-
-    def _measure(self, proposals: list[Instances]) -> Tensor | None:
-        """Errors of all foreground proposals of the batch; None without any ground truth."""
-        if not proposals:
-            return None
-        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        targets = torch.cat([p.gt_boxes.tensor for p in proposals])
-        foreground = torch.cat([p.gt_classes for p in proposals]) < self.num_classes
-        return regression_magnitudes(self.box2box_transform, boxes, targets)[foreground]
 
     def statistic(self, rank: int, *, skip_exact: bool = False) -> Tensor:
         """The `rank`-th smallest error of the batch, or the largest one if there are fewer.

@@ -39,14 +39,7 @@ class DynamicTrainingStats(TrainingState):
     def __init__(
         self, *, window: int, warmup_iou: float, warmup_beta: float, max_iou: float
     ) -> None:
-        """Set the limits.
-
-        Args:
-            window: iterations between updates.
-            warmup_iou: initial and smallest threshold.
-            warmup_beta: initial and largest transition point.
-            max_iou: largest threshold.
-        """
+        """Set the limits; warm-up values are initial ones, the smallest IoU and largest beta."""
         super().__init__()
         self.window = window
         self.warmup_iou, self.warmup_beta, self.max_iou = warmup_iou, warmup_beta, max_iou
