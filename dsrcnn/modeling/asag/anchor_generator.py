@@ -58,8 +58,8 @@ class FixedLevels(NamedTuple):
     """Predictions that every image has.
 
     Attributes:
-        quarters: (B, 4, A, 5) on P5: cxcywh relative to the quarter of the image, location logit.
-        whole: (B, 1 or 4, A, 5) on P6, relative to the image; then flipped in x, y and both.
+        quarters: (B, 4, A, 5) on P5, row by row: cxcywh relative to the quarter, location logit.
+        whole: (B, 1 or 4, A, 5) on P6, of the image; in training then flipped in x, y and both.
     """
 
     quarters: Tensor
@@ -200,7 +200,7 @@ class AnchorGenerator(nn.Module):
             if training_patches is None and not selected.any():
                 break
             if training_patches is not None and training_patches.guided:
-                selected = torch.zeros_like(selected)
+                selected = torch.zeros_like(selected)  # patches come from ground truths only
             outputs.append(self._filter_output(current, ~selected, 0 if probed else len(sizes)))
             images, positions = self._patches_around(current.select(selected), sizes, stride)
             train_only = torch.zeros_like(images, dtype=torch.bool)
@@ -208,7 +208,7 @@ class AnchorGenerator(nn.Module):
                 images, positions, train_only = training_patches.complete(images, positions, stride)
             compressor = cast(PatchCompressor, self.compress[index])
             patches = compressor.patches(features[index], images, positions)
-            predictions = self.predict_patches(patches, step=len(_PROBED) - index)
+            predictions = self.predict_patches(patches, step=len(probed) + 1)
             probed.append(ProbedLevel(predictions, images, positions, stride, train_only))
             with torch.no_grad():
                 current = self._probed_candidates(probed[-1], sizes)
@@ -220,7 +220,7 @@ class AnchorGenerator(nn.Module):
         """Predict on the four quarters of P5 and on P6."""
         cells = torch.round(sizes[:, :2] / _STRIDES[2])  # half to even
         maps = resize_valid(self.compress[2](coarsest), cells, 2 * CELLS)
-        whole = self.P6(maps.relu())
+        whole = self.P6(maps.relu())  # 30 x 30 to 15 x 15 cells
         flips = [whole]
         if self.training:
             flips += [whole.flip(-1), whole.flip(-2), whole.flip(-2, -1)]
@@ -282,9 +282,9 @@ class AnchorGenerator(nn.Module):
     def _filter_output(
         self, current: _Candidates, allowed: Tensor, fixed_images: int
     ) -> _Candidates:
-        """Select the allowed anchors (R,) that are good enough.
+        """Select the allowed anchors (R,) that are good enough, or the best where there are few.
 
-        Of fixed levels, where `fixed_images` is not 0, every image outputs at least `rule.least`.
+        Of fixed levels, where `fixed_images` is not 0, an image outputs its `rule.least` best.
         """
         keep = (current.scores > self.rule.output) & allowed
         if fixed_images:

@@ -343,7 +343,7 @@ class ASAGCriterion(nn.Module):
         """Compute the losses of the query initializer, the first set, and of the decoders.
 
         Args:
-            predictions: (1 + K, B, N, .).
+            predictions: (1 + decoders, B, N, .).
             mask: (B, N) bool, False for padding.
             targets: ground truth of the batch.
             normalizers: divisors.

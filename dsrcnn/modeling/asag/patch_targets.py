@@ -128,7 +128,7 @@ def object_patches(boxes: Tensor, size: Tensor, stride: int) -> Tensor:
         return torch.zeros(0, 2, dtype=torch.int64, device=boxes.device)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     centrality = -torch.cdist(centers, centers).square().sum(dim=1)
-    boxes = boxes[nms(boxes, centrality, PATCH_OVERLAP)]
+    boxes = boxes[nms(boxes, centrality, PATCH_OVERLAP)]  # objects, not patches, as published
     first = torch.floor(boxes[:, :2] / stride)
     first = torch.minimum(first, torch.ceil(size / stride) - CELLS).clamp(min=0)
     slack = (first + CELLS - torch.ceil(boxes[:, 2:] / stride)).clamp(min=0)
@@ -161,9 +161,9 @@ class TrainingPatches(NamedTuple):
     def complete(
         self, images: Tensor, positions: Tensor, stride: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Fill up to four patches per image around ground truths, then at random.
+        """Add patches, around ground truths and then at random, until every image has four.
 
-        They have losses only. When `guided`, all around ground truths are added, with output.
+        Those have losses only. When `guided`, all around ground truths are added, with output.
 
         Args:
             images: (m,) int64 image of each patch selected by the generator.
@@ -171,8 +171,8 @@ class TrainingPatches(NamedTuple):
             stride: of the level.
 
         Returns:
-            Images (n,), positions (n, 2), and (n,) bool, True for patches that have losses but
-            whose anchors are not output.
+            Images and positions, the given ones first, and bools, True for patches that have
+            losses but whose anchors are not output.
         """
         counts = images.bincount(minlength=len(self.boxes)).tolist()
         all_images, all_positions = [images], [positions]

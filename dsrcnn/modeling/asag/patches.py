@@ -29,7 +29,7 @@ def crop_positions(centers: Tensor, sizes: Tensor, stride: int) -> Tensor:
 def patch_nms(centers: Tensor, scores: Tensor, images: Tensor, stride: int) -> Tensor:
     """Remove patches with centers (m, 2) in pixels that overlap a better one of the same image.
 
-    Returns the indices of the remaining patches, best first.
+    Returns the indices of the remaining patches, best first; none is moved inside before.
     """
     # Shifted by half a side: `batched_nms` separates images correctly only for coordinates >= 0.
     squares = torch.cat([centers, centers + CELLS * stride], dim=1)

@@ -143,7 +143,7 @@ def denoising_mask(group: Tensor, valid: Tensor) -> Tensor:
 
 
 class ParallelDecoders(nn.Module):
-    """`K` stages that refine the same queries, each with a learned vector added to the features.
+    """Stages that refine the same queries, each with a learned vector added to the features.
 
     Attributes:
         rois: pools RoI features; its strides are those of the pyramid.
@@ -160,7 +160,7 @@ class ParallelDecoders(nn.Module):
         used: int,
         prior_probability: float,
     ) -> None:
-        """Copy `stage` `count` times (``K``); `used` is the index of the copy inference uses."""
+        """Copy `stage` `count` times; `used` is the index of the copy inference uses."""
         super().__init__()
         self.stages = nn.ModuleList(copy.deepcopy(stage) for _ in range(count))
         self.decoder_embedding = nn.Embedding(count, channels)
@@ -250,7 +250,7 @@ class AdaMixerDecoders(ParallelDecoders):
 
 
 class RCNNDecoders(ParallelDecoders):
-    """The decoders of ASAG-S: stages of Sparse R-CNN, with another activation of the towers."""
+    """The decoders of ASAG-S: stages of Sparse R-CNN, with ``ACTIVATION`` in the towers."""
 
     @configurable
     def __init__(self, **kwargs: Any) -> None:

@@ -69,7 +69,7 @@ class PositionalStage(Stage):
             return boxes_to_xyzr(boxes, unit=self.unit, ratio_scale=self.ratio_scale)
 
     def _predict(self, features: Tensor, xyzr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (..., C), boxes (..., 4) and features (..., D), from features and positions."""
+        """Feed-forward network, then logits (..., C), boxes (..., 4) and features (..., D)."""
         hidden = self.linear2(self.activation(self.linear1(features)))
         features = self.ffn_norm(features + hidden)
         tower = self.reg_fcs(features)

@@ -193,7 +193,7 @@ class ASAG(SparseDetector):
         predictions = Predictions(  # the initializer first
             torch.cat([queries.logits[None], decoded.logits]),
             torch.cat([queries.boxes[None], decoded.boxes]),
-            torch.cat([decoded.stage[:1], decoded.stage]),  # losses go by order
+            torch.cat([decoded.stage[:1], decoded.stage]),  # the first is not used
         )
         losses = self.criterion.of_anchors(fixed, probed, targets, normalizers)
         at_anchors = predictions.of_proposals(slice(count, None))
@@ -206,7 +206,7 @@ class ASAG(SparseDetector):
     def _initialize_and_refine(
         self, features: list[Tensor], boxes: Tensor, mask: Tensor
     ) -> tuple[InitialQueries, Predictions]:
-        """Initialize queries at boxes (B, N, 4) and refine them."""
+        """Initialize queries at boxes (B, N, 4), denoising ones first, and refine them."""
         table = self.decoders.rois.prepare(features)
         queries = self.initializer(self.decoders.rois(table, boxes), boxes, mask)
         return queries, self.decoders(features, table, queries, mask)
