@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from dsrcnn.modeling.asag.anchor_generator import AnchorGenerator, ProbingRule
 from dsrcnn.modeling.asag.criterion import ASAGCriterion
 from dsrcnn.modeling.asag.queries import (
-    POSITION_FORMAT,
+    STAGE_OPTIONS,
     AdaMixerDecoders,
     QueryInitializer,
     RCNNDecoders,
@@ -134,13 +134,13 @@ def filled_decoders(kind, head):
     """One decoder of ASAG-A or ASAG-S with the parameters of one of the four."""
     options = {"channels": 256, "count": 1, "used": -1, "prior_probability": 0.01}
     if kind == "A":
-        stage = AdaMixerStage(settings=SETTINGS, in_points=32, out_points=128, **POSITION_FORMAT)
-        decoders = AdaMixerDecoders(stage=stage, rois=ROIS, **options)
+        stage = AdaMixerStage(settings=SETTINGS, in_points=32, out_points=128, **STAGE_OPTIONS)
+        decoders = AdaMixerDecoders(stage=stage, pooler=ROIS, **options)
         fill(decoders.stages[0], f"decoder.bbox_head.{head}.", ADAMIXER)
     else:
         sizes = {"dynamic_channels": 64, "roi_positions": 49}
         stage = RCNNHead(settings=SETTINGS, tower_activation="gelu", **sizes)
-        decoders = RCNNDecoders(stage=stage, rois=PoolingWithReplicatedBorder(), **options)
+        decoders = RCNNDecoders(stage=stage, pooler=PoolingWithReplicatedBorder(), **options)
         fill(decoders.stages[0], f"decoder.head_series.{head}.")
     row = parameter("decoder.decoder_embedding.weight", (4, 256))[head]
     decoders.decoder_embedding.weight.data[0] = row
@@ -193,7 +193,7 @@ def test_decoders(initialized, kind, head, logits, first, boxes, box):
     pyramid, mask, queries = initialized
     decoders = filled_decoders(kind, head)
     with torch.no_grad():
-        out = decoders(pyramid, decoders.rois.prepare(pyramid), queries, attention_mask(mask))
+        out = decoders(pyramid, decoders.pooler.prepare(pyramid), queries, attention_mask(mask))
     assert_close(out.logits.sum(), logits, 5e-4 if kind == "A" else 1e-4)
     assert_close(out.logits[0, 0, 0, 0], first)
     assert_close(relative(out.boxes[0]).sum(), boxes)
@@ -229,7 +229,7 @@ def test_losses_of_whole_images(generated, initialized, scene, kind, first, last
         outputs = [queries[:2]]
         for head in range(4):
             decoders = filled_decoders(kind, head)
-            decoders.rois = rois
+            decoders.pooler = rois
             out = decoders(pyramid, rois.prepare(pyramid), queries, mask)
             outputs.append((out.logits[0], out.boxes[0]))
         sets = Predictions(*map(torch.stack, zip(*outputs, strict=True)), torch.arange(5))

@@ -19,7 +19,7 @@ from dsrcnn.modeling.asag.criterion import (
     weighted_box_losses,
     weighted_class_loss,
 )
-from dsrcnn.modeling.asag.patch_targets import RelativeTargets
+from dsrcnn.modeling.asag.patches import RelativeTargets
 from dsrcnn.structures import Predictions, Targets, TermWeights, box_cxcywh_to_xyxy
 
 COSTS = TermWeights(2.0, 5.0, 2.0)
@@ -203,6 +203,7 @@ def test_losses_of_parts_sum_to_those_of_the_batch():
     boxes[..., 2:] += boxes[..., :2] + 5
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     assignment = torch.tensor([[0, 1, 2, 0, -1], [0, 0, 0, 0, 0]])
+    patches = torch.rand(2, 7, 3, 5)  # of P5, of P6, two probed ones
     parts = [Targets(*(x[i : i + 1] for x in targets)) for i in range(2)]
     normalizers = CRITERION.normalizers([CRITERION.count(x) for x in parts])
     assert (normalizers.num_targets, normalizers.num_images) == (4, 2)
@@ -210,7 +211,13 @@ def test_losses_of_parts_sum_to_those_of_the_batch():
     def losses(images, targets):
         sets = Predictions(logits[:, images], boxes[:, images], torch.arange(3))
         result = CRITERION.of_detections(sets, mask[images], targets, normalizers)
-        return result | CRITERION.of_denoising(sets, assignment[images], targets, normalizers)
+        result |= CRITERION.of_denoising(sets, assignment[images], targets, normalizers)
+        quarters, whole, probed = patches[images].split((4, 1, 2), dim=1)
+        image = torch.arange(len(targets.mask)).repeat_interleave(2)
+        level = ProbedLevel(probed.flatten(0, 1), image, image.new_zeros(4, 2)[image], 8, image < 0)
+        return result | CRITERION.of_anchors(
+            FixedLevels(quarters, whole), [level], targets, normalizers
+        )
 
     first, second = (losses(slice(i, i + 1), part) for i, part in enumerate(parts))
     for name, value in losses(slice(None), targets).items():

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from dsrcnn.modeling.asag.anchor_generator import AnchorGenerator, ProbingRule
-from dsrcnn.modeling.asag.patch_targets import RelativeTargets, TrainingPatches
+from dsrcnn.modeling.asag.patches import RelativeTargets, TrainingPatches
 from dsrcnn.modeling.asag.queries import (
     AdaMixerDecoders,
     InitialQueries,
     RCNNDecoders,
-    denoising_mask,
+    attention_mask,
     noisy_queries,
 )
 from dsrcnn.modeling.decoder import AdaMixerStage, RCNNHead, RoIFeatures, StageSettings
@@ -128,7 +128,7 @@ def test_all_decoders_are_trained_and_one_is_used_in_inference(kind):
     else:
         stage = RCNNHead(settings=SETTINGS, dynamic_channels=4, roi_positions=4)
     rois = RoIFeatures(strides=(4, 8), resolution=2, aligned=False)
-    decoders = kind(stage=stage, channels=16, rois=rois, count=3, used=-2, prior_probability=0.01)
+    decoders = kind(stage=stage, channels=16, pooler=rois, count=3, used=-2, prior_probability=0.01)
     pyramid = [torch.randn(2, 16, 16, 16), torch.randn(2, 16, 8, 8)]
     boxes = torch.tensor([8.0, 8, 40, 30]).expand(2, 5, 4).clone().requires_grad_()
     features = torch.randn(2, 5, 16, requires_grad=True)
@@ -174,8 +174,7 @@ def test_noise_is_bounded_by_the_box_and_the_image():
 
 
 def test_denoising_queries_are_hidden_from_anchors_and_other_repetitions():
-    """Five denoising queries of two objects; three anchors, of which two are valid."""
-    group = noisy_queries(targets(2), 5).group
-    mask = denoising_mask(group, torch.tensor([[True, True, False]]))[0].int()
+    valid = torch.tensor([[True, True, False]])
+    mask = attention_mask(valid, noisy_queries(targets(2), 5).group)[0].int()
     expected = "11000110 11000110 00110110 00110110 00001110 00000110 00000110 00000111"
     assert ["".join(map(str, row)) for row in mask.tolist()] == expected.split()

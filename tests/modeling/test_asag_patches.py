@@ -3,23 +3,21 @@
 import pytest
 import torch
 
-from dsrcnn.modeling.asag.patch_targets import (
-    RelativeTargets,
-    TrainingPatches,
-    object_patches,
-    random_patches,
-    targets_in_patches,
-    targets_in_quarters,
-    targets_of_flips,
-)
 from dsrcnn.modeling.asag.patches import (
     PatchCompressor,
+    RelativeTargets,
+    TrainingPatches,
     crop_positions,
     cut_patches,
     from_patches,
+    object_patches,
     patch_nms,
+    random_patches,
     rank_in_group,
     resize_valid,
+    targets_in_patches,
+    targets_in_quarters,
+    targets_of_flips,
 )
 
 SIZE = torch.tensor([1333.0, 800.0])

@@ -1,7 +1,7 @@
 """ASAG's anchors: predicted on patches of the image, few where few are needed.
 
 Adaptive Sparse Anchor Generation, arXiv 2308.09242, section 3.2. Notation: ``N`` anchors of an
-image (padded), ``m`` probed patches, ``A`` anchors per patch, ``R`` anchors of all images,
+image (padded), ``T`` anchors of all images together, ``m`` probed patches, ``A`` anchors per patch,
 ``K`` cells per side and ``C`` channels of a patch.
 """
 
@@ -13,10 +13,10 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ...layers.blocks import initialize_xavier
-from .patch_targets import TrainingPatches
 from .patches import (
     CELLS,
     PatchCompressor,
+    TrainingPatches,
     crop_positions,
     from_patches,
     patch_nms,
@@ -27,7 +27,9 @@ from .patches import (
 NUM_PROBED_LEVELS = {"P5P6": 0, "P4P6": 1, "P3P6": 2}  # by MODEL.ASAG.ANCHORS.INFERENCE_LEVEL
 
 _STRIDES = (8, 16, 32)  # of P3, P4 and P5, in the order of their compressors
-_PROBED = ((1, 16), (0, 8))  # level (and compressor) and stride: P4, then P3
+# Level (and compressor) and stride: P4, then P3. Levels are counted from the finest; steps (norms,
+# position embeddings, outputs) from the coarsest: 0 is P5 and P6, 1 is P4, 2 is P3.
+_PROBED = ((1, 16), (0, 8))
 _COMPRESSED = 8  # channels of a patch, as published
 _MIN_SIDE = 3.0  # pixels; smaller anchors get the score 0, as published
 
@@ -111,7 +113,7 @@ def anchor_statistics(anchors: Anchors, probed: list[ProbedLevel]) -> dict[str, 
 
 
 class _Candidates(NamedTuple):
-    """Anchors of a level, of all images: (R, 4) cxcywh in pixels, (R,) scores, (R,) images."""
+    """Anchors of a level, of all images: (T, 4) cxcywh in pixels, (T,) scores, (T,) images."""
 
     boxes: Tensor
     scores: Tensor
@@ -200,8 +202,8 @@ class AnchorGenerator(nn.Module):
             if training_patches is None and not selected.any():
                 break
             if training_patches is not None and training_patches.guided:
-                selected = torch.zeros_like(selected)  # patches come from ground truths only
-            outputs.append(self._filter_output(current, ~selected, 0 if probed else len(sizes)))
+                selected = torch.zeros_like(selected)  # anchors of untrained levels probe nothing
+            outputs.append(self._filter_output(current, ~selected, None if probed else len(sizes)))
             images, positions = self._patches_around(current.select(selected), sizes, stride)
             train_only = torch.zeros_like(images, dtype=torch.bool)
             if training_patches is not None:
@@ -213,7 +215,7 @@ class AnchorGenerator(nn.Module):
             with torch.no_grad():
                 current = self._probed_candidates(probed[-1], sizes)
         everything = torch.ones_like(current.scores, dtype=torch.bool)
-        outputs.append(self._filter_output(current, everything, 0 if probed else len(sizes)))
+        outputs.append(self._filter_output(current, everything, None if probed else len(sizes)))
         return self._assemble(outputs, sizes), fixed, probed
 
     def _predict_fixed(self, coarsest: Tensor, sizes: Tensor) -> FixedLevels:
@@ -235,7 +237,7 @@ class AnchorGenerator(nn.Module):
         return self._predict(patches, self.proj_patch, step)
 
     def _predict(self, patches: Tensor, predictor: nn.Module, step: int) -> Tensor:
-        """Patches (..., K * K, C) to predictions (..., A, 5)."""
+        """Patches (..., K * K, C) to predictions (..., A, 5); step 0 is P5 and P6."""
         x = self.layernorm[step](patches) + self.pos_embedding[step].weight
         predictions = predictor(x.flatten(-2)).unflatten(-1, (-1, 5))
         return torch.cat([predictions[..., :4].sigmoid(), predictions[..., 4:]], dim=-1)
@@ -264,7 +266,7 @@ class AnchorGenerator(nn.Module):
         return _Candidates(boxes.flatten(0, 1), scores.flatten(), images.flatten())
 
     def _select_for_probing(self, current: _Candidates, stride: int) -> Tensor:
-        """Select uncertain anchors that are small enough for a finer level; (R,) bool."""
+        """Select uncertain anchors that are small enough for a finer level; (T,) bool."""
         small = (current.boxes[:, 2:] < stride * CELLS / 2).all(dim=1)
         return (current.scores > self.rule.low) & (current.scores < self.rule.high) & small
 
@@ -280,15 +282,16 @@ class AnchorGenerator(nn.Module):
         return images, crop_positions(centers[kept], sizes[images, :2], stride)
 
     def _filter_output(
-        self, current: _Candidates, allowed: Tensor, fixed_images: int
+        self, current: _Candidates, allowed: Tensor, images_of_fixed: int | None
     ) -> _Candidates:
-        """Select the allowed anchors (R,) that are good enough, or the best where there are few.
+        """Select the allowed anchors (T,) that are good enough, or the best where there are few.
 
-        Of fixed levels, where `fixed_images` is not 0, an image outputs its `rule.least` best.
+        An image of which fewer than `rule.least` of the fixed levels' anchors remain outputs its
+        `rule.least` best of those instead, even if they are probed.
         """
         keep = (current.scores > self.rule.output) & allowed
-        if fixed_images:
-            by_image = current.scores.view(fixed_images, -1)
+        if images_of_fixed is not None:
+            by_image = current.scores.view(images_of_fixed, -1)
             least = min(self.rule.least, by_image.shape[1])
             kept = keep.view_as(by_image)
             best = torch.zeros_like(kept).scatter(1, by_image.topk(least, dim=1).indices, True)

@@ -26,7 +26,7 @@ from ...utils.distributed import reduce_mean
 from ..matching import assign_one_to_one
 from ..matching.costs import WORST_COST, bounded_costs, class_cost
 from .anchor_generator import FixedLevels, ProbedLevel
-from .patch_targets import (
+from .patches import (
     RelativeTargets,
     targets_in_patches,
     targets_in_quarters,
@@ -35,7 +35,7 @@ from .patch_targets import (
 
 # As published.
 _ANCHOR_WEIGHTS = TermWeights(8.0, 4.0, 2.0)
-_FIXED_PATCHES = 4  # per image, of P5 as of P6; the probed ones of a batch weigh 4 together
+_PROBED_WEIGHT = 4  # losses of fixed patches are summed, those of probed ones averaged times this
 _GOOD_IOU = 0.5  # anchors that overlap a ground truth this much are no background
 _EXPONENTS = (0.4, 0.6)  # of score and IoU
 _LOWEST, _HIGHEST = 1 / (1 + math.exp(1.5)), 1 / (1 + math.exp(-3.0))  # of `_rescale`, unscaled
@@ -172,25 +172,25 @@ def weighted_class_loss(
 
 
 def quality_focal_loss(
-    logits: Tensor, quality: Tensor, matched: Tensor, ignored: Tensor, weight: Tensor
+    logits: Tensor, quality: Tensor, positive: Tensor, ignored: Tensor, weight: Tensor
 ) -> Tensor:
     """Loss of scores that predict an IoU (arXiv 2006.04388, equation 4, beta 2), not reduced.
 
     Args:
         logits: (...).
         quality: (...) IoU with the matched box; any values for background.
-        matched: (...) bool.
-        ignored: (...) bool, no background although not matched: no loss.
+        positive: (...) bool, False for background.
+        ignored: (...) bool, has no loss where it is background.
         weight: (...) of the ground truth.
 
     Returns:
         (...); the modulating factor has a gradient, too.
     """
-    target = torch.where(matched, quality, torch.zeros_like(quality)).detach()
+    target = torch.where(positive, quality, torch.zeros_like(quality)).detach()
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     factor = (target - logits.sigmoid()) ** 2
-    factor = torch.where(matched, weight * factor, factor)
-    return (factor * entropy).masked_fill(ignored & ~matched, 0.0)
+    factor = torch.where(positive, weight * factor, factor)
+    return (factor * entropy).masked_fill(ignored & ~positive, 0.0)
 
 
 def detection_losses(
@@ -252,10 +252,10 @@ def matched_overlaps(boxes: Tensor, matched: MatchedTargets) -> tuple[Tensor, Te
 
 
 def weighted_box_losses(
-    boxes: Tensor, giou: Tensor, matched: MatchedTargets, weight: Tensor
+    boxes: Tensor, giou: Tensor, matched: MatchedTargets, positive: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """L1 and GIoU loss (R,) of matched predictions, times `weight` (R, P) and the area weight."""
-    factor = torch.where(matched.positive, weight * matched.weight, 0.0)
+    """L1 and GIoU loss (R,) of matched predictions, times `positive` (R, P) and the area weight."""
+    factor = torch.where(matched.positive, positive * matched.weight, 0.0)
     difference = torch.where(matched.positive.unsqueeze(-1), boxes - matched.boxes, 0.0)
     return (difference.abs().sum(dim=-1) * factor).sum(dim=1), ((1 - giou) * factor).sum(dim=1)
 
@@ -288,7 +288,7 @@ class ASAGCriterion(nn.Module):
         return {"weights": TermWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT)}
 
     def count(self, targets: Targets) -> ASAGNormalizers:
-        """Count what a batch of this process adds to the sums in `normalizers`."""
+        """Count what a part of a batch adds to the sums in `normalizers`: no divisors yet."""
         number = targets.mask.sum().to(targets.sizes.dtype)
         return ASAGNormalizers(number, torch.full_like(number, len(targets.mask)))
 
@@ -323,7 +323,8 @@ class ASAGCriterion(nn.Module):
             ]
             inside = RelativeTargets(*(torch.cat(x) for x in zip(*parts, strict=True)))
             predictions = torch.cat([x.predictions for x in probed])
-            factor = _FIXED_PATCHES / len(predictions)
+            part = len(targets.mask) / normalizers.num_images  # 1, or less with accumulation
+            factor = _PROBED_WEIGHT * part / len(predictions)
             sums.append(self._patch_sums(predictions, inside) * factor)
         total = torch.stack(sums).sum(dim=0) / normalizers.num_targets
         return _name(total, _ANCHOR_WEIGHTS, "loss", "_anchor")

@@ -1,6 +1,7 @@
 """From anchors to predictions: initial queries, denoising queries, and the decoders.
 
-ASAG, arXiv 2308.09242, section 3.3. Notation: ``N`` anchors, ``n`` denoising queries.
+ASAG, arXiv 2308.09242, section 3.3. Notation: ``N`` anchors, ``n`` denoising queries (in
+training), ``P = n + N`` queries, denoising ones first.
 """
 
 import copy
@@ -23,24 +24,19 @@ from ..decoder import (
     StageSettings,
     stride_of,
 )
-from .patch_targets import RelativeTargets
+from .patches import RelativeTargets
 
-# How the published code encodes positions, for `PositionalStage`.
-POSITION_FORMAT: dict[str, Any] = {"tower_bias": False, "unit": 4.0, "ratio_scale": 0.5}
-
-
-def attention_mask(valid: Tensor) -> Tensor:
-    """Let valid queries (B, N) attend to valid ones, and padding to all, against NaN: (B, N, N)."""
-    return valid.unsqueeze(1) | ~valid.unsqueeze(2)
+# Where the published code differs from AdaMixer's, for `PositionalStage`.
+STAGE_OPTIONS: dict[str, Any] = {"tower_bias": False, "unit": 4.0, "ratio_scale": 0.5}
 
 
 class InitialQueries(NamedTuple):
     """Input of the decoders.
 
     Attributes:
-        logits: (B, N, C) of a first prediction.
-        boxes: (B, N, 4) xyxy in pixels, of the same.
-        features: (B, N, D).
+        logits: (B, P, C) of a first prediction, for its loss.
+        boxes: (B, P, 4) xyxy in pixels, of the same.
+        features: (B, P, D).
     """
 
     logits: Tensor
@@ -49,14 +45,14 @@ class InitialQueries(NamedTuple):
 
 
 class QueryInitializer(PositionalStage):
-    """RoI features, position-aware attention, feed-forward network, class and box."""
+    """RoI features, then a `PositionalStage`: attention, feed-forward network, class and box."""
 
     @configurable
     def __init__(
         self, *, settings: StageSettings, roi_positions: int, prior_probability: float
     ) -> None:
         """Build the layers; `prior_probability` is the class score of an untrained model."""
-        super().__init__(settings, **POSITION_FORMAT)
+        super().__init__(settings, **STAGE_OPTIONS)
         self.roi = nn.Linear(settings.channels * roi_positions, settings.channels)
         self.roi_norm = nn.LayerNorm(settings.channels)
         self.initialize(prior_probability)
@@ -74,15 +70,15 @@ class QueryInitializer(PositionalStage):
         """Turn anchors into queries.
 
         Args:
-            rois: (B * N, K, D) features of the anchors in K RoI cells.
-            boxes: (B, N, 4) anchors, xyxy in pixels.
-            mask: (B, N) or (B, N, N) bool, False for what must not be attended to.
+            rois: (B * P, K, D) features of the anchors in K RoI cells.
+            boxes: (B, P, 4) anchors, xyxy in pixels.
+            mask: (B, P) or (B, P, P) bool, False for what must not be attended to.
         """
         features = self.roi_norm(self.roi(rois.transpose(1, 2).flatten(1)))
         features = features.view(*boxes.shape[:2], -1)
-        xyzr = self._positions(boxes)
-        features = self.attention(features, xyzr, boxes, mask)
-        return InitialQueries(*self._predict(features, xyzr))
+        xyzr = self.positions(boxes)
+        features = self.attention(features, xyzr, boxes, mask)  # residual and norm included
+        return InitialQueries(*self.feed_forward_and_predict(features, xyzr))
 
 
 class NoisyQueries(NamedTuple):
@@ -124,21 +120,26 @@ def noisy_queries(targets: RelativeTargets, count: int) -> NoisyQueries:
     return NoisyQueries(boxes, index.masked_fill(~real, -1), group.masked_fill(~real, -1))
 
 
-def denoising_mask(group: Tensor, valid: Tensor) -> Tensor:
-    """Keep denoising queries from leaking ground truth to anchors or to other repetitions.
+def attention_mask(valid: Tensor, group: Tensor | None = None) -> Tensor:
+    """Hide padding from all queries, and denoising queries from anchors and other repetitions.
 
-    Denoising queries attend to their repetition (`group`, see `NoisyQueries`) and to `valid`
-    anchors (B, N), anchors to valid anchors; padded anchors are attended to by themselves only.
+    All queries attend to `valid` anchors, denoising ones, which come first, also to their
+    repetition. Padded anchors attend to all anchors, for a row without keys would be NaN.
+
+    Args:
+        valid: (B, N) bool, False for padded anchors.
+        group: (B, n) repetition of each denoising query, see `NoisyQueries`; None for no such.
 
     Returns:
-        (B, n + N, n + N) bool, rows attend to columns.
+        (B, P, P) bool, True where the query of the row attends to that of the column.
     """
-    count, anchors = group.shape[1], valid.shape[1]
+    anchors = valid.unsqueeze(1) | ~valid.unsqueeze(2)
+    if group is None:
+        return anchors
     same = group.unsqueeze(2) == group.unsqueeze(1)
-    above = torch.cat([same, valid.unsqueeze(1).expand(-1, count, -1)], dim=2)
-    diagonal = torch.eye(anchors, dtype=torch.bool, device=valid.device)
-    among = valid.unsqueeze(1) | diagonal
-    below = torch.cat([among.new_zeros(len(valid), anchors, count), among], dim=2)
+    above = torch.cat([same, valid.unsqueeze(1).expand(-1, group.shape[1], -1)], dim=2)
+    hidden = torch.zeros_like(above[..., group.shape[1] :].transpose(1, 2))
+    below = torch.cat([hidden, anchors], dim=2)
     return torch.cat([above, below], dim=1)
 
 
@@ -146,7 +147,7 @@ class ParallelDecoders(nn.Module):
     """Stages that refine the same queries, each with a learned vector added to the features.
 
     Attributes:
-        rois: pools RoI features; its strides are those of the pyramid.
+        pooler: pools RoI features, for the initializer, too; its strides are those of the pyramid.
     """
 
     @configurable
@@ -155,7 +156,7 @@ class ParallelDecoders(nn.Module):
         *,
         stage: Stage,
         channels: int,
-        rois: RoIFeatures,
+        pooler: RoIFeatures,
         count: int,
         used: int,
         prior_probability: float,
@@ -164,7 +165,7 @@ class ParallelDecoders(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(copy.deepcopy(stage) for _ in range(count))
         self.decoder_embedding = nn.Embedding(count, channels)
-        self.rois = rois
+        self.pooler = pooler
         self.used = used % count
         for member in self.stages:
             cast(Stage, member).initialize(prior_probability)
@@ -176,10 +177,10 @@ class ParallelDecoders(nn.Module):
         Raises:
             ConfigError: for another RoIAlign or other levels than ASAG's.
         """
-        node, pooler = cfg.MODEL.ASAG, cfg.MODEL.ROI_BOX_HEAD
-        if pooler.POOLER_TYPE != "ROIAlign":
+        node, box_head = cfg.MODEL.ASAG, cfg.MODEL.ROI_BOX_HEAD
+        if box_head.POOLER_TYPE != "ROIAlign":
             raise ConfigError(
-                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is {pooler.POOLER_TYPE!r}; ASAG pools with "
+                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is {box_head.POOLER_TYPE!r}; ASAG pools with "
                 "'ROIAlign' (not aligned). Write MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlign."
             )
         names = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
@@ -189,18 +190,18 @@ class ParallelDecoders(nn.Module):
                 f"MODEL.ROI_HEADS.IN_FEATURES is {names}; ASAG probes p3 to p5 and samples p2 to "
                 "p5. Write [p2, p3, p4, p5]."
             )
-        resolution, samples = pooler.POOLER_RESOLUTION, pooler.POOLER_SAMPLING_RATIO
-        rois = RoIFeatures(strides=strides, resolution=resolution, samples=samples, aligned=False)
+        resolution, samples = box_head.POOLER_RESOLUTION, box_head.POOLER_SAMPLING_RATIO
+        pooler = RoIFeatures(strides=strides, resolution=resolution, samples=samples, aligned=False)
         return {
             "channels": cfg.MODEL.SparseRCNN.HIDDEN_DIM,
-            "rois": rois,
+            "pooler": pooler,
             "count": node.NUM_DECODERS,
             "used": node.USED_HEAD,
             "prior_probability": cfg.MODEL.SparseRCNN.PRIOR_PROB,
         }
 
-    def read(self, features: list[Tensor], table: FeatureTable, boxes: Tensor) -> Any:
-        """Prepare what every stage reads of the pyramid for queries at boxes (B, N, 4)."""
+    def stage_input(self, features: list[Tensor], table: FeatureTable, boxes: Tensor) -> Any:
+        """Compute once what all stages take beside queries at boxes (B, P, 4)."""
         raise NotImplementedError
 
     def forward(
@@ -214,21 +215,22 @@ class ParallelDecoders(nn.Module):
 
         Args:
             features: pyramid levels (B, D, H_l, W_l), finest first.
-            table: the same levels, prepared by `rois`.
+            table: the same levels, prepared by `pooler`.
             queries: no gradient reaches their boxes.
-            mask: (B, N) or (B, N, N) bool, False for what must not be attended to.
+            mask: (B, P) or (B, P, P) bool, False for what must not be attended to.
 
         Returns:
             A prediction set of every decoder in training, of the used one otherwise; ``stage`` is
             the index of the decoder.
         """
         order = list(range(len(self.stages))) if self.training else [self.used]
-        boxes = queries.boxes.detach().unsqueeze(1)  # stages take (B, G, P, .); here one group
-        pyramid = self.read(features, table, queries.boxes)
+        boxes = queries.boxes.detach()
+        shared = self.stage_input(features, table, boxes)
+        boxes = boxes.unsqueeze(1)  # stages take (B, G, P, .); here one group
         outputs = []
         for index in order:
             states = (queries.features + self.decoder_embedding.weight[index]).unsqueeze(1)
-            outputs.append(self.stages[index](pyramid, boxes, states, mask)[:2])
+            outputs.append(self.stages[index](shared, boxes, states, mask)[:2])
         logits, refined = (torch.cat(x, dim=1).transpose(0, 1) for x in zip(*outputs, strict=True))
         return Predictions(logits, refined, torch.tensor(order, device=boxes.device))
 
@@ -240,17 +242,17 @@ class AdaMixerDecoders(ParallelDecoders):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.AdaMixer`, and the towers of `MODEL.SparseRCNN`."""
         arguments = {**AdaMixerStage.from_config(cfg), "settings": StageSettings.from_config(cfg)}
-        stage = AdaMixerStage(**arguments, **POSITION_FORMAT, grid=False)
+        stage = AdaMixerStage(**arguments, **STAGE_OPTIONS, grid=False)
         return {**super().from_config(cfg), "stage": stage}
 
-    def read(self, features: list[Tensor], table: FeatureTable, boxes: Tensor) -> GroupedPyramid:
-        """Split channels into groups, as the stages sample them."""
+    def stage_input(self, features: list[Tensor], *_: Any) -> GroupedPyramid:
+        """Split the channels of the pyramid into groups, which the stages sample."""
         groups = cast(AdaMixerStage, self.stages[0]).groups
-        return GroupedPyramid.from_levels(features, self.rois.strides, groups)
+        return GroupedPyramid.from_levels(features, self.pooler.strides, groups)
 
 
 class RCNNDecoders(ParallelDecoders):
-    """The decoders of ASAG-S: stages of Sparse R-CNN, with ``ACTIVATION`` in the towers."""
+    """The decoders of ASAG-S: stages of Sparse R-CNN, with ``ACTIVATION`` in the towers, too."""
 
     @configurable
     def __init__(self, **kwargs: Any) -> None:
@@ -267,9 +269,9 @@ class RCNNDecoders(ParallelDecoders):
         stage = RCNNHead(**RCNNHead.from_config(cfg), tower_activation=activation)
         return {**super().from_config(cfg), "stage": stage}
 
-    def read(self, features: list[Tensor], table: FeatureTable, boxes: Tensor) -> Tensor:
-        """Pool RoI features (B * N, K, D)."""
-        rois: Tensor = self.rois(table, boxes)
+    def stage_input(self, features: list[Tensor], table: FeatureTable, boxes: Tensor) -> Tensor:
+        """Pool RoI features (B * P, K, D)."""
+        rois: Tensor = self.pooler(table, boxes)
         return rois
 
 

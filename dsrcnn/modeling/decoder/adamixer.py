@@ -25,7 +25,8 @@ _GROUPS = 4  # channel groups for sampling and mixing
 class PositionalStage(Stage):
     """Position-aware attention, feed-forward network, class and box.
 
-    Base of AdaMixer's stages and ASAG's query initializer. Positions are xyzr, `boxes_to_xyzr`.
+    Base of AdaMixer's stages and ASAG's query initializer, which call its parts. Positions are
+    xyzr, `boxes_to_xyzr`.
     """
 
     def __init__(
@@ -63,13 +64,18 @@ class PositionalStage(Stage):
         if prior_probability is not None:
             nn.init.constant_(self.fc_cls.bias, prior_bias(prior_probability))
 
-    def _positions(self, boxes: Tensor) -> Tensor:
-        """Xyzr of boxes (..., 4), never in half precision."""
+    def positions(self, boxes: Tensor) -> Tensor:
+        """Compute xyzr of boxes (..., 4), never in half precision."""
         with torch.autocast(boxes.device.type, enabled=False):
             return boxes_to_xyzr(boxes, unit=self.unit, ratio_scale=self.ratio_scale)
 
-    def _predict(self, features: Tensor, xyzr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Feed-forward network, then logits (..., C), boxes (..., 4) and features (..., D)."""
+    def feed_forward_and_predict(
+        self, features: Tensor, xyzr: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (..., C), boxes (..., 4) and features (..., D) of the next stage.
+
+        Centers move in units of the scale ``2^z``; deltas of z and r are added.
+        """
         hidden = self.linear2(self.activation(self.linear1(features)))
         features = self.ffn_norm(features + hidden)
         tower = self.reg_fcs(features)
@@ -146,10 +152,10 @@ class AdaMixerStage(PositionalStage):
         Returns:
             Logits (B, G, P, C), boxes (B, G, P, 4) and features (B, G, P, D).
         """
-        xyzr = self._positions(boxes)
+        xyzr = self.positions(boxes)
         flat = (x.flatten(0, 1) for x in (features, xyzr, boxes))
-        features = self.attention(*flat, mask).view_as(features)
-        return self._predict(self._mix(pyramid, xyzr, features), xyzr)
+        features = self.attention(*flat, mask).view_as(features)  # residual and norm included
+        return self.feed_forward_and_predict(self._mix(pyramid, xyzr, features), xyzr)
 
     def _mix(self, pyramid: GroupedPyramid, xyzr: Tensor, features: Tensor) -> Tensor:
         """Sample around the boxes and mix the samples into the features."""
@@ -157,7 +163,7 @@ class AdaMixerStage(PositionalStage):
         points = self.points(xyzr, offsets).flatten(1, 2)  # groups of proposals share the image
         sampled = sample_points(pyramid, points)
         rows = features.flatten(0, 2)
-        mixed = self.adaptive_mixing(sampled.flatten(0, 1).to(rows.dtype), rows)
+        mixed = self.adaptive_mixing(sampled.flatten(0, 1).to(rows.dtype), rows)  # with residual
         normed: Tensor = self.mixing_norm(mixed)
         return normed.view_as(features)
 

@@ -1,6 +1,6 @@
 """ASAG (arXiv 2308.09242): the whole detector.
 
-Notation: ``N`` anchors (padded), ``n`` denoising queries.
+Notation: ``N`` anchors (padded), ``n`` denoising queries, ``P = n + N`` queries.
 """
 
 from dataclasses import replace
@@ -17,14 +17,13 @@ from ...utils.events import ScalarLog
 from ...utils.training import iteration_ends, training_context
 from ..asag.anchor_generator import AnchorGenerator, Anchors, ProbedLevel, anchor_statistics
 from ..asag.criterion import ASAGCriterion, ASAGNormalizers
-from ..asag.patch_targets import RelativeTargets, TrainingPatches
+from ..asag.patches import RelativeTargets, TrainingPatches
 from ..asag.queries import (
     DECODERS,
     InitialQueries,
     ParallelDecoders,
     QueryInitializer,
     attention_mask,
-    denoising_mask,
     noisy_queries,
 )
 from .base import ImageBatch, SparseDetector, size_tensor
@@ -131,8 +130,8 @@ class ASAG(SparseDetector):
     def loss_normalizers(self, parts: list[list[dict[str, Any]]]) -> ASAGNormalizers:
         """Return the loss normalizers of a batch that is processed in parts.
 
-        The losses of probed patches are still averaged over the patches of each part, so their
-        gradients differ a little from those of the batch in one piece.
+        The losses of probed patches are averaged over those of a part, not of the batch, so
+        gradients differ a little where images have different numbers of patches.
         """
         counts = []
         for inputs in parts:
@@ -188,12 +187,12 @@ class ASAG(SparseDetector):
             noisy = noisy_queries(RelativeTargets.from_targets(targets), count)
             noisy_boxes = box_cxcywh_to_xyxy(noisy.boxes) * targets.sizes.unsqueeze(1)
             boxes = torch.cat([noisy_boxes, boxes], dim=1)
-            mask = denoising_mask(noisy.group, anchors.mask)
+            mask = attention_mask(anchors.mask, noisy.group)
         queries, decoded = self._initialize_and_refine(features, boxes, mask)
         predictions = Predictions(  # the initializer first
             torch.cat([queries.logits[None], decoded.logits]),
             torch.cat([queries.boxes[None], decoded.boxes]),
-            torch.cat([decoded.stage[:1], decoded.stage]),  # the first is not used
+            torch.cat([decoded.stage[:1], decoded.stage]),  # no loss reads these
         )
         losses = self.criterion.of_anchors(fixed, probed, targets, normalizers)
         at_anchors = predictions.of_proposals(slice(count, None))
@@ -206,7 +205,7 @@ class ASAG(SparseDetector):
     def _initialize_and_refine(
         self, features: list[Tensor], boxes: Tensor, mask: Tensor
     ) -> tuple[InitialQueries, Predictions]:
-        """Initialize queries at boxes (B, N, 4), denoising ones first, and refine them."""
-        table = self.decoders.rois.prepare(features)
-        queries = self.initializer(self.decoders.rois(table, boxes), boxes, mask)
+        """Initialize queries at boxes (B, P, 4), denoising ones first, and refine them."""
+        table = self.decoders.pooler.prepare(features)  # initializer and decoders share the pooler
+        queries = self.initializer(self.decoders.pooler(table, boxes), boxes, mask)
         return queries, self.decoders(features, table, queries, mask)

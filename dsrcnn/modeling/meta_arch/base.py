@@ -144,7 +144,8 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageBatch:
         """Normalize each ``image`` (3, H, W), and pad all with zeros at the right and bottom.
 
-        Sides are equal, at least `pad_to`, and multiples of the backbone's size divisibility.
+        All get the same height and the same width, at least `pad_to` and multiples of the
+        backbone's size divisibility.
         """
         images = [
             (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
