@@ -38,6 +38,7 @@ ALBUMENTATIONS = ["albumentations>=2.0.5,<2.1"]
 DOCS = ["mkdocs-material>=9.5"]
 DEV = [
     "mypy>=1.13",
+    "hypothesis>=6.100",
     "pytest>=8",
     "pytest-xdist>=3.2",
     "ruff>=0.9",

@@ -75,6 +75,18 @@ def clean_catalogs():
             catalog.pop(name)
 
 
+def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Return the message of ``dsrcnn WORDS``, which must end with status 2 and one error line."""
+    from dsrcnn.cli.main import main
+
+    assert main([str(word) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: "), error
+    assert error.count("error:") == 1, error
+    assert error.count("\n") == 1, error
+    return error
+
+
 def tiny_cfg(*opts: object, config: str = "coco/sparse_rcnn_R50_100pro_3x") -> CfgNode:
     """Return the config of a Sparse R-CNN with 8 proposals, 2 stages and 32 channels."""
     return read_cfg(config, [*TINY, *opts])

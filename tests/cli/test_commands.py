@@ -6,7 +6,7 @@ import sys
 
 import cv2
 import pytest
-from conftest import QUICK, SMALL, coco_options, run_program
+from conftest import QUICK, SMALL, coco_options, refusal, run_program
 
 import dsrcnn_command
 from dsrcnn.cli.main import main
@@ -24,15 +24,6 @@ def output(tmp_path_factory):
     options += [*SMALL, "OUTPUT_DIR", str(folder / "out"), *QUICK]  # options after the pairs
     assert main(["train", *options]) == 0
     return folder / "out"
-
-
-def fails_with(capsys, *words):
-    """The message of a command that must end with status 2."""
-    assert main(list(words)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["draw", "--help"], []])
@@ -70,7 +61,7 @@ def test_help_and_version_need_no_import(words):
 ])  # fmt: skip
 def test_invalid_input_is_one_message(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert message in fails_with(capsys, *words)
+    assert message in refusal(capsys, *words)
 
 
 def test_a_run_folder_is_evaluated(output, capsys):
@@ -93,12 +84,12 @@ def test_a_run_folder_is_a_model_with_its_best_weights(output, tmp_path, capsys)
     assert len(list((moved / "predictions").glob("*.png"))) == 3
     assert f"3 pictures in {moved / 'predictions'}" in capsys.readouterr().out
     (moved / "model_best.pth").write_bytes(b"broken")  # the best weights are preferred
-    assert "model_best.pth' cannot be read" in fails_with(capsys, *arguments)
+    assert "model_best.pth' cannot be read" in refusal(capsys, *arguments)
     (moved / "model_best.pth").unlink()
     (moved / "model_final.pth").rename(moved / "model_0000001.pth")
     assert main(arguments) == 0
     (moved / "model_0000001.pth").unlink()
-    assert "has no model_*.pth" in fails_with(capsys, *arguments)
+    assert "has no model_*.pth" in refusal(capsys, *arguments)
 
 
 def test_the_demo_trains_draws_and_prints_where_everything_is(tmp_path, capsys):
@@ -185,5 +176,5 @@ def test_curves_of_a_training_are_drawn(tmp_path, capsys):
     assert main(["draw", "curves", str(tmp_path), "--output", str(file)]) == 0
     assert str(file) in capsys.readouterr().out
     assert cv2.imread(str(file)).shape[1] == 5 * 440
-    message = fails_with(capsys, "draw", "curves", str(tmp_path / "new"))
+    message = refusal(capsys, "draw", "curves", str(tmp_path / "new"))
     assert "metrics.json does not exist" in message
