@@ -4,7 +4,18 @@ Every message names the key or file, its value, the expected value and the next 
 line prints the message without a traceback.
 """
 
+import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from signal import Signals
+
+# Faults of disks and paths, not of the program.
+_SYSTEM_ERRORS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ELOOP),
+    *(errno.EMFILE, errno.ENFILE, errno.ESTALE),
+}
 
 
 class DsrcnnError(Exception):
@@ -35,6 +46,22 @@ class CheckpointError(DsrcnnError, OSError):
     """Checkpoint that could not be written; earlier ones are untouched."""
 
 
+class LoaderError(DsrcnnError, RuntimeError):
+    """Process that loads images has died."""
+
+
+class TrainingInterrupted(DsrcnnError):  # noqa: N818  (it is no error)
+    """End of a training run by a signal.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int, message: str = "") -> None:
+        super().__init__(message or f"Interrupted by {Signals(signal).name}.")
+        self.signal = signal
+
+
 class NonFiniteLossError(DsrcnnError, FloatingPointError):
     """Training step with an infinite or NaN loss; the model was not updated."""
 
@@ -43,3 +70,30 @@ def message_from_traceback(text: str) -> str | None:
     """Return the message of this package's last error in a printed traceback, None without one."""
     parts = re.split(r"^dsrcnn\.errors\.\w+Error: ", text, flags=re.MULTILINE)
     return parts[-1].strip() if len(parts) > 1 else None
+
+
+def system_message(error: OSError, what: str) -> str | None:
+    """Describe a fault of a disk or path in one line, None for other errors.
+
+    Args:
+        error: the error.
+        what: the sentence it ends, such as "The results cannot be written".
+    """
+    if error.errno not in _SYSTEM_ERRORS:
+        return None
+    file = f" ({error.filename})" if error.filename else ""
+    return f"{what}: {error.strerror}{file}."
+
+
+@contextmanager
+def plain_system_errors(what: str) -> Iterator[None]:
+    """Turn faults of disks and paths inside into a `DsrcnnError` that begins with `what`."""
+    try:
+        yield
+    except DsrcnnError:
+        raise
+    except OSError as error:
+        message = system_message(error, what)
+        if message is None:
+            raise
+        raise DsrcnnError(message) from error

@@ -248,7 +248,9 @@ def _add_solver(cfg: CfgNode) -> None:
     node.WARMUP = 0.0  # SOLVER.WARMUP_ITERS
     node.CHECKPOINT = 0.0  # SOLVER.CHECKPOINT_PERIOD
     node.EVAL = 0.0  # TEST.EVAL_PERIOD
+    cfg.SOLVER.CHECKPOINTS_KEPT = 3  # newest model_<iteration>.pth that stay; 0: all
     cfg.DETERMINISTIC = False  # deterministic algorithms on GPUs too
+    cfg.DISTRIBUTED_TIMEOUT = 1800.0  # seconds that processes wait for one that hangs
 
 
 def _add_evaluation(cfg: CfgNode) -> None:

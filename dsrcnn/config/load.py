@@ -1,16 +1,21 @@
 """Reading of configs: a path or a shipped name, plus ``KEY VALUE`` overrides."""
 
 import difflib
+import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 
-from ..errors import ConfigError
+from ..errors import ConfigError, plain_system_errors
 from .defaults import add_dsrcnn_config
+from .files import read_yaml
+from .rules import check_types
 from .validate import check_config, choose_device
+
+_LOGGER = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Beside the package in a clone, inside it in a wheel.
@@ -33,12 +38,14 @@ def find_config(path_or_name: str | Path) -> Path:
         ConfigError: if there is no such file; it lists similar names.
     """
     path = Path(path_or_name)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike `Path.is_file`, False for names that are too long
         return path
     name = str(path_or_name).removeprefix("configs/").removesuffix(".yaml")
     shipped = _CONFIGS / f"{name}.yaml"
-    if shipped.is_file():
+    if os.path.isfile(shipped):
         return shipped
+    if os.path.exists(path):
+        return path  # a folder or a pipe, which `read_yaml` refuses
     close = difflib.get_close_matches(name, shipped_configs(), n=3, cutoff=0.4)
     raise ConfigError(
         f"Config file {str(path_or_name)!r} does not exist. Write a path to a YAML file or a "
@@ -47,25 +54,25 @@ def find_config(path_or_name: str | Path) -> Path:
 
 
 def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
-    """Merge defaults, file and overrides ``KEY, VALUE, KEY, VALUE ...``, without any check.
+    """Merge defaults, file and overrides ``KEY, VALUE, KEY, VALUE ...``, checking types only.
+
+    Files are read without running code from them; see `read_yaml`.
 
     Raises:
-        ConfigError: if the file does not exist, a key is unknown or a value has another type.
+        ConfigError: if the file cannot be read, a key is unknown or a value has another type.
     """
     path = find_config(path_or_name)
-    if len(opts) % 2:
+    if isinstance(opts, str) or len(opts) % 2:
+        words = opts.split() if isinstance(opts, str) else [*map(str, opts)]
         raise ConfigError(
-            f"Overrides come in pairs KEY VALUE, but there are {len(opts)} words: "
-            f"{' '.join(map(str, opts))}."
+            f"Overrides come in pairs KEY VALUE, as a list, but there are {len(words)} words: "
+            f"{' '.join(words)}."
         )
+    loaded = read_yaml(path)
     cfg = add_dsrcnn_config(get_cfg())
     try:
-        cfg.merge_from_file(str(path))
+        _merge_file(cfg, CfgNode(loaded), path)
         cfg.merge_from_list(_int_to_float(cfg, opts))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} names a _BASE_ that does not exist: {error.filename}") from error
     except (KeyError, AssertionError) as error:
         raise ConfigError(_explain(cfg, str(error.args[0]), path)) from error
     except (TypeError, AttributeError) as error:  # yacs looks up a key in a value, not a node
@@ -73,10 +80,39 @@ def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
         unknown = [str(key) for key in opts[0::2] if key not in known]
         text = f"{_UNKNOWN}{unknown[0]}" if unknown else "a config file holds lines KEY: VALUE."
         raise ConfigError(_explain(cfg, text, path)) from error
+    except (RecursionError, MemoryError) as error:
+        raise ConfigError(f"{path} or an override has a value that is nested too deep.") from error
     except ValueError as error:
         hint = ". Write the number with a decimal point." if _INT_FOR_FLOAT in str(error) else ""
         raise ConfigError(f"{path} or an override has a wrong value. {error}{hint}") from error
+    check_types(cfg)
     return cfg
+
+
+def _merge_file(cfg: CfgNode, loaded: CfgNode, path: Path) -> None:
+    """Merge the content of a file into `cfg`, upgraded from Detectron2's first version."""
+    # Detectron2 guesses alike.
+    is_old = "WEIGHT" in _node(loaded, "MODEL") or "AUG_ON" in _node(loaded, "TEST")
+    version = loaded.get("VERSION", 1 if is_old else cfg.VERSION)
+    if type(version) is not int or version not in (1, cfg.VERSION):
+        raise ConfigError(
+            f"{path} is a v{version} config; Detectron2 reads v1 and v{cfg.VERSION}. Write VERSION "
+            f"{cfg.VERSION}."
+        )
+    if version == cfg.VERSION:
+        cfg.merge_from_other_cfg(loaded)
+        return
+    _LOGGER.warning("%s is a v1 config; it is upgraded to v%d.", path, cfg.VERSION)
+    old = downgrade_config(cfg, to_version=version)
+    old.merge_from_other_cfg(loaded)
+    upgraded = upgrade_config(old)
+    cfg.clear()
+    cfg.update(upgraded)
+
+
+def _node(cfg: CfgNode, name: str) -> CfgNode:
+    node = cfg.get(name)
+    return node if isinstance(node, CfgNode) else CfgNode()
 
 
 def _int_to_float(cfg: CfgNode, opts: Sequence[object]) -> list[object]:
@@ -97,6 +133,9 @@ def _explain(cfg: CfgNode, text: str, path: Path) -> str:
     if _UNKNOWN not in text:
         return f"{where} cannot be used: {text}"
     key = text.rsplit(_UNKNOWN, 1)[-1].strip()
+    if key in _all_keys(cfg):
+        *nodes, name = key.split(".")
+        return f"{path}: keys of a file are nested; write {name} below {': '.join(nodes)}:."
     close = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3, cutoff=0.6)
     return f"Unknown config key {key!r} (in {where})." + (
         f" Did you mean {', '.join(close)}?" if close else ""
@@ -138,8 +177,9 @@ def load_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
         DataError: if the annotations of ``DATASETS.CUSTOM`` cannot be read.
     """
     cfg = read_cfg(path_or_name, opts)
-    for step in _STEPS:
-        step(cfg)
     choose_device(cfg)
+    with plain_system_errors(f"The data or weights that {path_or_name} names cannot be read"):
+        for step in _STEPS:
+            step(cfg)
     check_config(cfg)
     return cfg

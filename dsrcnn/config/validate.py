@@ -1,26 +1,40 @@
 """Checks of a config against itself, the registered components and the machine.
 
-Most checks are rows of a table: a key and the values it takes. A message names the key, the value
-found and what to write.
+Rules of single keys are the tables of `dsrcnn.config.rules`; here is what depends on several keys.
+A message names the key, the value found and what to write.
 """
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple
+from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
     ROI_HEADS_REGISTRY,
     GeneralizedRCNN,
+    StandardROIHeads,
 )
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
+from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
 from detectron2.utils.registry import Registry
 
 from ..errors import ConfigError
+from . import rules
+from .rules import check_table, check_types, check_value, one_of
 
 _LOGGER = logging.getLogger(__name__)
+_ACCELERATORS = ("cuda", "mps", "xpu")
+_RESNET_BACKBONES = (
+    "build_resnet_backbone",
+    "build_resnet_fpn_backbone",
+    "build_retinanet_resnet_fpn_backbone",
+    "build_resnet_neck_backbone",
+)
+_GROUPS_OF_GN = 32
 
 
 class ChecksConfig:
@@ -41,129 +55,15 @@ class CheckedArchitecture(ChecksConfig):
     num_classes_key: ClassVar[str] = "MODEL.SparseRCNN.NUM_CLASSES"
 
 
-class Allowed(NamedTuple):
-    """Values that a key takes, as a predicate and in words."""
-
-    test: Callable[[Any], bool]
-    words: str
-
-
-def one_of(*values: object) -> Allowed:
-    """Allow these values."""
-    return Allowed(lambda v: v in values, f"one of {', '.join(map(str, values))}")
-
-
-def at_least(least: float) -> Allowed:
-    """Allow numbers from `least` on."""
-    return Allowed(lambda v: v >= least, f"a number of at least {least:g}")
-
-
-def above(limit: float, most: float = float("inf")) -> Allowed:
-    """Allow numbers above `limit`, up to and including `most`."""
-    end = "" if most == float("inf") else f", at most {most:g}"
-    return Allowed(lambda v: limit < v <= most, f"a number above {limit:g}{end}")
-
-
-FRACTION = Allowed(lambda v: 0 <= v <= 1, "a number from 0 to 1")
-BELOW_ONE = Allowed(lambda v: 0 <= v < 1, "a number from 0 to below 1")
-RANGE = Allowed(
-    lambda v: len(v) == 2 and 0 < v[0] <= v[1], "the smallest and the largest factor, both above 0"
-)
-
-_SPARSE_RCNN = {
-    **dict.fromkeys(
-        ("NUM_PROPOSALS", "NUM_HEADS", "NHEADS", "HIDDEN_DIM", "DIM_DYNAMIC", "DIM_FEEDFORWARD"),
-        at_least(1),
-    ),
-    "NUM_DYNAMIC": one_of(2),
-    "ACTIVATION": one_of("relu", "gelu"),
-    "OVERLAP": one_of("iou", "giou", "diou", "ciou"),
-    "PROPOSALS.BOXES": one_of("image", "center", "grid", "random"),
-    "NMS.ENABLED": Allowed(lambda v: v in (None, True, False), "True, False or None"),
-    "NMS.THRESHOLD": FRACTION,
-    "DLA.NORMALIZER": one_of("positives", "gt"),
-    **dict.fromkeys(("DLA.TOP_Q", "DLA.ITERATIONS"), at_least(1)),
-    **dict.fromkeys(("DLA.STATIC_UNITS", "DLA.UNIT_STEP"), at_least(0)),
-    "DLA.EPSILON": above(0),
-    "DLA.MAX_POSITIVE_FRACTION": above(0, 1),
-    "DPG.NORM": one_of("none", "BN", "SyncBN", "FrozenBN", "GN"),
-    **dict.fromkeys(("DPG.NUM_EXPERTS", "DPG.RESIZE", "DPG.HIDDEN"), at_least(1)),
-    **dict.fromkeys(("DPG.BOX_JITTER", "DPG.TILING_NOISE"), at_least(0)),
-    "DPG.TAU_ITERS": Allowed(lambda v: v is None or v >= 0, "None or a number of at least 0"),
-    **dict.fromkeys(("DPG.TAU_START", "DPG.TAU_END"), above(0)),
-    "SQR.MODE": one_of("selective", "dense"),
-    "SQR.CHUNK": at_least(0),
-}
-_ADAMIXER = dict.fromkeys(("IN_POINTS", "OUT_POINTS"), at_least(1))
-_ASAG = {
-    "DECODER": one_of("AdaMixer", "SparseRCNN"),
-    "NUM_DECODERS": at_least(1),
-    "GUIDED_PART": BELOW_ONE,
-    "DN.NUM": at_least(1),
-    "ANCHORS.INFERENCE_LEVEL": one_of("P3P6", "P4P6", "P5P6"),
-    **{f"ANCHORS.{k}": at_least(1) for k in ("FIXED", "PROBED", "HIDDEN", "MIN")},
-    "ANCHORS.MAX_PATCHES": at_least(0),
-    **dict.fromkeys(("ANCHORS.LOW", "ANCHORS.HIGH", "ANCHORS.OUTPUT"), FRACTION),
-}
-# Keys of cascades with a fixed value in ASAG.
-_FIXED_IN_ASAG = {
-    "MODEL.SparseRCNN.DLA.ENABLED": False,
-    "MODEL.SparseRCNN.DPG.ENABLED": False,
-    "MODEL.SparseRCNN.SQR.ENABLED": False,
-    "MODEL.SparseRCNN.OVERLAP": "giou",
-    "MODEL.SparseRCNN.DEEP_SUPERVISION": True,
-    "MODEL.SparseRCNN.DROPOUT": 0.0,
-    "MODEL.SparseRCNN.ACTIVATION": "gelu",
-    "MODEL.SparseRCNN.USE_FOCAL": True,
-    "MODEL.COMPILE": False,
-}
-_DYNAMIC_RCNN = {
-    **dict.fromkeys(("KI", "KE", "ITERATION_COUNT"), at_least(1)),
-    "WARMUP_BETA": above(0),
-    **dict.fromkeys(("WARMUP_IOU", "MAX_IOU"), above(0, 1)),
-}
-_BACKBONE = {
-    "NECK.NAME": one_of("FPN", "PAFPN", "BiFPN", "ChannelMapper"),
-    "TIMM.NORM": one_of("", "FrozenBN", "SyncBN", "GN"),
-    "TIMM.DROP_PATH": BELOW_ONE,
-}
-_TRAINING = {
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("full_model", "norm", "value"),
-    "SOLVER.OPTIMIZER": one_of("ADAMW", "SGD"),
-    "SOLVER.AMP.PRECISION": one_of("bf16", "fp16"),
-    "SOLVER.LR_SCHEDULER_NAME": one_of(
-        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupCosineRestartsLR"
-    ),
-    **dict.fromkeys(("SOLVER.LAYER_DECAY", "MODEL.EMA.DECAY"), above(0, 1)),
-    **dict.fromkeys(("SOLVER.ACCUMULATE", "SOLVER.IMS_PER_BATCH"), at_least(1)),
-    **{f"SOLVER.EPOCHS.{k}": at_least(0) for k in ("MAX", "WARMUP", "CHECKPOINT", "EVAL")},
-    **dict.fromkeys(("SOLVER.REFERENCE_BATCH", "TEST.BEST.PATIENCE"), at_least(0)),
-    **dict.fromkeys(("LOG.IMAGES", "LOG.PERIOD"), at_least(0)),
-    "LOG.LEVEL": one_of("normal", "verbose"),
-}
-_AUGMENTATION = {
-    "RANDOM_FLIP": one_of("none", "horizontal", "vertical"),
-    "PAD_TO": at_least(0),
-    **{f"AUG.{k}": FRACTION for k in ("VERTICAL_FLIP", "MIN_VISIBLE", "PLAIN_END")},
-    **{
-        f"AUG.{k}.PROB": FRACTION
-        for k in ("HSV", "BLUR", "NOISE", "WARP", "MOSAIC", "MIXUP", "COPY_PASTE")
-    },
-    "AUG.WARP.PERSPECTIVE": Allowed(lambda v: 0 <= v < 0.5, "a number from 0 to below 0.5"),
-    "AUG.WARP.SCALE": RANGE,
-    "AUG.MOSAIC.SIZE": at_least(32),
-    "AUG.SCALE_JITTER.SIZE": Allowed(lambda v: v == 0 or v >= 32, "0, or a number of at least 32"),
-}
-
-
 def check_config(cfg: CfgNode) -> None:
     """Reject configs that would fail later and less clearly.
 
     Raises:
         ConfigError: naming the key, the value found and the values expected.
     """
+    check_types(cfg)
     check_model(cfg)
-    _check_augmentation(cfg)
+    _check_input(cfg)
     _check_training(cfg)
 
 
@@ -201,8 +101,31 @@ def num_classes_key(cfg: CfgNode) -> str | None:
 
 
 def choose_device(cfg: CfgNode) -> None:
-    """Fall back to the CPU, with a note, if the config asks for CUDA and there is none."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    """Fall back to the CPU, with a note, if the config asks for CUDA and there is none.
+
+    Raises:
+        ConfigError: if there can be no such device.
+    """
+    name = cfg.MODEL.DEVICE
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", *_ACCELERATORS):
+        raise ConfigError(f"MODEL.DEVICE is {name!r}; write cpu, cuda, or cuda:1 for another GPU.")
+    if device.type == "cpu":
+        return
+    backend = getattr(torch, device.type)
+    if backend.is_available():
+        count = backend.device_count()
+        if device.index is not None and device.index >= count:
+            raise ConfigError(
+                f"MODEL.DEVICE is {name!r}, but torch finds {count} such devices; the last is "
+                f"{device.type}:{count - 1}."
+            )
+    elif device.type != "cuda":
+        raise ConfigError(f"MODEL.DEVICE is {name!r}, which torch does not find; write cpu.")
+    else:
         _LOGGER.warning(
             "MODEL.DEVICE is %r, but torch finds no CUDA device: running on the CPU. "
             "Write MODEL.DEVICE cpu to silence this note.",
@@ -222,7 +145,7 @@ def check_sparse_rcnn(cfg: CfgNode) -> None:
     """Check ``MODEL.SparseRCNN`` as all sparse detectors use it."""
     node, key = cfg.MODEL.SparseRCNN, "MODEL.SparseRCNN"
     _check_num_classes(f"{key}.NUM_CLASSES", node.NUM_CLASSES)
-    _check_table(cfg, _SPARSE_RCNN, key)
+    check_table(cfg, rules.SPARSE_RCNN, key)
     if cfg.MODEL.FPN.OUT_CHANNELS != node.HIDDEN_DIM:
         raise ConfigError(
             f"MODEL.FPN.OUT_CHANNELS is {cfg.MODEL.FPN.OUT_CHANNELS}, but {key}.HIDDEN_DIM is "
@@ -235,7 +158,17 @@ def check_sparse_rcnn(cfg: CfgNode) -> None:
             "choose NHEADS so that it divides HIDDEN_DIM."
         )
     for part in cfg.MODEL.ACTIVATION_CHECKPOINT:
-        _check("MODEL.ACTIVATION_CHECKPOINT", part, one_of("backbone", "stages"))
+        check_value("MODEL.ACTIVATION_CHECKPOINT", part, one_of("backbone", "stages"))
+    if cfg.MODEL.MASK_ON:
+        raise ConfigError(
+            f"MODEL.MASK_ON is True, but {cfg.MODEL.META_ARCHITECTURE} predicts boxes only. Write "
+            "MODEL.MASK_ON False."
+        )
+    if not any((node.CLASS_WEIGHT, node.GIOU_WEIGHT, node.L1_WEIGHT)):
+        raise ConfigError(
+            f"{key} has CLASS_WEIGHT, GIOU_WEIGHT and L1_WEIGHT 0, so nothing would be learned. "
+            "Write at least one above 0."
+        )
 
 
 def check_cascade(cfg: CfgNode) -> None:
@@ -256,7 +189,7 @@ def check_cascade(cfg: CfgNode) -> None:
 
 def check_adamixer(cfg: CfgNode) -> None:
     """Check ``MODEL.AdaMixer``."""
-    _check_table(cfg, _ADAMIXER, "MODEL.AdaMixer")
+    check_table(cfg, rules.ADAMIXER, "MODEL.AdaMixer")
     channels = cfg.MODEL.SparseRCNN.HIDDEN_DIM
     if channels % 8:
         raise ConfigError(
@@ -266,8 +199,8 @@ def check_adamixer(cfg: CfgNode) -> None:
 
 def check_asag(cfg: CfgNode) -> None:
     """Check ``MODEL.ASAG``, and that no part of a cascade is enabled."""
-    for key, fixed in _FIXED_IN_ASAG.items():
-        if (value := _value(cfg, key)) != fixed:
+    for key, fixed in rules.FIXED_IN_ASAG.items():
+        if (value := rules.value_of(cfg, key)) != fixed:
             raise ConfigError(
                 f"{key} is {value!r}, but ASAG has no cascade of stages and always uses "
                 f"{fixed!r}. Write {key} {fixed}."
@@ -277,7 +210,7 @@ def check_asag(cfg: CfgNode) -> None:
             f"MODEL.ACTIVATION_CHECKPOINT is {tuple(cfg.MODEL.ACTIVATION_CHECKPOINT)}, but ASAG "
             "has no stages. Leave out 'stages'."
         )
-    _check_table(cfg, _ASAG, "MODEL.ASAG")
+    check_table(cfg, rules.ASAG, "MODEL.ASAG")
     node, anchors, key = cfg.MODEL.ASAG, cfg.MODEL.ASAG.ANCHORS, "MODEL.ASAG"
     if not -node.NUM_DECODERS <= node.USED_HEAD < node.NUM_DECODERS:
         raise ConfigError(
@@ -308,7 +241,7 @@ def check_dynamic_rcnn(cfg: CfgNode) -> None:
             f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {kind!r}, which has no transition point. "
             f"Write smooth_l1, or {key}.BETA_ENABLED False."
         )
-    _check_table(cfg, _DYNAMIC_RCNN, key)
+    check_table(cfg, rules.DYNAMIC_RCNN, key)
     if node.WARMUP_IOU > node.MAX_IOU:
         raise ConfigError(
             f"{key} has WARMUP_IOU {node.WARMUP_IOU} and MAX_IOU {node.MAX_IOU}; write a "
@@ -318,27 +251,82 @@ def check_dynamic_rcnn(cfg: CfgNode) -> None:
 
 def _check_generalized_rcnn(cfg: CfgNode) -> None:
     _check_num_classes("MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    check_name("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, ROI_HEADS_REGISTRY)
+    for key, registry in (
+        ("MODEL.ROI_HEADS.NAME", ROI_HEADS_REGISTRY),
+        ("MODEL.PROPOSAL_GENERATOR.NAME", PROPOSAL_GENERATOR_REGISTRY),
+        ("MODEL.ANCHOR_GENERATOR.NAME", ANCHOR_GENERATOR_REGISTRY),
+    ):
+        check_name(key, rules.value_of(cfg, key), registry)
     heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+    if issubclass(heads, StandardROIHeads):
+        check_name("MODEL.ROI_BOX_HEAD.NAME", cfg.MODEL.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY)
+    check_table(cfg, rules.GENERALIZED_RCNN, "MODEL")
     if issubclass(heads, ChecksConfig):
         heads.check_config(cfg)
 
 
 def _check_backbone(cfg: CfgNode) -> None:
-    check_name("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
-    _check_table(cfg, _BACKBONE, "MODEL")
-    if cfg.MODEL.NECK.NAME != "FPN" and cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone":
+    name = cfg.MODEL.BACKBONE.NAME
+    check_name("MODEL.BACKBONE.NAME", name, BACKBONE_REGISTRY)
+    check_table(cfg, rules.MODEL, "MODEL")
+    if cfg.MODEL.NECK.NAME != "FPN" and name == "build_resnet_fpn_backbone":
         raise ConfigError(
             f"MODEL.NECK.NAME is {cfg.MODEL.NECK.NAME!r}, but MODEL.BACKBONE.NAME "
             "build_resnet_fpn_backbone always has Detectron2's FPN. Write MODEL.BACKBONE.NAME "
             "build_resnet_neck_backbone."
         )
+    channels = {"MODEL.FPN.OUT_CHANNELS": cfg.MODEL.FPN.NORM}
+    if name in _RESNET_BACKBONES:
+        _check_resnet(cfg)
+        for key in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "WIDTH_PER_GROUP"):
+            channels[f"MODEL.RESNETS.{key}"] = cfg.MODEL.RESNETS.NORM
+    for key, norm in channels.items():
+        if norm == "GN" and (value := rules.value_of(cfg, key)) % _GROUPS_OF_GN:
+            raise ConfigError(
+                f"{key} is {value}, but GN needs a multiple of {_GROUPS_OF_GN}; write one, or "
+                "another norm."
+            )
+
+
+def _check_resnet(cfg: CfgNode) -> None:
+    node, key = cfg.MODEL.RESNETS, "MODEL.RESNETS"
+    check_table(cfg, rules.RESNETS, key)
+    if node.DEPTH < 50:  # basic blocks have neither groups nor dilation nor wider maps
+        for name, value in (("RES2_OUT_CHANNELS", 64), ("NUM_GROUPS", 1), ("RES5_DILATION", 1)):
+            if node[name] != value:
+                raise ConfigError(
+                    f"{key}.{name} is {node[name]}, but {key}.DEPTH {node.DEPTH} needs {value}. "
+                    f"Write {key}.{name} {value}."
+                )
+    names, levels = list(cfg.MODEL.FPN.IN_FEATURES), list(node.OUT_FEATURES)
+    if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":  # without a pyramid
+        return
+    stages = [int(name.removeprefix("res")) for name in names if name in levels and name != "stem"]
+    if not names or len(stages) < len(names) or any(b - a != 1 for a, b in pairwise(stages)):
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES is {tuple(names)}; write consecutive maps of "
+            f"{key}.OUT_FEATURES {tuple(levels)}, such as ('res2', 'res3', 'res4', 'res5')."
+        )
 
 
 def _check_training(cfg: CfgNode) -> None:
-    _check_table(cfg, _TRAINING)
-    for name in cfg.SOLVER.NO_DECAY:
-        _check("SOLVER.NO_DECAY", name, one_of("norm", "bias", "embedding"))
+    check_table(cfg, rules.TRAINING)
+    solver, loader = cfg.SOLVER, cfg.DATALOADER
+    samplers = ["TrainingSampler", "RepeatFactorTrainingSampler"]
+    if "RANDOM_SUBSET_RATIO" in loader:  # a key of Detectron2's main branch
+        samplers.append("RandomSubsetTrainingSampler")
+        check_value("DATALOADER.RANDOM_SUBSET_RATIO", loader.RANDOM_SUBSET_RATIO, rules.above(0, 1))
+    check_value("DATALOADER.SAMPLER_TRAIN", loader.SAMPLER_TRAIN, one_of(*samplers))
+    if solver.REFERENCE_WORLD_SIZE and solver.IMS_PER_BATCH % solver.REFERENCE_WORLD_SIZE:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, no multiple of "
+            f"SOLVER.REFERENCE_WORLD_SIZE {solver.REFERENCE_WORLD_SIZE}; correct one of them."
+        )
+    if solver.NESTEROV and not (solver.OPTIMIZER == "SGD" and solver.MOMENTUM):
+        raise ConfigError(
+            "SOLVER.NESTEROV is True, which needs SOLVER.OPTIMIZER SGD and a SOLVER.MOMENTUM "
+            "above 0. Write SOLVER.NESTEROV False."
+        )
     if cfg.SOLVER.EPOCHS.MAX == 0 and any(cfg.SOLVER.EPOCHS.values()):
         raise ConfigError(
             "SOLVER.EPOCHS.MAX is 0, so the other keys of SOLVER.EPOCHS have no effect. Write the "
@@ -357,8 +345,28 @@ def _check_training(cfg: CfgNode) -> None:
         )
 
 
-def _check_augmentation(cfg: CfgNode) -> None:
-    _check_table(cfg, _AUGMENTATION, "INPUT")
+def _check_input(cfg: CfgNode) -> None:
+    check_table(cfg, rules.INPUT, "INPUT")
+    sizes, crop = list(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.CROP
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
+        raise ConfigError(
+            f"INPUT.MIN_SIZE_TRAIN is {tuple(sizes)}; MIN_SIZE_TRAIN_SAMPLING range needs the "
+            "smallest and the largest size."
+        )
+    height, width = crop.SIZE
+    fits = {"absolute_range": height <= width}.get(crop.TYPE, True)
+    if crop.TYPE.startswith("relative"):
+        fits = max(height, width) <= 1
+    elif not all(isinstance(side, int) for side in crop.SIZE):
+        fits = False
+    if crop.ENABLED and not fits:
+        expected = {
+            "absolute": "whole numbers of pixels",
+            "absolute_range": "the smallest and the largest number of pixels",
+        }.get(crop.TYPE, "fractions above 0 and at most 1")
+        raise ConfigError(
+            f"INPUT.CROP.SIZE is {tuple(crop.SIZE)}; INPUT.CROP.TYPE {crop.TYPE} needs {expected}."
+        )
     node = cfg.INPUT.AUG
     without_masks = [k for k in ("MOSAIC", "MIXUP", "COPY_PASTE") if node[k].PROB]
     without_masks += ["ALBUMENTATIONS"] if node.ALBUMENTATIONS else []
@@ -375,24 +383,3 @@ def _check_num_classes(key: str, value: int) -> None:
             f"{key} is {value}. 0 takes the number from the classes of the training set, which are "
             "not known here: write the number of classes, or load the config by dsrcnn.load_cfg."
         )
-
-
-def _check_table(cfg: CfgNode, table: dict[str, Allowed], prefix: str = "") -> None:
-    for name, allowed in table.items():
-        key = f"{prefix}.{name}" if prefix else name
-        _check(key, _value(cfg, key), allowed)
-
-
-def _check(key: str, value: Any, allowed: Allowed) -> None:
-    if not allowed.test(value):
-        shown = (
-            tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
-        )
-        raise ConfigError(f"{key} is {shown!r}; write {allowed.words}.")
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    node: Any = cfg
-    for part in key.split("."):
-        node = node[part]
-    return node
