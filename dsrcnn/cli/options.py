@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ..engine.resume import newest_first
 from ..errors import ConfigError, WeightsError
 
 
@@ -53,7 +54,7 @@ def find_model(args: argparse.Namespace, *, weights: bool = True) -> tuple[str, 
 def _best_weights(folder: Path) -> Path:
     """Return the best model of a run, or else the final or the last one."""
     files = [folder / "model_best.pth", folder / "model_final.pth"]
-    for file in [*files, *sorted(folder.glob("model_[0-9]*.pth"), reverse=True)]:
+    for file in [*files, *map(Path, newest_first(folder))]:
         if file.is_file():
             return file
     raise WeightsError(f"{folder} has no model_*.pth. Write MODEL.WEIGHTS <checkpoint>.")

@@ -2,22 +2,21 @@
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from torch import nn
 
-from ..errors import UnreadableWeightsError, WeightsError
-from ..utils.training import TrainingState
-from .weight_io import read_pickle, read_weights, write_atomically
+from ..errors import DsrcnnError, UnreadableWeightsError, WeightsError
+from .fit_weights import Fit, load_fitting, tensors_of
+from .resume import newest_first
+from .weight_io import read_any, require_file, write_atomically
 
 _LOGGER = logging.getLogger(__name__)
-_MAX_EXAMPLES = 6
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -28,7 +27,12 @@ class Checkpointer(DetectionCheckpointer):
             since an evaluation with partly random weights is meaningless.
         prefer_average: load the averaged weights (``MODEL.EMA``) if the file has them.
         trust: run code that a pickled file may contain.
+        kept: number of newest checkpoints that `save` leaves; 0 for all.
+        description: what every written file contains beside weights and state.
+        resumed: the file that training continues from.
     """
+
+    resumed: str | None = None
 
     def __init__(
         self,
@@ -39,15 +43,21 @@ class Checkpointer(DetectionCheckpointer):
         strict: bool = False,
         prefer_average: bool = False,
         trust: bool = False,
+        kept: int = 0,
+        description: dict[str, Any] | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.strict = strict
         self.prefer_average = prefer_average
         self.trust = trust
+        self.kept = kept
+        self.description = description or {}
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write model and checkpointables to ``<name>.pth``, the last checkpoint from now on.
+
+        Older ones than the newest `kept` are deleted.
 
         Raises:
             CheckpointError: if it cannot be written; earlier checkpoints are untouched.
@@ -58,12 +68,15 @@ class Checkpointer(DetectionCheckpointer):
         content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
         self.write(f"{name}.pth", {**content, **kwargs})
         self.tag_last_checkpoint(f"{name}.pth")
+        for path in newest_first(self.save_dir)[self.kept :] if self.kept else []:
+            Path(path).unlink(missing_ok=True)
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write a file that resuming ignores into the folder of the checkpoints."""
         if self.save_dir and self.save_to_disk:
             path = os.path.join(self.save_dir, name)
             self.logger.info("Saving %s", path)
+            content = {**self.description, **content}
             write_atomically(path, lambda file: torch.save(content, file))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -77,7 +90,10 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             WeightsError: if there are checkpoints, but none can be used.
         """
-        files = comm.all_gather(list(self._newest_first()) if resume else [])[0]
+        files = newest_first(self.save_dir) if resume else []
+        if resume and not files and self.strict:  # evaluation needs no state
+            files = [str(p) for p in Path(self.save_dir).glob("model_final.pth")]
+        files = comm.all_gather(files)[0]
         if not files:
             return self.load(path, checkpointables=[])
         for file in files:
@@ -88,134 +104,119 @@ class Checkpointer(DetectionCheckpointer):
                 damage = str(error)
             damages = [text for text in comm.all_gather(damage) if text]
             if not damages:
+                self.resumed = file
                 return content
             _LOGGER.warning("%s Trying the checkpoint before it.", damages[0])
         raise WeightsError(
             f"No checkpoint in {self.save_dir} can be read. Leave out --resume to start again."
         )
 
-    def _newest_first(self) -> Iterator[str]:
-        if not self.has_checkpoint():
-            return
-        last = self.get_checkpoint_file()
-        if os.path.isfile(last):
-            yield last
-        files = [*Path(self.save_dir).glob("model_[0-9]*.pth")]
-        files += Path(self.save_dir).glob("model_final.pth")
-        for file in sorted(files, key=lambda f: f.stat().st_mtime, reverse=True):
-            if file != Path(last):
-                yield str(file)
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load the weights of a file, and the state of these `checkpointables`; None for all.
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a file as Detectron2 does.
+        Returns:
+            The rest of the content.
 
         Raises:
             UnreadableWeightsError: if the file is damaged.
-            WeightsError: if it is missing, or does not fit and `strict` is set.
+            WeightsError: if it is missing, or does not fit although `strict` is set or training
+                continues from it.
         """
-        if not path and self.strict:
-            raise WeightsError(
-                "MODEL.WEIGHTS is empty, so the model would be evaluated with random weights. "
-                "Write MODEL.WEIGHTS <checkpoint>; 'dsrcnn eval RUN' takes the best of a run."
-            )
-        missing = f"Weights {path!r} do not exist; correct MODEL.WEIGHTS."
-        if path and "://" not in path:
-            exists = comm.all_gather(os.path.isfile(path))
-            if any(exists) and not all(exists):
+        if not path:
+            if self.strict:
                 raise WeightsError(
-                    f"Weights {path!r} exist on some machines only. OUTPUT_DIR and MODEL.WEIGHTS "
-                    "must be paths that all machines can read."
+                    "MODEL.WEIGHTS is empty, so the model would be evaluated with random weights. "
+                    "Write MODEL.WEIGHTS <checkpoint>; 'dsrcnn eval RUN' takes the best of a run."
                 )
-            if not all(exists):
-                raise WeightsError(missing)
-        try:
-            return super().load(path, *args, **kwargs)
-        except WeightsError:
-            raise
-        except FileNotFoundError as error:
-            raise WeightsError(missing) from error
-        except (RuntimeError, ValueError, KeyError) as error:
+            return {}
+        names = list(self.checkpointables) if checkpointables is None else checkpointables
+        path = self._local_path(path)
+        content = self._load_file(path)
+        fit = self._load_model(content, path)
+        if names and not fit.is_complete:
             raise WeightsError(
-                f"Weights {path!r} do not fit this run ({error}). Write another MODEL.WEIGHTS, or "
-                "leave out --resume."
-            ) from error
-        except OSError as error:
+                f"Training cannot continue from {path}: the model has changed. {fit.report(' ')} "
+                "Use the config of the run, or leave out --resume, and write MODEL.WEIGHTS to "
+                "start another run from these weights."
+            )
+        self._report(fit, path)
+        for name in names:
+            if name not in content:
+                continue
+            try:
+                self.checkpointables[name].load_state_dict(content.pop(name))
+            except DsrcnnError:
+                raise
+            except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+                raise WeightsError(
+                    f"Training cannot continue from {path}: its state of {name} does not fit "
+                    f"({error}). Use the config of the run, or leave out --resume."
+                ) from error
+        return content
+
+    def _local_path(self, path: str) -> str:
+        """Return a file that exists on all machines; downloads what has an address."""
+        if "://" in path:
+            try:
+                return str(self.path_manager.get_local_path(path))
+            except (OSError, ValueError, AssertionError) as error:
+                raise WeightsError(
+                    f"Weights {path!r} cannot be fetched ({error}). Write a local file to "
+                    "MODEL.WEIGHTS, or '' to train from random weights."
+                ) from error
+        exists = comm.all_gather(os.path.isfile(path))
+        if any(exists) and not all(exists):
             raise WeightsError(
-                f"Weights {path!r} cannot be fetched ({error}). Write a local file to "
-                "MODEL.WEIGHTS, or '' to train from random weights."
-            ) from error
+                f"Weights {path!r} exist on some machines only. OUTPUT_DIR and MODEL.WEIGHTS "
+                "must be paths that all machines can read."
+            )
+        require_file(path)
+        return path
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read a file in the format Detectron2 expects; called by `load`."""
-        if not filename.endswith(".pkl"):
-            content = read_weights(filename, trust=self.trust)
-            if filename.endswith(".pyth"):  # of pycls
-                weights = content["model_state"]
-                return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-            if "model" not in content:
-                content = {"model": content}
-            if self.prefer_average and "ema" in content:
-                _LOGGER.info("Loading the averaged weights of the file (MODEL.EMA).")
-                content["model"] = content["ema"]["model"]
-            return content
-        content = read_pickle(filename, trust=self.trust)
-        if "model" in content and "__author__" in content:
-            return content
-        blobs = content.get("blobs", content)
-        weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
-        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        """Read a file in the formats of this package, Detectron2, Caffe2 and pycls."""
+        content = read_any(filename, trust=self.trust)
+        if not isinstance(content, dict):
+            return {"model": content}  # refused by `tensors_of`
+        if filename.endswith(".pyth") and "model_state" in content:
+            weights = content["model_state"]
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        if filename.endswith(".pkl") and not ("model" in content and "__author__" in content):
+            blobs = content.get("blobs", content)
+            if isinstance(blobs, dict):
+                blobs = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
+            return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        if "model" not in content:
+            return {"model": content}
+        average = content.get("ema")
+        if self.prefer_average and isinstance(average, dict) and "model" in average:
+            _LOGGER.info("Loading the averaged weights of the file (MODEL.EMA).")
+            content["model"] = average["model"]
+        return content
 
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Report what was loaded in place of fvcore's warnings; called by `load`."""
-        state_keys = {
-            f"{name}.{key}"
-            for name, module in self.model.named_modules()
-            if isinstance(module, TrainingState)
-            for key in module.state_dict()
-        }
-        shapes = [(k, tuple(a), tuple(b)) for k, a, b in incompatible.incorrect_shapes]
-        reshaped = [entry for entry in shapes if entry[0] not in state_keys]
-        reported = {entry[0] for entry in reshaped}
-        missing = [k for k in incompatible.missing_keys if k not in reported]
-        # Frozen norms do not count batches, and nothing depends on the count.
-        missing = [k for k in missing if not k.endswith("num_batches_tracked")]
-        total = len(self.model.state_dict())
-        lines = [f"Weights: {total - len(missing) - len(reshaped)} of {total} tensors loaded."]
-        if reshaped:
-            texts = [f"{k} {a} in the file, {b} in the model" for k, a, b in reshaped]
-            hint = _class_count_hint(reshaped)
-            lines.append(f"Not loaded because of their shape: {_examples(texts)}.{hint}")
-        if missing:
-            lines.append(f"Not in the file: {_count_by_part(missing)}.")
-        if incompatible.unexpected_keys:
-            unused = _count_by_part(incompatible.unexpected_keys)
-            lines.append(f"In the file but not in the model: {unused}.")
-        report = "\n  ".join(lines)
-        if self.strict and (missing or reshaped):
+    def _load_model(self, checkpoint: dict[str, Any], path: str = "") -> Fit:
+        """Load what fits of the weights in `checkpoint`, which are taken out."""
+        state: dict[str, Any] = tensors_of(checkpoint.pop("model"), path)
+        if checkpoint.get("matching_heuristics", False):
+            is_caffe2 = checkpoint.get("__author__") == "Caffe2"
+            own = self.model.state_dict()
+            state = align_and_update_state_dicts(own, state, c2_conversion=is_caffe2)
+        return load_fitting(self.model, state, path, resize=not self.strict)
+
+    def _report(self, fit: Fit, path: str) -> None:
+        """Say what was loaded.
+
+        Raises:
+            WeightsError: if nothing was, or if `strict` is set and something is missing.
+        """
+        if self.strict and not fit.is_complete:
             raise WeightsError(
-                f"The weights do not fit the model to evaluate.\n  {report}\n  "
+                f"The weights do not fit the model to evaluate. {fit.report(' ')} "
                 "Use the config the weights were trained with."
             )
-        _LOGGER.log(logging.WARNING if missing or reshaped else logging.INFO, report)
-
-
-def _examples(items: list[str]) -> str:
-    more = len(items) - _MAX_EXAMPLES
-    return "; ".join(items[:_MAX_EXAMPLES]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _count_by_part(keys: Iterable[str]) -> str:
-    """Count keys by part of the model."""
-    parts = Counter(".".join(key.split(".")[:2]) for key in keys)
-    return _examples([f"{part} ({count})" for part, count in sorted(parts.items())])
-
-
-def _class_count_hint(reshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
-    for key, in_file, in_model in reshaped:
-        if key.endswith("class_logits.bias"):
-            return (
-                f" The classifier of the file has {in_file[0]} outputs, the model's {in_model[0]}: "
-                "right when fine-tuning on other classes, otherwise correct "
-                "MODEL.SparseRCNN.NUM_CLASSES."
+        if not fit.loaded:
+            raise WeightsError(
+                f"No tensor of {path!r} belongs to the model. {fit.report(' ')} Write weights "
+                "of this architecture or of its backbone to MODEL.WEIGHTS, or '' for random ones."
             )
-    return ""
+        _LOGGER.log(logging.INFO if fit.is_complete else logging.WARNING, fit.report())

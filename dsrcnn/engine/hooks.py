@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from ..errors import CheckpointError
 from ..utils.distributed import reduce_mean
 from ..utils.training import TrainingState
+from .checkpoint import Checkpointer
 from .console import progress_bar
 
 _LOGGER = logging.getLogger(__name__)
@@ -25,25 +25,38 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Checkpoints(HookBase):
-    """Save a checkpoint every `period` iterations, and ``model_final`` at the end.
+    """Save a checkpoint every `period` iterations, and ``model_final`` and one more at the end.
 
-    A checkpoint that cannot be written is logged and training continues; only for the final one it
-    is an error.
+    The final model has weights, config and classes only; checkpoints have the state of the training
+    as well. One that cannot be written is logged and training continues; for the final model it is
+    an error.
+
+    Attributes:
+        checkpointer: writes the files.
+        period: in iterations; 0 saves at the end only.
+        weights: returns the state dict of the final model.
     """
 
-    checkpointer: DetectionCheckpointer
+    checkpointer: Checkpointer
     period: int
+    weights: Callable[[], dict[str, Tensor]]
 
     def after_step(self) -> None:
         """Save if it is due."""
         iteration = self.trainer.iter
-        if self.period > 0 and (iteration + 1) % self.period == 0:
+        is_last = iteration + 1 >= self.trainer.max_iter
+        if is_last:
+            self.save_final(iteration)
+        if is_last or (self.period > 0 and (iteration + 1) % self.period == 0):
             try:
                 self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
             except CheckpointError as error:
                 _LOGGER.error("%s Training continues.", error)
-        if iteration + 1 >= self.trainer.max_iter:
-            self.checkpointer.save("model_final", iteration=iteration)
+
+    def save_final(self, iteration: int) -> None:
+        """Write the final model."""
+        content = {"model": self.weights(), "iteration": iteration}
+        self.checkpointer.write("model_final.pth", content)
 
 
 @dataclass(eq=False)

@@ -4,8 +4,8 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..errors import NonFiniteLossError
 from ..solver import clip_full_model
 from ..utils.distributed import reduce_mean
 from ..utils.training import TrainableModel, use_training_context
+from .resume import check_optimizer_state
 
 _Batch = list[dict[str, Any]]
 
@@ -46,6 +47,9 @@ class TrainLoop(TrainerBase):
         clip_norm: largest norm of all gradients together.
         norm_type: order of that norm.
         seed: seed of the random numbers.
+        stop_requested: returns whether this process should stop.
+        stops: whether any process should stop after the last step; equal on all of them.
+        in_step: whether a step has begun and not ended, so the state is that of no iteration.
     """
 
     model: nn.Module
@@ -58,6 +62,9 @@ class TrainLoop(TrainerBase):
     clip_norm: float
     norm_type: float
     seed: int
+    stop_requested: Callable[[], bool] = field(default=lambda: False)
+    stops: bool = field(default=False, init=False)
+    in_step: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         """Set the model to training mode and build the gradient scaler."""
@@ -103,6 +110,7 @@ class TrainLoop(TrainerBase):
         if self._batches is None:
             self._batches = iter(self.data_loader)
         batch = next(self._batches)
+        self.in_step = True
         data_time = time.perf_counter() - start
         self._seed_iteration()
         self.optimizer.zero_grad()
@@ -112,6 +120,7 @@ class TrainLoop(TrainerBase):
         self._check_and_log(losses, norm, batch, data_time)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.in_step = False
 
     def _backward(self, batch: _Batch) -> dict[str, Tensor]:
         """Compute the gradients of the batch, part by part, and return its losses."""
@@ -164,9 +173,11 @@ class TrainLoop(TrainerBase):
         self, losses: dict[str, Tensor], norm: Tensor, batch: _Batch, data_time: float
     ) -> None:
         """Read losses and gradient norm from the device, once, as means over processes."""
-        local = torch.stack([*losses.values(), norm.float()])
+        stop = torch.full_like(norm, self.stop_requested(), dtype=torch.float32)
+        local = torch.stack([*losses.values(), norm.float(), stop])
         values, means = torch.stack([local, reduce_mean(local)]).tolist()
-        *mean_losses, norm_value = means
+        *mean_losses, norm_value, stop_value = means
+        self.stops = stop_value > 0
         # Gradients were averaged over processes, so their norm is the same on all of them. With
         # float16 infinite ones are normal, and skipped by the scaler.
         is_skipped = self.scaler.is_enabled() and self.scaler.get_scale() > _MIN_SCALE
@@ -198,6 +209,7 @@ class TrainLoop(TrainerBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the result of `state_dict`; a checkpoint may lack the scaler."""
         super().load_state_dict(state_dict)
+        check_optimizer_state(self.optimizer, state_dict["optimizer"])
         self.optimizer.load_state_dict(state_dict["optimizer"])
         if self.scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.scaler.load_state_dict(state_dict["grad_scaler"])

@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import os
+import re
 import shlex
+import signal
 import weakref
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,19 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data import build_test_loader, build_train_loader
 from ..data.build import build_validation_loader
 from ..data.samplers import TrainingBatches
-from ..errors import DsrcnnError, NonFiniteLossError, WeightsError
+from ..errors import (
+    DsrcnnError,
+    LoaderError,
+    NonFiniteLossError,
+    TrainingInterrupted,
+    WeightsError,
+)
 from ..evaluation import build_evaluator
 from ..modeling.freeze import freeze_modules
 from ..modeling.meta_arch.base import SparseDetector
@@ -34,6 +42,7 @@ from .console import FILE_ONLY, progress_bar, results_table
 from .ema import AveragedWeights
 from .eval_hooks import BestModel, EarlyStop, Evaluation, draw_predictions, validation_losses
 from .hooks import AverageNorms, Checkpoints, ProgressBar, Writers, precise_norms
+from .interrupt import StopSignals
 from .processes import wrap_ddp
 from .setup import device_name, resolve_solver, warn_of_few_images
 from .train_loop import TrainLoop, unwrapped
@@ -66,6 +75,7 @@ class Trainer(DefaultTrainer):
         # Detectron2 logs a traceback of every exception; messages of ours are enough.
         logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexpected)
         self._finished: int | None = None  # the last complete step of this run
+        self._signals = StopSignals()
         self._last_eval_results: dict[str, Any] = {}
         self.cfg = cfg = resolve_solver(cfg)
         warn_of_few_images(cfg)
@@ -76,9 +86,15 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.EMA.ENABLED:
             self.average = AveragedWeights(model, decay=cfg.MODEL.EMA.DECAY)
         self._trainer: TrainLoop = TrainLoop.from_config(cfg, wrap_ddp(model), loader, optimizer)
+        self._trainer.stop_requested = lambda: self._signals.received is not None
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, trust=cfg.MODEL.TRUST_WEIGHTS, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            trust=cfg.MODEL.TRUST_WEIGHTS,
+            kept=cfg.SOLVER.CHECKPOINTS_KEPT,
+            description={"config": cfg.dump(), "classes": _class_names(cfg)},
+            trainer=weakref.proxy(self),
         )
         if comm.is_main_process():
             remove_partial_files(cfg.OUTPUT_DIR)
@@ -100,7 +116,7 @@ class Trainer(DefaultTrainer):
             *precise_norms(cfg, models, self.build_train_loader),
             AverageNorms(models, self._is_saved_or_evaluated),
             # Before the evaluation, so that a checkpoint exists if that fails.
-            Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, self._best_weights),
             Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate, self.best),
             ProgressBar(cfg.TEST.BEST.METRIC or _DEFAULT_METRIC),
             Writers(self.build_writers() if comm.is_main_process() else [], cfg.LOG.PERIOD or 20),
@@ -125,8 +141,12 @@ class Trainer(DefaultTrainer):
             required=node.METRIC != _DEFAULT_METRIC or node.PATIENCE > 0,
             patience=node.PATIENCE,
             checkpointer=self.checkpointer,
-            weights=self.average.weights if self.average else unwrapped(self.model).state_dict,
+            weights=self._best_weights,
         )
+
+    def _best_weights(self) -> dict[str, Tensor]:
+        """Return the state dict to evaluate and to keep: of the average if there is one."""
+        return self.average.weights() if self.average else unwrapped(self.model).state_dict()
 
     def _is_saved_or_evaluated(self, done: int) -> bool:
         """Whether weights are saved or evaluated after `done` iterations."""
@@ -137,7 +157,8 @@ class Trainer(DefaultTrainer):
         """Evaluate the averaged weights if there are any, otherwise the weights."""
         cfg, model = self.cfg, unwrapped(self.model)
         average = self.average
-        with average.swapped_in() if average else contextlib.nullcontext():
+        swapped = average.swapped_in() if average else contextlib.nullcontext()
+        with self._signals.interrupting(), swapped:
             self._last_eval_results = self.test(cfg, model)
             results = dict(self._last_eval_results)
             for name in cfg.DATASETS.TEST if cfg.TEST.LOSS else ():
@@ -148,6 +169,21 @@ class Trainer(DefaultTrainer):
                 draw_predictions(cfg, model, self.storage)
         return results
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load the newest checkpoint of ``OUTPUT_DIR`` with `resume`, or else ``MODEL.WEIGHTS``.
+
+        Raises:
+            WeightsError: if the file is missing or damaged, or does not fit.
+        """
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.checkpointer.resumed is not None:
+            self.start_iter = self.iter + 1
+            if self.start_iter >= self.max_iter:
+                _LOGGER.warning(
+                    "The run has %d iterations, SOLVER.MAX_ITER is %d: nothing is left to train.",
+                    *(self.start_iter, self.max_iter),
+                )
+
     def build_writers(self) -> list[EventWriter]:
         """See `dsrcnn.engine.writers.build_writers`."""
         return build_writers(self.cfg, self.max_iter)
@@ -156,6 +192,16 @@ class Trainer(DefaultTrainer):
         """Run one step."""
         super().run_step()
         self._finished = self.iter
+
+    def after_step(self) -> None:
+        """Run the hooks, and stop if a process has received a signal.
+
+        Raises:
+            TrainingInterrupted: on all processes.
+        """
+        super().after_step()
+        if self._trainer.stops:
+            raise TrainingInterrupted(self._signals.received or signal.SIGTERM)
 
     def train(self) -> dict[str, Any]:
         """Train from ``start_iter`` to the end.
@@ -166,6 +212,7 @@ class Trainer(DefaultTrainer):
         Raises:
             DsrcnnError: if something is unusable, such as an image. The state is saved first, and
                 ``--resume`` continues from it.
+            TrainingInterrupted: after Ctrl-C or SIGTERM, with the state saved as well.
             NonFiniteLossError: if the loss diverges; the last checkpoint is untouched.
         """
         self._set_loader_position()
@@ -175,9 +222,14 @@ class Trainer(DefaultTrainer):
         _LOGGER.info("Training\n%s", self._summary())
         done = max(self.start_iter, self.max_iter)
         try:
-            super().train()
+            with self._signals.handled(), explain_dead_workers():
+                super().train()
+        except TrainingInterrupted as stop:
+            saved = self._save_finished() if comm.is_main_process() else ""
+            raise TrainingInterrupted(stop.signal, f"{stop} {saved}") from None
         except EarlyStop as stop:
-            self.checkpointer.save("model_final", iteration=stop.iteration)
+            next(h for h in self._hooks if isinstance(h, Checkpoints)).save_final(stop.iteration)
+            self.checkpointer.save(f"model_{stop.iteration:07d}", iteration=stop.iteration)
             node = self.cfg.TEST.BEST
             _LOGGER.info(
                 "No better %s in %d evaluations: training ends early.", node.METRIC, node.PATIENCE
@@ -204,7 +256,7 @@ class Trainer(DefaultTrainer):
     def _summary(self) -> str:
         """Describe the run in a few lines."""
         cfg, solver, model = self.cfg, self.cfg.SOLVER, unwrapped(self.model)
-        classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+        classes = _class_names(cfg)
         names = ", ".join(classes[:_MAX_NAMES]) + (", ..." if len(classes) > _MAX_NAMES else "")
         dataset = self.data_loader.dataset if isinstance(self.data_loader, DataLoader) else None
         images = len(dataset) if isinstance(dataset, Sized) else 0
@@ -246,7 +298,7 @@ class Trainer(DefaultTrainer):
 
     def _save_finished(self) -> str:
         """Save the state after the last complete step; returns a message about it."""
-        if self._finished is None:
+        if self._finished is None or self._trainer.in_step:
             return self._last_checkpoint()
         self.iter = self._finished
         # Any process may meet the error and save: model and optimizer are equal on all of them.
@@ -263,7 +315,8 @@ class Trainer(DefaultTrainer):
 
     def _last_checkpoint(self) -> str:
         if self.checkpointer.has_checkpoint():
-            return f"The last checkpoint is {self.checkpointer.get_checkpoint_file()}."
+            file = self.checkpointer.get_checkpoint_file()
+            return f"The last checkpoint is {file}; --resume continues from there."
         return f"There is no checkpoint in {self.cfg.OUTPUT_DIR} yet."
 
     def state_dict(self) -> dict[str, Any]:
@@ -312,7 +365,8 @@ class Trainer(DefaultTrainer):
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
             loader = cls.build_test_loader(cfg, name)
-            with progress_bar(loader, desc=name, unit="batch", leave=False) as bar:
+            bar = progress_bar(loader, desc=name, unit="batch", leave=False)
+            with bar, explain_dead_workers():
                 results[name] = inference_on_dataset(model, bar, evaluator)
             if comm.is_main_process():
                 _LOGGER.info("Results on %s\n%s", name, results_table(results[name]))
@@ -337,5 +391,32 @@ class Trainer(DefaultTrainer):
         return {f"{task}_TTA": values for task, values in results.items()}
 
 
+def _class_names(cfg: CfgNode) -> list[str]:
+    return list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", []))
+
+
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid\S* ([\d, ]+)\)")
+
+
+@contextlib.contextmanager
+def explain_dead_workers() -> Iterator[None]:
+    """Turn torch's error about a loader worker that has died, raised anywhere, to a `LoaderError`.
+
+    Raises:
+        LoaderError: if a worker has died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        dead = None if isinstance(error, DsrcnnError) else _DEAD_WORKER.search(str(error))
+        if dead is None:
+            raise
+        raise LoaderError(
+            f"A process that loads images ({dead[1]}) has died, most often because main memory or "
+            "/dev/shm ran out. Lower DATALOADER.NUM_WORKERS; with 0 no such process is needed."
+        ) from error
+
+
 def _is_unexpected(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], (DsrcnnError, EarlyStop)))
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, (DsrcnnError, EarlyStop)) or _DEAD_WORKER.search(str(error)))

@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError, UnreadableWeightsError, WeightsError
+from .fit_weights import tensors_of
 
 _LOGGER = logging.getLogger(__name__)
 _UNTRUSTED = (
@@ -57,28 +60,58 @@ def remove_partial_files(folder: str | Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_weights(path: str, *, trust: bool = False) -> Any:
+def read_weights(path: str, *, trust: bool = False, lazily: bool = False) -> Any:
     """Read a ``.pth`` or ``.safetensors`` file to the CPU; `trust` runs code that it contains.
+
+    The checksums of its content are verified, which torch does not do; with `lazily`, tensors are
+    neither verified nor read before they are used.
 
     Raises:
         UnreadableWeightsError: if the file is damaged or no weight file.
         WeightsError: if it does not exist or contains more than tensors, numpy arrays and plain
             values.
     """
-    if not Path(path).is_file():
-        raise WeightsError(f"Weights {path!r} do not exist; write the path of a file.")
+    require_file(path)
+    if not lazily:
+        _verify_checksums(path)
     try:
         if path.endswith(".safetensors"):
             return {"model": _read_safetensors(path)}
         torch.serialization.add_safe_globals(_NUMPY)
-        return torch.load(path, map_location="cpu", weights_only=not trust)
+        return torch.load(path, map_location="cpu", weights_only=not trust, mmap=lazily)
     except pickle.UnpicklingError as error:
         forbidden = re.search(r"(?:GLOBAL|global:?|class:?) (?!GLOBAL)(\S+)", str(error))
         if forbidden is None:
             raise _unreadable(path, "not a file of torch") from error
         raise WeightsError(_UNTRUSTED.format(path=path, error=forbidden[1])) from error
+    except WeightsError:
+        raise
     except _DAMAGE as error:
         raise _unreadable(path, error) from error
+
+
+def require_file(path: str) -> None:
+    """Raise a `WeightsError` if there is no regular file at `path`; pipes would never end."""
+    if os.path.isfile(path):
+        return
+    problem = "do not exist"
+    if os.path.isdir(path):
+        problem = "are a folder"
+    elif os.path.exists(path):
+        problem = "are no regular file"
+    raise WeightsError(f"Weights {path!r} {problem}; write the path of a file to MODEL.WEIGHTS.")
+
+
+def _verify_checksums(path: str) -> None:
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
+    if damaged is not None:
+        raise _unreadable(path, f"wrong checksum of {damaged}")
 
 
 def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
@@ -98,6 +131,7 @@ def read_pickle(path: str, *, trust: bool = False) -> Any:
         UnreadableWeightsError: if the file is damaged.
         WeightsError: if it contains more than numpy arrays and plain values.
     """
+    require_file(path)
     try:
         with open(path, "rb") as file:
             if trust:
@@ -107,6 +141,11 @@ def read_pickle(path: str, *, trust: bool = False) -> Any:
         raise WeightsError(_UNTRUSTED.format(path=path, error=error)) from error
     except (pickle.UnpicklingError, *_DAMAGE) as error:
         raise _unreadable(path, error) from error
+
+
+def read_any(path: str, *, trust: bool = False) -> Any:
+    """Read a weight file of any kind, by its ending; see `read_weights` and `read_pickle`."""
+    return (read_pickle if path.endswith(".pkl") else read_weights)(path, trust=trust)
 
 
 def export_weights(
@@ -129,20 +168,20 @@ def export_weights(
         CheckpointError: if the target cannot be written.
     """
     source, target = str(source), str(target)
-    if not os.path.isfile(source):
-        raise WeightsError(f"Weights {source!r} do not exist.")
     if not target.endswith((".safetensors", ".pth")):
         raise WeightsError(
             f"The target is {target!r}; write a name that ends in .safetensors or .pth."
         )
-    read = read_pickle if source.endswith(".pkl") else read_weights
-    content = read(source, trust=trust)
+    content = read_any(source, trust=trust)
+    content = content if isinstance(content, dict) else {"model": content}
     if average and "ema" not in content:
         raise WeightsError(
-            f"{source!r} has no averaged weights; MODEL.EMA was off in its training."
+            f"{source!r} has no averaged weights beside others: MODEL.EMA was off in its training, "
+            "or it is model_best.pth or model_final.pth, which hold the average alone. Leave out "
+            "--average."
         )
     weights = content["ema"]["model"] if average else content.get("model", content)
-    tensors = {k: torch.as_tensor(v).contiguous().clone() for k, v in weights.items()}
+    tensors = {k: v.contiguous().clone() for k, v in tensors_of(weights, source).items()}
     if target.endswith(".pth"):
         write_atomically(target, lambda file: torch.save({"model": tensors}, file))
     else:
@@ -152,11 +191,14 @@ def export_weights(
     return len(tensors)
 
 
-_DAMAGE = (EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, ImportError)
+_DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError),
+    *(MemoryError, OSError, RuntimeError, TypeError, ValueError),
+)
 
 
 def _unreadable(path: str, error: object) -> UnreadableWeightsError:
-    reason = str(error) or "it ends too early"
+    reason = str(error).split("\n")[0] or "it ends too early"
     return UnreadableWeightsError(
         f"Weights {path!r} cannot be read ({reason}); the file is damaged or no checkpoint. "
         "Write another MODEL.WEIGHTS."

@@ -98,7 +98,8 @@ def test_tensors_arrays_and_numpy_scalars_are_read(tmp_path):
 @pytest.mark.parametrize("name", ["weights.pth", "weights.pkl"])
 def test_a_file_that_would_run_code_is_refused_unless_trusted(tmp_path, name):
     path = tmp_path / name
-    content = {"model": {}, "__author__": "somebody", "code": Code()}
+    weights = {"init_proposal_features.weight": torch.ones(8, 32).numpy()}
+    content = {"model": weights, "__author__": "somebody", "code": Code()}
     if name.endswith("pkl"):
         path.write_bytes(pickle.dumps(content))
     else:

@@ -98,11 +98,13 @@ def test_tiling_noise_separates_experts_equally_on_all_processes():
     assert torch.equal(experts[0].expert_boxes[0], static.proposals.init_proposal_boxes.weight)
 
 
-def test_a_static_checkpoint_with_another_number_of_proposals_is_not_tiled():
+def test_a_static_checkpoint_with_another_number_of_proposals_is_resized_and_tiled():
     static = model_of(*options("NUM_PROPOSALS", 5))
-    report = model_of(*DPG).load_state_dict(static.state_dict(), strict=False)
-    assert "init_proposal_boxes.weight" in report.unexpected_keys
-    assert "proposal_generator.expert_boxes" in report.missing_keys
+    dynamic = model_of(*DPG)
+    dynamic.load_state_dict(static.state_dict(), strict=False)
+    boxes, tiled = static.proposals.init_proposal_boxes.weight, dynamic.proposals.expert_boxes
+    assert torch.equal(tiled[:, :5], boxes.expand(len(tiled), -1, -1))
+    torch.testing.assert_close(tiled[0, 5:], boxes[: tiled.shape[1] - 5], rtol=0, atol=0.02)
 
 
 def test_one_expert_is_the_static_model_and_its_network_gets_no_gradient():

@@ -1,6 +1,6 @@
 """Sources of proposals; importing it registers them."""
 
-from .build import PROPOSALS_REGISTRY, ProposalSource, build_proposals
+from .build import PROPOSALS_REGISTRY, ProposalSource, build_proposals, resize_proposals
 from .dynamic import DynamicProposals, TemperatureSchedule
 from .learned import ContentQueries, LearnedProposals
 
@@ -12,4 +12,5 @@ __all__ = [
     "ProposalSource",
     "TemperatureSchedule",
     "build_proposals",
+    "resize_proposals",
 ]

@@ -1,8 +1,13 @@
 """Registry and builder of proposals."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
-from torch import nn
+from torch import Tensor, nn
 
 from ...config.validate import check_name
 from ...errors import ConfigError
@@ -17,13 +22,36 @@ returns `Proposals`. ``MODEL.SparseRCNN.PROPOSALS.NAME`` selects one.
 """
 
 _DPG = "DynamicProposals"
+_COPY_NOISE = 0.01  # relative to the standard deviation of all values
 
 
 class ProposalSource(nn.Module):
-    """Base of all sources of proposals."""
+    """Base of all sources of proposals.
+
+    Attributes:
+        proposal_dimensions: by name of a parameter, its dimension that counts proposals; weights
+            with another number of proposals are cut or tiled along it.
+    """
+
+    proposal_dimensions: ClassVar[Mapping[str, int]] = MappingProxyType({})
 
     def end_iteration(self) -> None:
         """Advance schedules: called once per training iteration, after its last forward pass."""
+
+
+def resize_proposals(value: Tensor, count: int, dimension: int) -> Tensor:
+    """Cut or tile learned boxes or features along `dimension` to `count` proposals.
+
+    Copies get a little noise, the same on all processes, so that they do not stay equal: with equal
+    costs both would be assigned the same object forever.
+    """
+    before = value.shape[dimension]
+    index = torch.arange(count, device=value.device) % before
+    resized = value.index_select(dimension, index)
+    noise = torch.randn(resized.shape, generator=torch.Generator().manual_seed(0)).to(resized)
+    is_copy = (torch.arange(count) >= before).to(resized)
+    shape = [count if i == dimension else 1 for i in range(resized.dim())]
+    return resized + _COPY_NOISE * value.std() * noise * is_copy.view(shape)
 
 
 def build_proposals(cfg: CfgNode, default: str = "LearnedProposals") -> ProposalSource:

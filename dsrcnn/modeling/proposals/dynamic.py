@@ -7,8 +7,8 @@ Notation: ``E`` experts.
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from ...layers.norm import ImageNorm
 from ...structures import Proposals, at_least_float32, box_cxcywh_to_xyxy
 from ...utils.events import ScalarLog
 from ..decoder.rcnn_head import stride_of
-from .build import PROPOSALS_REGISTRY, ProposalSource
+from .build import PROPOSALS_REGISTRY, ProposalSource, resize_proposals
 from .learned import initial_boxes
 from .staircase import StairStep, fuse_levels, resize_nearest
 
@@ -105,6 +105,7 @@ class DynamicProposals(ProposalSource):
         step: training iterations so far, which set the temperature.
     """
 
+    proposal_dimensions: ClassVar[Mapping[str, int]] = {"expert_boxes": 1, "expert_features": 1}
     step: Tensor
 
     @configurable
@@ -283,8 +284,13 @@ class DynamicProposals(ProposalSource):
         experts = {"boxes": self.expert_boxes, "features": self.expert_features}
         for part, parameter in experts.items():
             static, name = f"{prefix}init_proposal_{part}.weight", f"{prefix}expert_{part}"
-            if static in state_dict and state_dict[static].shape == parameter.shape[1:]:
-                tiled = state_dict.pop(static).expand(parameter.shape).clone()
+            if static in state_dict and state_dict[static].shape[1:] == parameter.shape[2:]:
+                proposals = state_dict.pop(static)
+                if len(proposals) != parameter.shape[1]:
+                    change = (part, len(proposals), parameter.shape[1])
+                    _LOGGER.warning("The %s of %d proposals were cut or tiled to %d.", *change)
+                    proposals = resize_proposals(proposals, parameter.shape[1], 0)
+                tiled = proposals.expand(parameter.shape).clone()
                 if part == "features" and self.tiling_noise:
                     # The same on all processes, whatever their seeds.
                     generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,8 @@
 """Learned proposals, the same for all images, and where their boxes start."""
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +59,11 @@ class LearnedProposals(ProposalSource):
         init_proposal_features: (P, D).
     """
 
+    proposal_dimensions: ClassVar[Mapping[str, int]] = {
+        "init_proposal_features.weight": 0,
+        "init_proposal_boxes.weight": 0,
+    }
+
     @configurable
     def __init__(self, *, num_proposals: int, channels: int, boxes: str = "image") -> None:
         """Initialize ``P`` features of ``D`` channels from N(0, 1), boxes by `initial_boxes`."""
@@ -92,6 +99,8 @@ class ContentQueries(ProposalSource):
     Attributes:
         init_proposal_features: (P, D), standardized for each proposal in use.
     """
+
+    proposal_dimensions: ClassVar[Mapping[str, int]] = {"init_proposal_features.weight": 0}
 
     @configurable
     def __init__(self, *, num_proposals: int, channels: int) -> None:

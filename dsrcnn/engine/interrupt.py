@@ -1,0 +1,83 @@
+"""Ctrl-C and SIGTERM during training: the state reached is saved before the process ends."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from ..errors import TrainingInterrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_REPEAT = 1.0  # seconds in which a signal is the same one, sent to the parent process as well
+
+
+class StopSignals:
+    """Turns the first signal into a request to stop; a second one ends the process at once.
+
+    Attributes:
+        received: the signal; None without one.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._time = 0.0
+        self._interrupts = False
+        self._process = os.getpid()
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Receive signals inside; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Raise `TrainingInterrupted` from wherever the program is inside, as in an evaluation."""
+        self._interrupts = True
+        try:
+            if self.received is not None:
+                raise TrainingInterrupted(self.received)
+            yield
+        finally:
+            self._interrupts = False
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked loader worker; its parent ends it
+            return
+        if self.received is not None:
+            if time.monotonic() - self._time > _REPEAT:
+                raise KeyboardInterrupt
+            return
+        self.received, self._time = number, time.monotonic()
+        if self._interrupts:
+            raise TrainingInterrupted(number)
+
+
+@contextmanager
+def forwarded_signals(processes: Iterable[int]) -> Iterator[list[int]]:
+    """Send signals on to processes; the list has those that arrived."""
+    received: list[int] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, forward) for n in _SIGNALS} if is_main else {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

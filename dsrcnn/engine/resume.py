@@ -1,0 +1,188 @@
+"""Rules about output folders that hold a run already: to continue it, or to begin another."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from ..errors import ConfigError, DsrcnnError, WeightsError
+from .weight_io import read_weights
+
+_LOGGER = logging.getLogger(__name__)
+_CHECKPOINTS = "model_[0-9]*.pth"  # with the state of the training
+_WEIGHTS = (_CHECKPOINTS, "model_final.pth", "model_best.pth")
+_RECORDS = ("last_checkpoint", "events.out.tfevents.*")
+# Keys whose change another state of model or optimizer would need. Others that change tensors are
+# found when the checkpoint is loaded.
+_FIXED = (
+    *("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.FREEZE_AT", "MODEL.FREEZE"),
+    *("MODEL.SparseRCNN.NUM_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES", "SOLVER.OPTIMIZER"),
+    *("SOLVER.NO_DECAY", "SOLVER.LAYER_DECAY"),
+)
+# Keys whose values are in the checkpoint.
+_KEPT = (
+    *("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_BIAS", "SOLVER.MOMENTUM"),
+    *("SOLVER.BIAS_LR_FACTOR", "SOLVER.BACKBONE_MULTIPLIER", "SOLVER.NECK_MULTIPLIER", "SEED"),
+)
+_SILENT = ("OUTPUT_DIR", "VERSION", "MODEL.DEVICE", "MODEL.WEIGHTS")
+
+
+def check_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> None:
+    """Check that a run may write to `folder`; all processes call it.
+
+    Raises:
+        ConfigError: if there is another run, and it is neither continued nor overwritten.
+    """
+    message = comm.all_gather(_objection(Path(folder), resume, overwrite))[0]
+    if message is not None:
+        raise ConfigError(message)
+
+
+def _objection(folder: Path, resume: bool, overwrite: bool) -> str | None:
+    if resume and overwrite:
+        return "--resume continues a run and --overwrite deletes it; write one of them."
+    files = [path.name for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
+    names = ", ".join(files[:3]) + (", ..." if files[3:] else "")
+    if resume and files and not newest_first(folder):
+        return (
+            f"OUTPUT_DIR {str(folder)!r} has {names}, but no model_<iteration>.pth from which "
+            "training can continue. Leave out --resume, and write MODEL.WEIGHTS to start another "
+            "run in another OUTPUT_DIR from these weights."
+        )
+    if files and not resume and not overwrite:
+        return (
+            f"OUTPUT_DIR {str(folder)!r} holds another run ({names}). Write --resume to continue "
+            "it, another OUTPUT_DIR, or --overwrite to delete its weights and metrics."
+        )
+    return None
+
+
+def clear_folder(folder: str | Path) -> None:
+    """Delete weights, metrics and events of an earlier run; other files stay.
+
+    Raises:
+        ConfigError: if a file cannot be deleted.
+    """
+    path = Path(folder) / "metrics.json"
+    try:
+        if path.is_file():
+            os.truncate(path, 0)  # a writer may have opened it already
+        for pattern in (*_WEIGHTS, *_RECORDS):
+            for path in Path(folder).glob(pattern):
+                path.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{path} of an earlier run cannot be deleted ({error.strerror}). Write another "
+            "OUTPUT_DIR."
+        ) from error
+
+
+def newest_first(folder: str | Path) -> list[str]:
+    """List the checkpoints in `folder` from which training can continue."""
+    last, files = Path(folder) / "last_checkpoint", Path(folder).glob(_CHECKPOINTS)
+    paths = sorted(files, key=lambda f: f.stat().st_mtime, reverse=True)
+    try:
+        tagged = Path(folder) / last.read_text().strip()
+    except (OSError, UnicodeDecodeError, ValueError):
+        tagged = None
+    if tagged is not None and tagged.is_file():
+        paths = [tagged, *(path for path in paths if path != tagged)]
+    return [str(path) for path in paths]
+
+
+def check_resume(cfg: CfgNode) -> None:
+    """Compare the config with that of the run in ``OUTPUT_DIR`` before anything is built.
+
+    Changes that the run can continue with are logged in one line.
+
+    Raises:
+        ConfigError: if the checkpoint does not fit the config.
+    """
+    saved = _saved_config(cfg)
+    if saved is None:
+        return
+    before, now = (dict(_flatten(x)) for x in (saved, yaml.safe_load(cfg.dump())))
+    changed = {
+        key: (before[key], now[key])
+        for key in now
+        if key in before and before[key] != now[key] and key not in _SILENT
+    }
+    fixed = [key for key in changed if key in _FIXED]
+    if fixed:
+        texts = "; ".join(f"{k} is {changed[k][1]!r}, was {changed[k][0]!r}" for k in fixed)
+        raise ConfigError(
+            f"The run in {cfg.OUTPUT_DIR!r} cannot continue with another model, optimizer or set "
+            f"of trained parameters: {texts}. Use the config of the run, or leave out --resume and "
+            "write another OUTPUT_DIR; MODEL.WEIGHTS starts from its weights."
+        )
+    if changed:
+        texts = "; ".join(_describe_change(k, *values) for k, values in changed.items())
+        _LOGGER.warning("The run continues with other settings than it had: %s.", texts)
+
+
+def _describe_change(key: str, before: object, now: object) -> str:
+    if key in _KEPT:
+        return f"{key} {now!r} has no effect, the checkpoint keeps {before!r}"
+    return f"{key} {now!r} instead of {before!r}"
+
+
+def _saved_config(cfg: CfgNode) -> Mapping[str, Any] | None:
+    """Read the config of the newest checkpoint that can be read, None if there is none."""
+    for file in newest_first(cfg.OUTPUT_DIR):
+        try:
+            content = read_weights(file, trust=cfg.MODEL.TRUST_WEIGHTS, lazily=True)
+            saved = yaml.safe_load(content["config"])
+        except (DsrcnnError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+            continue
+        return saved if isinstance(saved, Mapping) else None
+    return None
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Check that a saved state belongs to the parameters of `optimizer`.
+
+    Torch loads moments of any shape, and fused optimizers then write beyond them.
+
+    Raises:
+        WeightsError: if groups, parameters or shapes differ.
+    """
+    saved, own = state["param_groups"], optimizer.param_groups
+    counts = [[len(group["params"]) for group in groups] for groups in (saved, own)]
+    if counts[0] != counts[1]:
+        raise WeightsError(
+            f"The optimizer of the checkpoint has groups of {counts[0]} parameters, this one has "
+            f"{counts[1]}: another set is trained, or with other learning rate factors. Use the "
+            "config of the run, or leave out --resume."
+        )
+    indices = [index for group in saved for index in group["params"]]
+    parameters = [parameter for group in own for parameter in group["params"]]
+    moments = {name for entry in state["state"].values() for name in entry}
+    adam = {"exp_avg", "exp_avg_sq"}
+    if moments and isinstance(optimizer, torch.optim.AdamW) != bool(moments & adam):
+        raise WeightsError(
+            "The checkpoint has the state of another optimizer than SOLVER.OPTIMIZER. Write that "
+            "of the run, or leave out --resume."
+        )
+    for index, parameter in zip(indices, parameters, strict=True):
+        for name, value in state["state"].get(index, {}).items():
+            is_scalar = isinstance(value, torch.Tensor) and value.dim() == 0
+            if isinstance(value, torch.Tensor) and not is_scalar and value.shape != parameter.shape:
+                raise WeightsError(
+                    f"The optimizer's {name} of parameter {index} is {tuple(value.shape)} in the "
+                    f"checkpoint, {tuple(parameter.shape)} in the model. Use the config of the "
+                    "run, or leave out --resume."
+                )
