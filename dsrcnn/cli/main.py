@@ -8,9 +8,14 @@ from pathlib import Path
 from dsrcnn_command import COMMANDS, DRAWINGS, answer
 
 from ..config import load_cfg
-from ..engine.main import CommandParser, add_process_arguments, add_train_arguments, launch
+from ..engine.main import (
+    CommandParser,
+    add_process_arguments,
+    add_train_arguments,
+    exit_status,
+    launch,
+)
 from ..engine.weight_io import export_weights
-from ..errors import DsrcnnError
 from . import check_data
 from .options import add_model_arguments, find_model, positive_int
 
@@ -21,11 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = answer(words)
     if status is not None:
         return status
-    try:
-        return _run(words)
-    except DsrcnnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(words))
 
 
 def _run(words: Sequence[str]) -> int:
@@ -53,7 +54,7 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
 def _declare_eval(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_process_arguments(parser)
-    parser.set_defaults(eval_only=True, resume=False)
+    parser.set_defaults(eval_only=True, resume=False, overwrite=False)
 
 
 def _eval(args: argparse.Namespace) -> int:

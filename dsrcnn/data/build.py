@@ -1,5 +1,6 @@
 """Loaders for training, evaluation and validation losses."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,7 +64,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_disable_opencv_threads,
+        worker_init_fn=_set_up_worker,
     )
 
 
@@ -106,9 +107,13 @@ def _build_order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int],
     return lambda seed: samplers[node.SAMPLER_TRAIN](seed)._infinite_indices()
 
 
-def _disable_opencv_threads(worker: int) -> None:
-    """Keep OpenCV single-threaded in a loader worker, since workers already use all cores."""
+def _set_up_worker(worker: int) -> None:
+    """Keep OpenCV single-threaded, since workers already use all cores, and ignore Ctrl-C.
+
+    The process that trains ends its workers.
+    """
     del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)  # 1 would wait for threads of the parent, which a fork does not copy
 
 

@@ -7,8 +7,9 @@ them: `setup_run`, then `Trainer` or `evaluate`.
 import argparse
 import itertools
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -18,9 +19,10 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..config import add_dsrcnn_config, read_cfg
-from ..errors import ConfigError, DsrcnnError, message_from_traceback
+from ..errors import ConfigError, DsrcnnError, TrainingInterrupted, message_from_traceback
 from .checkpoint import Checkpointer
 from .processes import Processes, run_processes, started_by_torchrun
+from .resume import clear_folder
 from .setup import setup_run
 from .trainer import Trainer
 
@@ -63,6 +65,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", metavar="FILE", help=text)
     text = "continue from the last checkpoint in OUTPUT_DIR, if there is one"
     parser.add_argument("--resume", action="store_true", help=text)
+    text = "delete the weights and metrics of another run in OUTPUT_DIR"
+    parser.add_argument("--overwrite", action="store_true", help=text)
     add_process_arguments(parser)
     parser.usage = f"{parser.prog} --config-file FILE [options] [KEY VALUE ...]"
 
@@ -87,11 +91,26 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(prog="train_net.py", description="Train or evaluate a detector.")
     add_train_arguments(parser)
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    words = sys.argv[1:] if argv is None else argv
+    return exit_status(lambda: launch(parser.parse_overrides(words)))
+
+
+def exit_status(work: Callable[[], int]) -> int:
+    """Return the exit status of `work`, and print errors of this package without a traceback.
+
+    It is 2 after invalid input, and 128 plus the signal's number if one ended `work`, as in shells.
+    """
     try:
-        return launch(parser.parse_overrides(sys.argv[1:] if argv is None else argv))
+        return work()
+    except TrainingInterrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signal
     except DsrcnnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def launch(args: argparse.Namespace) -> int:
@@ -129,12 +148,15 @@ def launch(args: argparse.Namespace) -> int:
 
 def _main(args: argparse.Namespace) -> None:
     """Train or evaluate; runs in every process."""
-    cfg = setup_run(args.config_file, args.opts, resume=args.resume, eval_only=args.eval_only)
+    options = {"resume": args.resume, "overwrite": args.overwrite, "eval_only": args.eval_only}
+    cfg = setup_run(args.config_file, args.opts, **options)
     if args.eval_only:
         evaluate(cfg, resume=args.resume)
     else:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        if trainer.start_iter == 0 and comm.is_main_process():
+            clear_folder(cfg.OUTPUT_DIR)
         trainer.train()
 
 

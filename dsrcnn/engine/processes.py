@@ -20,8 +20,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..compat import create_local_process_group, forget_process_groups
-from ..errors import ConfigError, DsrcnnError
+from ..errors import ConfigError, DsrcnnError, TrainingInterrupted
 from ..utils.training import TrainableModel
+from .interrupt import forwarded_signals
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -49,6 +50,7 @@ def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) ->
 
     Raises:
         DsrcnnError: if a process raises it.
+        TrainingInterrupted: if a signal ended the run.
         ProcessRaisedException: if a process raises another error.
         ProcessExitedException: if a process ends otherwise, such as by a signal.
     """
@@ -69,13 +71,24 @@ def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) ->
                 url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
             processes = processes._replace(url=url)
         messages = mp.get_context("spawn").SimpleQueue()
-        try:
-            mp.spawn(_worker, (processes, messages, work, args), processes.per_machine)
-        except (mp.ProcessRaisedException, mp.ProcessExitedException):
-            if messages.empty():
-                raise
-            # Other processes may have died first, of a broken connection to this one.
-            raise DsrcnnError(messages.get()) from None
+        arguments = (processes, messages, work, args)
+        context = mp.spawn(_worker, arguments, processes.per_machine, join=False)
+        assert context is not None
+        failure: Exception | None = None
+        with forwarded_signals(context.pids()) as signals:
+            try:
+                while not context.join():
+                    pass
+            except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+                failure = error
+        # Other processes may have died first, of a broken connection to the one with the message.
+        message = None if messages.empty() else messages.get()
+        if signals:
+            raise TrainingInterrupted(signals[0], message or "")
+        if message is not None:
+            raise DsrcnnError(message)
+        if failure is not None:
+            raise failure
 
 
 def _worker(
@@ -95,6 +108,9 @@ def _worker(
     _join(processes.device, local_rank, rank, world_size, init_method=processes.url)
     try:
         work(*args)
+    except TrainingInterrupted as stop:
+        if comm.is_main_process():  # which has saved the state
+            messages.put(str(stop))
     except DsrcnnError as error:
         messages.put(str(error))
         raise

@@ -22,6 +22,7 @@ from ..data.build import training_records
 from ..solver import scale_learning_rate, use_epochs
 from ..version import __version__
 from .console import configure_logging
+from .resume import check_folder, check_resume
 
 _LOGGER = logging.getLogger(__name__)
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "Pillow", "pycocotools", "faster-coco-eval")
@@ -29,7 +30,12 @@ _MIN_IMAGES_FOR_DPG = 4
 
 
 def setup_run(
-    config_file: str, opts: list[str], *, resume: bool = False, eval_only: bool = False
+    config_file: str,
+    opts: list[str],
+    *,
+    resume: bool = False,
+    eval_only: bool = False,
+    overwrite: bool = False,
 ) -> CfgNode:
     """Prepare training or evaluation, in every process.
 
@@ -47,9 +53,12 @@ def setup_run(
     configure_logging(cfg.OUTPUT_DIR, verbose=cfg.LOG.LEVEL == "verbose")
     cfg = load_cfg(config_file, opts)
     if not eval_only:
+        check_folder(cfg.OUTPUT_DIR, resume=resume, overwrite=overwrite)
         if resume:
             restore_seed(cfg)
         cfg = resolve_solver(cfg)
+        if resume:
+            check_resume(cfg)
     cfg.freeze()
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not eval_only:  # evaluation has too many sizes
