@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from ..errors import ConfigError, plain_system_errors
 from .defaults import add_dsrcnn_config
 from .files import read_yaml
-from .rules import check_types
+from .rules import RUN, check_table, check_types
 from .validate import check_config, choose_device
 
 _LOGGER = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def find_config(path_or_name: str | Path) -> Path:
 
 
 def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
-    """Merge defaults, file and overrides ``KEY, VALUE, KEY, VALUE ...``, checking types only.
+    """Merge defaults, file and overrides ``KEY, VALUE, KEY, VALUE ...``, and check types.
 
     Files are read without running code from them; see `read_yaml`.
 
@@ -86,6 +86,7 @@ def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
         hint = ". Write the number with a decimal point." if _INT_FOR_FLOAT in str(error) else ""
         raise ConfigError(f"{path} or an override has a wrong value. {error}{hint}") from error
     check_types(cfg)
+    check_table(cfg, RUN)
     return cfg
 
 

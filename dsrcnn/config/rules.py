@@ -5,6 +5,7 @@ on several keys.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -206,6 +207,17 @@ RESNETS: Table = {
     ),
     "DEFORM_ON_PER_STAGE": each(one_of(True, False), "four times True or False", (4,)),
 }  # fmt: skip
+# What a start needs before everything else.
+RUN: Table = {
+    "MODEL.DEVICE": Allowed(
+        lambda v: bool(re.fullmatch(r"cpu|meta|(cuda|mps|xpu)(:\d{1,4})?", v)),
+        "cpu, cuda, or cuda:1 for another GPU",
+    ),
+    # numpy's generators take 32 bits, and processes add their rank.
+    "SEED": Allowed(lambda v: v <= 4_000_000_000, "a number up to 4000000000, or -1 to draw one"),
+    "DISTRIBUTED_TIMEOUT": above(0, 10**7),
+    "OUTPUT_DIR": TEXT,
+}
 TRAINING: Table = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("full_model", "norm", "value"),
     **{f"SOLVER.CLIP_GRADIENTS.{k}": above(0) for k in ("CLIP_VALUE", "NORM_TYPE")},
@@ -251,10 +263,6 @@ TRAINING: Table = {
     "DATALOADER.REPEAT_THRESHOLD": FRACTION,
     **dict.fromkeys(("DATASETS.TRAIN", "DATASETS.TEST"), NAMES),
     "DATASETS.CUSTOM.CLASSES": each(TEXT, "names of classes, such as ('cat', 'dog')"),
-    # numpy's generators take 32 bits, and processes add their rank.
-    "SEED": Allowed(lambda v: v <= 4_000_000_000, "a number up to 4000000000, or -1 to draw one"),
-    "DISTRIBUTED_TIMEOUT": above(0, 10**7),
-    "OUTPUT_DIR": TEXT,
 }
 INPUT: Table = {
     "FORMAT": one_of("RGB", "BGR"),

@@ -27,7 +27,6 @@ from . import rules
 from .rules import check_table, check_types, check_value, one_of
 
 _LOGGER = logging.getLogger(__name__)
-_ACCELERATORS = ("cuda", "mps", "xpu")
 _RESNET_BACKBONES = (
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
@@ -62,6 +61,7 @@ def check_config(cfg: CfgNode) -> None:
         ConfigError: naming the key, the value found and the values expected.
     """
     check_types(cfg)
+    check_table(cfg, rules.RUN)
     check_model(cfg)
     _check_input(cfg)
     _check_training(cfg)
@@ -104,27 +104,24 @@ def choose_device(cfg: CfgNode) -> None:
     """Fall back to the CPU, with a note, if the config asks for CUDA and there is none.
 
     Raises:
-        ConfigError: if there can be no such device.
+        ConfigError: if torch does not find the device.
     """
+    check_table(cfg, rules.RUN)
     name = cfg.MODEL.DEVICE
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        device = torch.device("meta")
-    if device.type not in ("cpu", *_ACCELERATORS):
-        raise ConfigError(f"MODEL.DEVICE is {name!r}; write cpu, cuda, or cuda:1 for another GPU.")
-    if device.type == "cpu":
-        return
-    backend = getattr(torch, device.type)
-    if backend.is_available():
-        count = backend.device_count()
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.type != "cuda":
+        try:
+            torch.empty(1, device=device).tolist()  # "meta" has no values
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"MODEL.DEVICE is {name!r}, which torch does not find here; write cpu or cuda."
+            ) from error
+    elif torch.cuda.is_available():
         if device.index is not None and device.index >= count:
             raise ConfigError(
-                f"MODEL.DEVICE is {name!r}, but torch finds {count} such devices; the last is "
-                f"{device.type}:{count - 1}."
+                f"MODEL.DEVICE is {name!r}, but torch finds {count} CUDA devices; the last is "
+                f"cuda:{count - 1}."
             )
-    elif device.type != "cuda":
-        raise ConfigError(f"MODEL.DEVICE is {name!r}, which torch does not find; write cpu.")
     else:
         _LOGGER.warning(
             "MODEL.DEVICE is %r, but torch finds no CUDA device: running on the CPU. "

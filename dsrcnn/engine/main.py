@@ -7,6 +7,7 @@ them: `setup_run`, then `Trainer` or `evaluate`.
 import argparse
 import itertools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -19,12 +20,21 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..config import add_dsrcnn_config, read_cfg
-from ..errors import ConfigError, DsrcnnError, TrainingInterrupted, message_from_traceback
+from ..errors import (
+    ConfigError,
+    DsrcnnError,
+    TrainingInterrupted,
+    message_from_traceback,
+    plain_system_errors,
+    system_message,
+)
 from .checkpoint import Checkpointer
 from .processes import Processes, run_processes, started_by_torchrun
 from .resume import clear_folder
 from .setup import setup_run
 from .trainer import Trainer
+
+_ADDRESS = re.compile(r"tcp://(?:[^\s/:]+|\[[^\s/]+\]):(\d{1,5})")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -59,6 +69,17 @@ class CommandParser(argparse.ArgumentParser):
         return args
 
 
+def whole_number(least: int) -> Callable[[str], int]:
+    """Return an argument type: numbers from `least` on."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,9}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {least}")
+        return int(text)
+
+    return parse
+
+
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a training run."""
     text = "YAML file or shipped name, such as quick/sparse_rcnn_shapes"
@@ -74,10 +95,13 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare Detectron2's options about processes."""
     text = "processes on this machine, one per GPU"
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help=text)
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines")
+    kinds: dict[str, Any] = {"type": whole_number(0), "default": 1, "metavar": "N"}
+    parser.add_argument("--num-gpus", **kinds, help=text)
+    kinds["type"] = whole_number(1)
+    parser.add_argument("--num-machines", **kinds, help="machines")
     text = "number of this machine, from 0"
-    parser.add_argument("--machine-rank", type=int, default=0, metavar="I", help=text)
+    kinds = {"type": whole_number(0), "default": 0, "metavar": "I"}
+    parser.add_argument("--machine-rank", **kinds, help=text)
     text = "address of the first machine, tcp://HOST:PORT"
     parser.add_argument("--dist-url", default="", metavar="URL", help=text)
 
@@ -108,6 +132,12 @@ def exit_status(work: Callable[[], int]) -> int:
     except DsrcnnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        message = system_message(error, "A file cannot be read or written")
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -126,8 +156,9 @@ def launch(args: argparse.Namespace) -> int:
         raise ConfigError(
             "write --config-file, for example --config-file quick/sparse_rcnn_shapes."
         )
+    cfg = read_cfg(args.config_file, args.opts)
     try:
-        run_processes(_processes(args, read_cfg(args.config_file, args.opts)), _main, args)
+        run_processes(_processes(args, cfg), _main, args)
     except ProcessRaisedException as error:
         message = message_from_traceback(str(error))
         if message is None:
@@ -149,15 +180,16 @@ def launch(args: argparse.Namespace) -> int:
 def _main(args: argparse.Namespace) -> None:
     """Train or evaluate; runs in every process."""
     options = {"resume": args.resume, "overwrite": args.overwrite, "eval_only": args.eval_only}
-    cfg = setup_run(args.config_file, args.opts, **options)
-    if args.eval_only:
-        evaluate(cfg, resume=args.resume)
-    else:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        if trainer.start_iter == 0 and comm.is_main_process():
-            clear_folder(cfg.OUTPUT_DIR)
-        trainer.train()
+    with plain_system_errors("A file cannot be read or written"):
+        cfg = setup_run(args.config_file, args.opts, **options)
+        if args.eval_only:
+            evaluate(cfg, resume=args.resume)
+        else:
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+            if trainer.start_iter == 0 and comm.is_main_process():
+                clear_folder(cfg.OUTPUT_DIR)
+            trainer.train()
 
 
 def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
@@ -204,11 +236,24 @@ def _processes(args: argparse.Namespace, cfg: CfgNode) -> Processes:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but every process needs its own GPU. Write "
             "MODEL.DEVICE cuda; CUDA_VISIBLE_DEVICES chooses among GPUs."
         )
-    if args.num_machines > 1 and (not args.dist_url or "127.0.0.1" in args.dist_url):
+    if args.machine_rank >= args.num_machines:
+        raise ConfigError(
+            f"--machine-rank is {args.machine_rank}, but --num-machines is {args.num_machines}; "
+            f"write a number from 0 to {args.num_machines - 1}."
+        )
+    port = _ADDRESS.fullmatch(args.dist_url)
+    if args.dist_url not in ("", "auto") and not (port and 0 < int(port[1]) < 2**16):
+        raise ConfigError(
+            f"--dist-url is {args.dist_url!r}; write tcp://HOST:PORT with a port up to 65535."
+        )
+    if args.num_machines > 1 and (
+        not args.dist_url or args.dist_url == "auto" or "127.0.0.1" in args.dist_url
+    ):
         raise ConfigError(
             f"--num-machines is {args.num_machines}, but --dist-url is {args.dist_url!r}, which "
             "other machines cannot reach. Write --dist-url tcp://<first machine>:<port>."
         )
     url = args.dist_url if args.num_machines > 1 else None
     device = "cuda" if uses_cuda and gpus else "cpu"
-    return Processes(device, max(args.num_gpus, 1), args.num_machines, args.machine_rank, url)
+    machine = (max(args.num_gpus, 1), args.num_machines, args.machine_rank, url)
+    return Processes(device, *machine, timeout=cfg.DISTRIBUTED_TIMEOUT)

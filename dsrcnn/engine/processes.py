@@ -5,8 +5,10 @@ Detectron2's ``launch`` requires CUDA and NCCL.
 
 import gc
 import os
+import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from inspect import signature
 from multiprocessing.queues import SimpleQueue
@@ -24,7 +26,9 @@ from ..errors import ConfigError, DsrcnnError, TrainingInterrupted
 from ..utils.training import TrainableModel
 from .interrupt import forwarded_signals
 
-_TIMEOUT = timedelta(minutes=30)
+# What gloo, NCCL and torch's store say when they have waited long enough, or when a process that
+# has waited long enough has closed its connection.
+_WAITED = re.compile(r"tim(ed|e) ?out", re.IGNORECASE)
 
 
 class Processes(NamedTuple):
@@ -35,6 +39,7 @@ class Processes(NamedTuple):
     machines: int = 1
     machine_rank: int = 0  # of this machine
     url: str | None = None  # address of the first machine; None for one machine
+    timeout: float = 1800.0  # seconds that they wait for each other, ``DISTRIBUTED_TIMEOUT``
 
 
 def started_by_torchrun() -> bool:
@@ -45,22 +50,25 @@ def started_by_torchrun() -> bool:
 def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) -> None:
     """Call ``work(*args)`` in every process of a training run and wait for all of them.
 
-    Under ``torchrun`` this process is one of them, and only ``processes.device`` is used. When one
-    process dies, the rest are stopped. `work` and `args` must be possible to pickle.
+    Under ``torchrun`` this process is one of them, and only ``processes.device`` and ``.timeout``
+    are used. When one process dies or hangs, the rest are stopped. `work` and `args` must be
+    possible to pickle.
 
     Raises:
-        DsrcnnError: if a process raises it.
+        DsrcnnError: if a process raises it, or has waited too long for another one.
         TrainingInterrupted: if a signal ended the run.
         ProcessRaisedException: if a process raises another error.
         ProcessExitedException: if a process ends otherwise, such as by a signal.
     """
     if started_by_torchrun():
-        store, rank, world_size = next(dist.rendezvous("env://"))
-        # After a restart the store still has the addresses of the processes before it.
-        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        local_rank = int(os.environ["LOCAL_RANK"])
-        _join(processes.device, local_rank, rank, world_size, store=store)
-        work(*args)
+        with _explained_waiting(processes):
+            store, rank, world_size = next(dist.rendezvous("env://"))
+            # After a restart the store still has the addresses of the processes before it.
+            start = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+            store = dist.PrefixStore(start, store)
+            local_rank = int(os.environ["LOCAL_RANK"])
+            _join(processes, local_rank, rank, world_size, store=store)
+            work(*args)
         shutdown_distributed()  # not after an error, when it would wait for stuck processes
     elif processes.per_machine * processes.machines == 1:
         work(*args)
@@ -117,8 +125,32 @@ def _worker(
     shutdown_distributed()
 
 
-def _join(device: str, local_rank: int, rank: int, world_size: int, **rendezvous: Any) -> None:
+@contextmanager
+def _explained_waiting(processes: Processes) -> Iterator[None]:
+    """Turn torch's error about another process that does not answer into a `DsrcnnError`.
+
+    Raises:
+        DsrcnnError: if this process has waited too long.
+    """
+    try:
+        yield
+    except DsrcnnError:
+        raise
+    except RuntimeError as error:
+        if not _WAITED.search(str(error)):
+            raise
+        raise DsrcnnError(
+            f"Another process has not answered for {processes.timeout:g} seconds "
+            "(DISTRIBUTED_TIMEOUT), so it hangs, has died or has never started. See log.txt.rank* "
+            "in OUTPUT_DIR; --resume continues from the last checkpoint."
+        ) from error
+
+
+def _join(
+    processes: Processes, local_rank: int, rank: int, world_size: int, **rendezvous: Any
+) -> None:
     """Join the process group, with NCCL and one GPU per process, or with gloo."""
+    device = processes.device
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
@@ -127,8 +159,18 @@ def _join(device: str, local_rank: int, rank: int, world_size: int, **rendezvous
                 "MODEL.DEVICE cpu."
             )
         torch.cuda.set_device(local_rank)
-    options = {"rank": rank, "world_size": world_size, "timeout": _TIMEOUT, **rendezvous}
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", **options)
+    options = {"rank": rank, "world_size": world_size, **rendezvous}
+    options["timeout"] = timedelta(seconds=processes.timeout)
+    try:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        if _WAITED.search(str(error)):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise DsrcnnError(
+            f"Process {rank} cannot meet the others at {processes.url or 'MASTER_ADDR'}: {reason} "
+            "Correct --dist-url, or take another port."
+        ) from error
     create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
 

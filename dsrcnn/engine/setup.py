@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -19,7 +20,10 @@ from detectron2.utils.env import seed_all_rng
 
 from ..config import load_cfg, read_cfg
 from ..data.build import training_records
+from ..data.datasets.custom import check_registered
+from ..errors import DataError
 from ..solver import scale_learning_rate, use_epochs
+from ..utils.files import prepare_folder
 from ..version import __version__
 from .console import configure_logging
 from .resume import check_folder, check_resume
@@ -46,12 +50,14 @@ def setup_run(
         The config from `load_cfg` with final solver settings, frozen.
 
     Raises:
-        ConfigError: if the config cannot work.
+        ConfigError: if the config cannot work, or nothing can be written to ``OUTPUT_DIR``.
         DataError: if the dataset cannot be read.
     """
     cfg = read_cfg(config_file, opts)
+    prepare_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     configure_logging(cfg.OUTPUT_DIR, verbose=cfg.LOG.LEVEL == "verbose")
     cfg = load_cfg(config_file, opts)
+    _check_datasets(cfg, eval_only=eval_only)
     if not eval_only:
         check_folder(cfg.OUTPUT_DIR, resume=resume, overwrite=overwrite)
         if resume:
@@ -72,6 +78,27 @@ def setup_run(
     if comm.is_main_process():
         _record(cfg, keep_config=eval_only)
     return cfg
+
+
+def _check_datasets(cfg: CfgNode, *, eval_only: bool) -> None:
+    """Check that there are data to use, and test data before the training that precedes them.
+
+    Raises:
+        DataError: if a dataset is not registered or not on this machine.
+    """
+    if eval_only and not cfg.DATASETS.TEST:
+        raise DataError(
+            "DATASETS.TEST is empty, so there is nothing to evaluate. Write a registered name, "
+            "such as ('shapes_val',), or the test data of DATASETS.CUSTOM."
+        )
+    for name in cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        check_registered(name)
+        file = MetadataCatalog.get(name).get("json_file")
+        if file and "://" not in file and not os.path.isfile(file):
+            raise DataError(
+                f"Dataset {name} is not on this machine: {file} does not exist. Put it where "
+                "datasets/README.md says, or set DETECTRON2_DATASETS to its parent folder."
+            )
 
 
 def _record(cfg: CfgNode, *, keep_config: bool) -> None:
@@ -136,7 +163,7 @@ def restore_seed(cfg: CfgNode) -> None:
     """Replace a negative ``SEED`` by the one drawn at the start of a resumed run, in place."""
     saved, checkpoint = (Path(cfg.OUTPUT_DIR) / n for n in ("config.yaml", "last_checkpoint"))
     if cfg.SEED < 0 and checkpoint.is_file() and saved.is_file():
-        cfg.SEED = CfgNode.load_yaml_with_base(str(saved), allow_unsafe=False)["SEED"]
+        cfg.SEED = read_cfg(saved).SEED
 
 
 def resolve_solver(cfg: CfgNode) -> CfgNode:
@@ -159,6 +186,12 @@ def resolve_solver(cfg: CfgNode) -> CfgNode:
     if cfg.SOLVER.EPOCHS.MAX:
         use_epochs(cfg, len(training_records(cfg)))
     scale_learning_rate(cfg)
+    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+        _LOGGER.warning(
+            "SOLVER.WARMUP_ITERS is %d of SOLVER.MAX_ITER %d: the learning rate never reaches "
+            "BASE_LR. Lower the one or raise the other.",
+            *(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER),
+        )
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed() % 2**31
         _LOGGER.info("SEED is drawn: %d.", cfg.SEED)

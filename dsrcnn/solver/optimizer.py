@@ -52,7 +52,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     ]
     optimizer: torch.optim.Optimizer
     if solver.OPTIMIZER == "SGD":
-        optimizer = torch.optim.SGD(params, solver.BASE_LR, momentum=solver.MOMENTUM)
+        options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+        optimizer = torch.optim.SGD(params, solver.BASE_LR, **options)
     else:
         optimizer = torch.optim.AdamW(params, solver.BASE_LR, fused=True)
     if solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_TYPE != "full_model":

@@ -39,9 +39,10 @@ def use_epochs(cfg: CfgNode, images: int) -> None:
     stretch = iterations(epochs.MAX) / solver.MAX_ITER
     solver.MAX_ITER = iterations(epochs.MAX)
     if epochs.STEPS:
-        solver.STEPS = tuple(iterations(step) for step in epochs.STEPS)
+        steps = {iterations(step) for step in epochs.STEPS}
     else:
-        solver.STEPS = tuple(round(step * stretch) for step in solver.STEPS)
+        steps = {round(step * stretch) for step in solver.STEPS}
+    solver.STEPS = tuple(sorted(steps - {0}))  # few images: steps may coincide
     if epochs.WARMUP:
         solver.WARMUP_ITERS = iterations(epochs.WARMUP)
     if epochs.CHECKPOINT:
@@ -92,6 +93,10 @@ def build_lr_scheduler(
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupCosineRestartsLR":
+        if solver.MAX_ITER in solver.STEPS:  # an error of Detectron2, without effect
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SOLVER.STEPS = tuple(step for step in solver.STEPS if step != solver.MAX_ITER)
         return build_detectron2_scheduler(cfg, optimizer)
     ends = [0, *(step for step in solver.STEPS if 0 < step < solver.MAX_ITER), solver.MAX_ITER]
     lengths = [(end - start) / solver.MAX_ITER for start, end in itertools.pairwise(ends)]

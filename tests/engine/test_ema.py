@@ -92,7 +92,7 @@ def test_training_and_the_command_line_evaluate_the_average(tmp_path):
 def test_precise_norms_are_computed_for_the_average_too(tmp_path):
     """Four images are one batch: their statistics under the weights are the precise ones."""
     options = [*coco_options(tmp_path), "MODEL.RESNETS.NORM", "BN", "MODEL.EMA.ENABLED", True]
-    options += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.0]
+    options += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 1e-30]
     options += ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 1]
     options += ["MODEL.SparseRCNN.DPG.ENABLED", True, "LOG.IMAGES", 0]
     trainer = train(quick_cfg(tmp_path / "out", *options))

@@ -174,7 +174,7 @@ def test_an_error_in_the_last_iteration_is_not_followed_by_an_evaluation():
 
 def test_early_stopping_ends_a_run_with_both_models(tmp_path, caplog):
     options = ["TEST.BEST.PATIENCE", 1, "TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 50]
-    options += ["TEST.LOSS", True, "SOLVER.BASE_LR", 0.0]  # so nothing can improve
+    options += ["TEST.LOSS", True, "SOLVER.BASE_LR", 1e-30]  # so nothing can improve
     cfg = quick_cfg(tmp_path / "out", *coco_options(tmp_path), *options, "LOG.IMAGES", 0)
     with caplog.at_level(logging.INFO):
         trainer = train(cfg)
