@@ -113,9 +113,10 @@ def _worker(
     world_size = processes.machines * processes.per_machine
     assert processes.url is not None
     os.environ["LOCAL_WORLD_SIZE"] = str(processes.per_machine)
-    _join(processes.device, local_rank, rank, world_size, init_method=processes.url)
     try:
-        work(*args)
+        with _explained_waiting(processes):
+            _join(processes, local_rank, rank, world_size, init_method=processes.url)
+            work(*args)
     except TrainingInterrupted as stop:
         if comm.is_main_process():  # which has saved the state
             messages.put(str(stop))
