@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from torch import Tensor
 
 from ..config.validate import architecture_of
-from ..data.build import explain_data_errors
+from ..data.build import load_records as load_checked_records
+from ..data.datasets.custom import require_class_names
 from ..data.mapper import DetectionMapper
 from ..engine.checkpoint import Checkpointer
 from ..errors import ConfigError, DataError
@@ -63,8 +63,8 @@ def load_records(cfg: CfgNode, split: str) -> tuple[list[dict[str, Any]], list[s
             f"DATASETS.{split} is empty, so there are no images to draw. Write a registered name, "
             f"or DATASETS.CUSTOM.{split}_JSON and {split}_IMAGES."
         )
-    with explain_data_errors(names[0]):
-        return DatasetCatalog.get(names[0]), MetadataCatalog.get(names[0]).thing_classes
+    records = load_checked_records(names[0], for_training=split == "TRAIN")
+    return records, require_class_names(names[0])
 
 
 def training_images(cfg: CfgNode, count: int) -> list[dict[str, Any]]:

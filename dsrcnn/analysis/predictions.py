@@ -4,7 +4,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..data.mapper import read_image
+from ..data.images import read_image
 from ..visualization.draw import draw_comparison, evenly_spaced
 from .images import load_predictor, load_records, save_image
 

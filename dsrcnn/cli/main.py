@@ -42,8 +42,7 @@ def _run(words: Sequence[str]) -> int:
     declare, run = _COMMANDS[command]
     parser = CommandParser(prog=f"dsrcnn {command}", description=COMMANDS[command])
     declare(parser)
-    has_config = command not in ("check-data", "weights")
-    return run(parser.parse_overrides(rest) if has_config else parser.parse_args(rest))
+    return run(parser.parse_args(rest) if command == "weights" else parser.parse_overrides(rest))
 
 
 def _declare_train(parser: argparse.ArgumentParser) -> None:

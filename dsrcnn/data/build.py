@@ -1,6 +1,7 @@
 """Loaders for training, evaluation and validation losses."""
 
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,11 +9,16 @@ from typing import Any
 import cv2
 from detectron2.config import CfgNode
 from detectron2.data import (
+    DatasetCatalog,
     DatasetFromList,
+    MetadataCatalog,
     build_detection_test_loader,
-    get_detection_dataset_dicts,
 )
-from detectron2.data.build import trivial_batch_collator
+from detectron2.data.build import (
+    filter_images_with_only_crowd_annotations,
+    print_instances_class_histogram,
+    trivial_batch_collator,
+)
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -21,8 +27,10 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
-from ..errors import ConfigError, DataError
-from .datasets.custom import check_registered
+from ..errors import ConfigError, DataError, DsrcnnError
+from .datasets.coco import is_checked
+from .datasets.custom import check_registered, class_names
+from .datasets.validate import check_custom_records, check_learnable
 from .mapper import DetectionMapper
 from .samplers import TrainingBatches
 from .transforms.mosaic import MixDataset
@@ -79,9 +87,38 @@ def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
             "DATASETS.TRAIN is empty. Write a registered name, such as shapes_train, or set "
             "DATASETS.CUSTOM.FOLDER."
         )
-    with explain_data_errors(*cfg.DATASETS.TRAIN):
-        filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        return get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=filter_empty)
+    names = cfg.DATASETS.TRAIN
+    records = [r for name in names for r in load_records(name, for_training=True)]
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = filter_images_with_only_crowd_annotations(records)
+    classes = class_names(names[0])
+    if classes and all(class_names(name) == classes for name in names):
+        print_instances_class_histogram(records, classes)
+    return records
+
+
+def load_records(
+    name: str, *, for_training: bool, find_images: bool = True
+) -> list[dict[str, Any]]:
+    """Load the records of a registered dataset and check them.
+
+    Training needs objects to learn; evaluation needs different values of ``image_id``. With
+    `find_images`, the image files must exist.
+
+    Raises:
+        DataError: if the dataset is not registered, missing on disk or unusable.
+    """
+    with explain_data_errors(name):
+        records = DatasetCatalog.get(name)
+    classes = class_names(name)
+    if not is_checked(name):
+        count = None if classes is None else len(classes)
+        options = {"for_training": for_training, "find_images": find_images}
+        return check_custom_records(records, name, count, **options)
+    if for_training:
+        file = MetadataCatalog.get(name).get("json_file")
+        check_learnable(records, f"Dataset {name!r}" + (f" ({file})" if file else ""))
+    return records
 
 
 def _build_order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int], Iterator[int]]:
@@ -123,25 +160,37 @@ def build_test_loader(cfg: CfgNode, name: str) -> Any:
     Raises:
         DataError: if the dataset is not registered, missing on disk or empty.
     """
-    with explain_data_errors(name):
-        return build_detection_test_loader(cfg, name, mapper=DetectionMapper(cfg, is_train=False))
+    records = load_records(name, for_training=False)
+    return _build_test_loader(cfg, records, DetectionMapper(cfg, is_train=False))
 
 
 def build_validation_loader(cfg: CfgNode, name: str) -> Any:
-    """Build a loader like `build_test_loader`, with its errors, plus annotations for losses."""
+    """Build a loader like `build_test_loader`, with its errors, plus annotations for losses.
+
+    Returns:
+        The loader; an empty list for a dataset without labels, whose losses mean nothing.
+    """
     mapper = DetectionMapper(cfg, is_train=False, keep_annotations=True)
-    with explain_data_errors(name):
-        return build_detection_test_loader(cfg, name, mapper=mapper)
+    records = load_records(name, for_training=False)
+    is_labeled = any(record["annotations"] for record in records)
+    return _build_test_loader(cfg, records, mapper) if is_labeled else []
+
+
+def _build_test_loader(cfg: CfgNode, records: list[dict[str, Any]], mapper: DetectionMapper) -> Any:
+    workers = cfg.DATALOADER.NUM_WORKERS
+    return build_detection_test_loader(records, mapper=mapper, num_workers=workers)
 
 
 @contextmanager
 def explain_data_errors(*names: str) -> Iterator[None]:
-    """Convert Detectron2's errors about the datasets `names` to a `DataError` with advice."""
+    """Convert errors of the functions of the datasets `names` to a `DataError` with advice."""
     for name in names:
         check_registered(name)
     joined = ", ".join(names)
     try:
         yield
+    except DsrcnnError:
+        raise
     except FileNotFoundError as error:
         raise DataError(
             f"Dataset {joined} is not on this machine: {error.filename} does not exist. Put it "
@@ -152,5 +201,10 @@ def explain_data_errors(*names: str) -> Iterator[None]:
             f"Dataset {joined} needs the package {error.name}, which is not installed: "
             f"pip install --no-deps {error.name}"
         ) from error
-    except AssertionError as error:
-        raise DataError(f"Dataset {joined} cannot be used: {error}") from error
+    except Exception as error:  # the function may be anybody's
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(
+            f"Dataset {joined} cannot be used: its function raises {text} "
+            f"({place.filename}, line {place.lineno}); correct it or the annotations."
+        ) from error

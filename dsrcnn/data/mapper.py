@@ -1,20 +1,18 @@
 """Mapping of a dataset record to a model input: reading, augmentation, tensors."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from ..errors import DataError
 from .datasets.validate import box_fault, to_xyxy
+from .images import read_image
 from .transforms.albumentations import AlbumentationsAdapter
 from .transforms.build import (
     build_albumentations,
@@ -22,6 +20,7 @@ from .transforms.build import (
     build_cropping,
     build_resizing,
 )
+from .transforms.geometric import Resize
 
 
 class DetectionMapper:
@@ -78,7 +77,7 @@ class DetectionMapper:
         }
         if not is_train:
             resize = T.ResizeShortestEdge(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST, "choice")
-            return {"augmentations": [resize], **common}
+            return {"augmentations": [Resize(resize)], **common}
         first = build_augmentations(cfg)
         return {
             "augmentations": [*first, *build_resizing(cfg)],
@@ -157,55 +156,3 @@ class DetectionMapper:
         clipped = np.clip(box, 0, [width, height] * 2)
         area, visible = ((b[2] - b[0]) * (b[3] - b[1]) for b in (box, clipped))
         return bool(visible >= self.min_visible * area)
-
-
-def read_image(record: dict[str, Any], image_format: str, use_opencv: bool = False) -> np.ndarray:
-    """Read the image of a record and compare its size with the recorded one, or add its size.
-
-    With `use_opencv`, complete JPEG files are decoded by OpenCV, everything else by Pillow.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        DataError: naming the file and its fault.
-    """
-    name = record["file_name"]
-    try:
-        decoded = decode_jpeg(name, image_format) if use_opencv else None
-        if decoded is None:
-            decoded = detection_utils.read_image(name, format=image_format)
-        image: np.ndarray = decoded
-        detection_utils.check_image_size(record, image)
-    except FileNotFoundError as error:
-        raise DataError(f"Image {name} does not exist; correct its path or remove it.") from error
-    except detection_utils.SizeMismatchError as error:
-        raise DataError(
-            f"Image {name} is {image.shape[1]}x{image.shape[0]} pixels, but its record says "
-            f"{record['width']}x{record['height']}; correct the annotations."
-        ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"Image {name} cannot be read ({error}); replace the file or remove it."
-        ) from error
-    return image
-
-
-def decode_jpeg(path: str | Path, image_format: str) -> np.ndarray | None:
-    """Decode a complete JPEG file with OpenCV, rotated by its EXIF orientation as Pillow would.
-
-    Returns:
-        (H, W, 3) uint8; None for what Pillow should handle: other formats, missing files, and
-        truncated ones, which OpenCV would silently fill with gray.
-    """
-    try:
-        content = Path(path).read_bytes()
-    except OSError:
-        return None
-    complete = content[:2] == b"\xff\xd8" and content[-64:].rstrip(b"\0\r\n").endswith(b"\xff\xd9")
-    if not complete or image_format not in ("RGB", "BGR"):
-        return None
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    if image is None or image_format == "BGR":
-        return image
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -19,7 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..data.mapper import DetectionMapper, read_image
+from ..data.build import load_records
+from ..data.datasets.custom import require_class_names
+from ..data.images import read_image
+from ..data.mapper import DetectionMapper
 from ..errors import CheckpointError, ConfigError
 from ..utils.distributed import local_reductions
 from ..utils.training import use_training_context
@@ -243,6 +245,8 @@ def validation_losses(model: nn.Module, loader: Iterable[list[dict[str, Any]]]) 
     if not comm.is_main_process():
         return {}
     images = sum(number for _, number in gathered)
+    if not images:  # no labels
+        return {}
     names = {name for losses, _ in gathered for name in losses}
     means = {n: sum(losses.get(n, 0.0) for losses, _ in gathered) / images for n in sorted(names)}
     return {"total_loss": sum(means.values()), **means}
@@ -251,8 +255,7 @@ def validation_losses(model: nn.Module, loader: Iterable[list[dict[str, Any]]]) 
 def draw_predictions(cfg: CfgNode, model: nn.Module, storage: EventStorage) -> None:
     """Draw ``LOG.IMAGES`` images of the first test set, always the same, for TensorBoard."""
     name = cfg.DATASETS.TEST[0]
-    records = DatasetCatalog.get(name)
-    classes = MetadataCatalog.get(name).thing_classes
+    records, classes = load_records(name, for_training=False), require_class_names(name)
     mapper = DetectionMapper(cfg, is_train=False)
     training = model.training
     model.eval()

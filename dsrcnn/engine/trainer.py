@@ -368,7 +368,7 @@ class Trainer(DefaultTrainer):
             bar = progress_bar(loader, desc=name, unit="batch", leave=False)
             with bar, explain_dead_workers():
                 results[name] = inference_on_dataset(model, bar, evaluator)
-            if comm.is_main_process():
+            if results[name]:
                 _LOGGER.info("Results on %s\n%s", name, results_table(results[name]))
         return next(iter(results.values())) if len(results) == 1 else results
 

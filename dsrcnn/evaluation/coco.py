@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
+from ..data.build import load_records
 from ..data.datasets.coco import read_coco_json
-from ..data.datasets.validate import box_fault
+from ..data.datasets.custom import require_class_names
+from ..data.datasets.validate import box_fault, is_learnable, to_xyxy
+from ..errors import DataError
 
 _LOGGER = logging.getLogger(__name__)
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_XYWH = BoxMode.XYWH_ABS
 _IOU_90 = 8  # index of 0.9 in the IoU thresholds 0.5, 0.55, ..., 0.95
 
 
@@ -33,33 +37,36 @@ def coco_ground_truth(name: str) -> dict[str, list]:
     else converted from its records. Boxes that training ignores are ignored here too.
 
     Raises:
-        DataError: if the json is missing or broken.
+        DataError: if the json is missing or broken, or the records or class names are.
     """
     json_file = MetadataCatalog.get(name).get("json_file")
     if not json_file:
-        return _from_records(DatasetCatalog.get(name), MetadataCatalog.get(name).thing_classes)
-    content = read_coco_json(json_file)
-    sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
-    annotations = [
-        {"iscrowd": 0, "area": float(a["bbox"][2]) * float(a["bbox"][3]), **a}
-        for a in content["annotations"]
-        if not box_fault({**a, "bbox_mode": BoxMode.XYWH_ABS}, *sizes.get(a["image_id"], ()))
-    ]
-    return {**content, "annotations": annotations}
+        records = load_records(name, for_training=False, find_images=False)
+        return _from_records(records, require_class_names(name))
+    images, entries, categories, _ = read_coco_json(json_file)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    annotations = []
+    for a in entries:
+        a.pop("segmentation", None)
+        if box_fault({"bbox": a["bbox"], "bbox_mode": _XYWH}, *sizes[a["image_id"]]) is None:
+            annotations.append(a)
+    classes = [{"id": number, "name": name} for number, name in categories.items()]
+    return {"images": images, "annotations": annotations, "categories": classes}
 
 
 def _from_records(records: list[dict], classes: list[str]) -> dict[str, list]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in records:
-        height, width, image_id = record["height"], record["width"], record["image_id"]
-        image = {"id": image_id, "file_name": record["file_name"]}
+        height, width, image_id = record.get("height"), record.get("width"), record["image_id"]
+        image = {"id": image_id, "file_name": str(record["file_name"])}
         images.append({**image, "height": height, "width": width})
         for a in record["annotations"]:
             if not box_fault(a, height, width):
-                box = BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS)
+                x1, y1, x2, y2 = to_xyxy(a)
                 entry = {"id": len(annotations) + 1, "image_id": image_id}
-                entry |= {"category_id": a["category_id"], "iscrowd": a.get("iscrowd", 0)}
+                entry |= {"category_id": int(a["category_id"]), "iscrowd": int(not is_learnable(a))}
+                box = [x1, y1, x2 - x1, y2 - y1]
                 annotations.append({**entry, "bbox": box, "area": box[2] * box[3]})
     categories = [{"id": i, "name": name} for i, name in enumerate(classes)]
     return {"images": images, "annotations": annotations, "categories": categories}
@@ -74,11 +81,27 @@ class CocoEvaluator(DatasetEvaluator):
     def __init__(self, name: str, output_folder: str | Path | None = None) -> None:
         self.name = name
         self.output_folder = Path(output_folder) if output_folder else None
-        self._ground_truth = coco_ground_truth(name)
-        categories = sorted(self._ground_truth["categories"], key=lambda c: c["id"])
-        self._category_ids = [c["id"] for c in categories]
-        self._classes = [c["name"] for c in categories]
+        content = coco_ground_truth(name)
+        self._category_ids = [c["id"] for c in content["categories"]]
+        self._classes = [c["name"] for c in content["categories"]]
+        self._image_numbers = {image["id"]: n for n, image in enumerate(content["images"], start=1)}
+        self._labels = {number: label for label, number in enumerate(self._category_ids, start=1)}
+        self._ground_truth = self._renumber(content)
         self._detections: list[dict] = []
+
+    def _renumber(self, content: dict[str, list]) -> dict[str, list]:
+        """Number all from 1 in place; the libraries skip objects of id 0 and refuse text."""
+        for entries in content.values():
+            for number, entry in enumerate(entries, start=1):
+                entry["id"] = number
+        for annotation in content["annotations"]:
+            annotation.update(self._numbers(annotation))
+        return content
+
+    def _numbers(self, entry: dict[str, Any]) -> dict[str, int]:
+        """Return the new numbers of image and class of an object or a detection."""
+        image, label = self._image_numbers[entry["image_id"]], self._labels[entry["category_id"]]
+        return {"image_id": image, "category_id": label}
 
     def reset(self) -> None:
         """Clear the detections."""
@@ -87,12 +110,19 @@ class CocoEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Collect the ``instances`` of a batch."""
         for record, output in zip(inputs, outputs, strict=True):
+            image_id = record["image_id"]
+            image_id = image_id.item() if hasattr(image_id, "item") else image_id  # of numpy
+            if image_id not in self._image_numbers:
+                raise DataError(
+                    f"Dataset {self.name!r} has an image with image_id {image_id!r}, which its "
+                    "json_file lacks; correct its function or its metadata."
+                )
             instances = output["instances"].to("cpu")
             boxes = instances.pred_boxes.tensor.numpy().astype(np.float64)
             boxes[:, 2:] -= boxes[:, :2]
             scores, labels = instances.scores.tolist(), instances.pred_classes.tolist()
             for box, score, label in zip(boxes.tolist(), scores, labels, strict=True):
-                entry = {"image_id": record["image_id"], "category_id": self._category_ids[label]}
+                entry = {"image_id": image_id, "category_id": self._category_ids[label]}
                 self._detections.append({**entry, "bbox": box, "score": score})
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -100,7 +130,7 @@ class CocoEvaluator(DatasetEvaluator):
 
         Returns:
             ``{"bbox": {"AP": ..., ..., "AP90": ..., "AP-<class>": ...}}`` in percent, NaN where
-            there is nothing to measure; empty on other processes.
+            there is nothing to measure; empty without labels and on other processes.
         """
         detections = list(itertools.chain(*comm.gather(self._detections)))
         if not comm.is_main_process():
@@ -109,6 +139,10 @@ class CocoEvaluator(DatasetEvaluator):
             self.output_folder.mkdir(parents=True, exist_ok=True)
             path = self.output_folder / "coco_instances_results.json"
             path.write_text(json.dumps(detections))
+        if all(a["iscrowd"] for a in self._ground_truth["annotations"]):
+            place = f"; the predictions are in {path}" if self.output_folder else ""
+            _LOGGER.warning("%s has no labels: metrics are left out%s.", self.name, place)
+            return OrderedDict()
         if not detections:
             _LOGGER.warning("%s: the model made no detections.", self.name)
             names = [*_METRICS, "AP90", *(f"AP-{c}" for c in self._classes)]
@@ -121,7 +155,7 @@ class CocoEvaluator(DatasetEvaluator):
             ground_truth = coco_class()
             ground_truth.dataset = self._ground_truth
             ground_truth.createIndex()
-            results = ground_truth.loadRes(detections)
+            results = ground_truth.loadRes([{**d, **self._numbers(d)} for d in detections])
             evaluation = evaluation_class(ground_truth, results, iouType="bbox")
             evaluation.evaluate()
             evaluation.accumulate()

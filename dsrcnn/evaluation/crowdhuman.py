@@ -156,9 +156,9 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         self.name = name
         self.output_folder = Path(output_folder) if output_folder else None
         content = read_coco_json(MetadataCatalog.get(name).json_file)
-        self._images = {image["id"]: image for image in content["images"]}
+        self._images = {image["id"]: image for image in content.images}
         self._annotations: dict[Any, list[dict]] = defaultdict(list)
-        for annotation in content["annotations"]:
+        for annotation in content.annotations:
             self._annotations[annotation["image_id"]].append(annotation)
         self._detections: dict[Any, tuple[list, list]] = {}
 
@@ -193,9 +193,10 @@ class CrowdHumanEvaluator(DatasetEvaluator):
 
     def _image(self, number: Any, boxes: list, scores: list) -> CrowdImage:
         image, annotations = self._images[number], self._annotations[number]
+        annotations = [a for a in annotations if np.isfinite(a["bbox"]).all()]
         persons = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
         persons[:, 2:] += persons[:, :2]
-        ignored = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
+        ignored = np.array([bool(a["iscrowd"]) for a in annotations], dtype=bool)
         detections = np.array(boxes, dtype=float).reshape(-1, 4)
         sizes = (image["width"], image["height"])
         return CrowdImage(*sizes, persons, ignored, detections, np.array(scores, dtype=float))

@@ -156,7 +156,8 @@ def evenly_spaced(total: int, count: int) -> list[int]:
 
 def _enlarge(image: np.ndarray, min_side: int) -> tuple[np.ndarray, float]:
     """Copy of an image with a shorter side of at least `min_side`, and its scale."""
-    scale = max(1.0, min_side / min(image.shape[:2]))
+    short, long = sorted(image.shape[:2])
+    scale = max(1.0, min(min_side / short, 4 * min_side / long))  # a strip would get too long
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), scale
 

@@ -196,7 +196,7 @@ def test_message_names_the_broken_file(folder_of, layout, file, content, expecte
 
 
 @pytest.mark.parametrize(("key", "value", "expected"), [
-    (TEST_SPLIT, "test", r"the splits of .* are train, val"),
+    (TEST_SPLIT, "test", r"no split 'test'; it has train, val"),
     (FOLDER, "/nothing", "'/nothing' does not exist"),
     (FOLDER, ".", "none of the known layouts.*data.yaml"),
 ])  # fmt: skip

@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from dsrcnn.data import DetectionMapper
+from dsrcnn.data.transforms.geometric import Crop, Resize
 
 CROP = "coco/sparse_rcnn_R50_300pro_3x"
 XYXY, XYWH = BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
@@ -43,11 +44,10 @@ def instances_of(*record):
 def test_crop_config_has_the_official_augmentations():
     plain, crop = (DetectionMapper(tiny_cfg(**c), is_train=True) for c in ({}, {"config": CROP}))
     for mapper in (plain, crop):
-        assert [type(a) for a in mapper.augmentations] == [T.RandomFlip, T.ResizeShortestEdge]
+        assert [type(a) for a in mapper.augmentations] == [T.RandomFlip, Resize]
+        assert type(mapper.augmentations[-1].augmentation) is T.ResizeShortestEdge
     assert plain.crop_augmentations is None
-    assert [type(a) for a in crop.crop_augmentations] == [
-        *(T.RandomFlip, T.ResizeShortestEdge, T.RandomCrop, T.ResizeShortestEdge)
-    ]
+    assert [type(a) for a in crop.crop_augmentations] == [*(T.RandomFlip, Resize, Crop, Resize)]
 
 
 @pytest.mark.parametrize(("flip", "expected"), [

@@ -10,7 +10,7 @@ from detectron2.data import transforms as T
 from dsrcnn.data import DetectionMapper
 from dsrcnn.data.transforms import photometric
 from dsrcnn.data.transforms.build import build_augmentations, build_resizing
-from dsrcnn.data.transforms.geometric import OpenCVResize, RandomWarp, WarpTransform
+from dsrcnn.data.transforms.geometric import RandomWarp, Resize, WarpTransform
 from dsrcnn.data.transforms.photometric import RandomBlur, RandomHSV, RandomNoise
 
 DRAWS = 1000
@@ -90,7 +90,7 @@ def test_opencv_resizes_to_the_sizes_of_pillow_and_about_its_pixels(side):
     expected, resized = T.AugInput(smooth_image()), T.AugInput(smooth_image())
     boxes = np.array([[10.0, 20, 40, 50]])
     expected_boxes = plain(expected).apply_box(boxes)
-    np.testing.assert_array_equal(OpenCVResize(plain)(resized).apply_box(boxes), expected_boxes)
+    np.testing.assert_array_equal(Resize(plain, True)(resized).apply_box(boxes), expected_boxes)
     assert resized.image.shape == expected.image.shape
     assert np.abs(resized.image.astype(int) - expected.image).max() <= 6
 
@@ -145,7 +145,7 @@ def test_noise_has_a_random_strength_and_no_bias():
 def test_default_config_has_only_the_official_augmentation():
     cfg = tiny_cfg()
     assert [type(a).__name__ for a in build_augmentations(cfg)] == ["RandomFlip"]
-    assert [type(a).__name__ for a in build_resizing(cfg)] == ["ResizeShortestEdge"]
+    assert [type(a).__name__ for a in build_resizing(cfg)] == ["Resize"]
 
 
 @pytest.fixture

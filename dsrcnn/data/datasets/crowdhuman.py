@@ -11,8 +11,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from ...errors import DataError
+from ..files import read_lines
+from ..images import image_file_size
 from .coco import load_checked_coco_json
-from .validate import image_file_size, read_lines
+from .fields import as_box
 
 _BOXES = ("fbox", "vbox", "hbox")
 
@@ -54,18 +56,16 @@ def convert_crowdhuman(
     """
     if box not in _BOXES:
         raise DataError(f"box is {box!r}; write one of {', '.join(_BOXES)}.")
-    if not Path(odgt).is_file():
-        raise DataError(f"Annotation file {str(odgt)!r} does not exist; check the path.")
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    lines = [line for line in read_lines(Path(odgt)) if line.strip()]
+    lines = [line for line in read_lines(odgt) if line.strip()]
     for number, line in enumerate(tqdm(lines, desc="converting"), start=1):
         where = f"{odgt}, line {number}"
         entry = _parse_line(line, where)
         path = Path(images) / f"{entry['ID']}.jpg"
         try:
             width, height = image_file_size(path)
-        except (OSError, SyntaxError, ValueError) as error:
+        except ValueError as error:
             raise DataError(f"Image {path} of {where}, cannot be read: {error}") from error
         records.append({"id": number, "file_name": path.name, "width": width, "height": height})
         for person in _convert_persons(entry["gtboxes"], box, where):
@@ -81,7 +81,7 @@ def convert_crowdhuman(
 def _parse_line(line: str, where: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not valid JSON ({error}).") from error
     if not (isinstance(entry, dict) and "ID" in entry and isinstance(entry.get("gtboxes"), list)):
         raise DataError(f"{where} lacks ID or gtboxes; it is no CrowdHuman file.")
@@ -90,11 +90,12 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
 
 def _convert_persons(persons: Iterable[Any], box: str, where: str) -> Iterator[dict[str, Any]]:
     for person in persons:
-        ignored = person.get("extra", {}).get("ignore", 0) == 1
-        if box == "hbox":  # heads have a flag of their own
-            ignored = ignored or person.get("head_attr", {}).get("ignore", 0) == 1
-        if box not in person or len(person[box]) != 4:
-            raise DataError(f"{where}: a person lacks {box} with four numbers.")
-        x, y, w, h = (float(v) for v in person[box])
+        try:
+            ignored = person.get("extra", {}).get("ignore", 0) == 1
+            if box == "hbox":  # heads have a flag of their own
+                ignored = ignored or person.get("head_attr", {}).get("ignore", 0) == 1
+            x, y, w, h = map(float, as_box(person[box]))
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            raise DataError(f"{where}: a person lacks {box} with four numbers.") from None
         entry = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": int(ignored)}
         yield {**entry, "category_id": 1, "bbox_vis": person.get("vbox")}

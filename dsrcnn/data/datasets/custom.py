@@ -12,15 +12,25 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ...config.load import config_step
 from ...config.validate import num_classes_key
 from ...errors import ConfigError, DataError
-from .coco import read_categories, read_coco_records, register_coco_json, reserve_name
+from ..files import file_fault, is_file, is_folder
+from .coco import (
+    load_checked_coco_json,
+    read_categories,
+    read_coco_records,
+    register_coco_json,
+    register_loader,
+)
+from .fields import check_class_names
 from .validate import OnError, check_records, raise_error
 from .voc import read_voc, voc_classes, voc_splits
-from .yolo import read_yolo, yolo_classes, yolo_splits
+from .yolo import read_yolo, yolo_classes, yolo_split_fault, yolo_splits
 
 _CLASSES_KEY = "DATASETS.CUSTOM.CLASSES"
+_ROBOFLOW = "_annotations.coco.json"  # in the folder of each split, beside the images
 _LAYOUTS = (
-    "COCO: annotations/instances_<split>.json and images/<split>/; "
-    "VOC: ImageSets/Main/<split>.txt, Annotations/ and JPEGImages/; YOLO: data.yaml"
+    "COCO: annotations/instances_<split>.json and images/<split>/, or "
+    "<split>/_annotations.coco.json; VOC: ImageSets/Main/<split>.txt, Annotations/ and "
+    "JPEGImages/; YOLO: data.yaml"
 )
 
 
@@ -72,7 +82,7 @@ def _register_files(
         )
     names: dict[str, Sequence[str]] = {_CLASSES_KEY: saved} if saved else {}
     for json_file, _ in files.values():
-        if not saved or Path(json_file).is_file():  # a trained model may be used without its data
+        if not saved or is_file(json_file):  # a trained model may be used without its data
             names[json_file] = list(read_categories(json_file).values())
     _check_same_classes(names)
     classes = list(next(iter(names.values())))
@@ -85,20 +95,22 @@ def _register_folder(
     name: str, folder: Path, splits: Mapping[str, str], saved: list[str]
 ) -> Sequence[str]:
     """Register splits of a folder by part; return the class names."""
-    layout = _layout(folder) if folder.is_dir() or not saved else None
+    layout = _layout(folder) if is_folder(folder) or not saved else None
+    if layout:
+        splits = {part: find_split(folder, split) for part, split in splits.items()}
     if layout == "coco":
         files = {part: _coco_files(folder, split) for part, split in splits.items()}
         return _register_files(name, files, saved)
     # A trained model may be used without its data, and a split of VOC may lack some classes.
     classes = saved
     if not saved or layout == "yolo":
-        classes = _folder_classes(folder, list(splits.values()))
+        classes = _folder_classes(folder, list(splits.values()), raise_error)
     if saved:
         _check_same_classes({_CLASSES_KEY: saved, str(folder): classes})
     for part, split in splits.items():
         registered = f"{name}_{part}"
-        reserve_name(registered)
-        DatasetCatalog.register(registered, functools.partial(_load_split, folder, split, classes))
+        load = functools.partial(load_split, folder, split, classes, labeled=False)
+        register_loader(registered, load)
         MetadataCatalog.get(registered).set(evaluator_type="coco", thing_classes=classes)
     return classes
 
@@ -118,15 +130,22 @@ def _check_same_classes(names: Mapping[str, Sequence[str]]) -> None:
 
 def _layout(folder: Path) -> str:
     """Return the layout of a folder: "coco", "voc" or "yolo"."""
-    if not folder.is_dir():
-        raise DataError(f"Folder {str(folder)!r} does not exist; correct DATASETS.CUSTOM.FOLDER.")
-    if (folder / "data.yaml").is_file():
+    if not is_folder(folder):
+        fault = file_fault(folder) or "is a file, not a folder"
+        raise DataError(f"Folder {str(folder)!r} {fault}; correct DATASETS.CUSTOM.FOLDER.")
+    if is_file(folder / "data.yaml"):
         return "yolo"
-    if (folder / "ImageSets/Main").is_dir():
+    if is_folder(folder / "ImageSets/Main"):
         return "voc"
-    if list((folder / "annotations").glob("instances_*.json")):
+    if _coco_splits(folder):
         return "coco"
     raise DataError(f"{folder} has none of the known layouts. {_LAYOUTS}.")
+
+
+def _coco_splits(folder: Path) -> list[str]:
+    files = (folder / "annotations").glob("instances_*.json")
+    names = {path.stem.removeprefix("instances_") for path in files if is_file(path)}
+    return sorted(names | {p.parent.name for p in folder.glob(f"*/{_ROBOFLOW}") if is_file(p)})
 
 
 def folder_splits(folder: Path) -> list[str]:
@@ -137,13 +156,31 @@ def folder_splits(folder: Path) -> list[str]:
     """
     layout = _layout(folder)
     if layout == "coco":
-        files = (folder / "annotations").glob("instances_*.json")
-        return sorted(path.stem.removeprefix("instances_") for path in files)
+        return _coco_splits(folder)
     splits = yolo_splits(folder) if layout == "yolo" else voc_splits(folder)
     if not splits:
         fault = "no ImageSets/Main" if layout == "voc" else "data.yaml names no train, val or test"
         raise DataError(f"{folder} has no splits: {fault}.")
     return splits
+
+
+def find_split(folder: Path, split: str) -> str:
+    """Return the name that a folder has for a split, such as ``valid`` for ``val``.
+
+    Raises:
+        DataError: if it has no such split.
+    """
+    known = folder_splits(folder)
+    names = (split, "valid") if split == "val" else (split,)
+    for name in names:
+        if name in known:
+            return name
+    raise DataError(f"{folder} has no split {split!r}; it has {', '.join(known)}.")
+
+
+def split_fault(folder: Path, split: str) -> str | None:
+    """Explain why the files of a split that is named are absent; None if they exist."""
+    return yolo_split_fault(folder, split) if _layout(folder) == "yolo" else None
 
 
 def read_folder(folder: Path, split: str, on_error: OnError) -> tuple[list[str], list[dict]]:
@@ -157,39 +194,40 @@ def read_folder(folder: Path, split: str, on_error: OnError) -> tuple[list[str],
         json_file, image_root = _coco_files(folder, split)
         classes = list(read_categories(json_file).values())
         return classes, read_coco_records(json_file, image_root, on_error)
-    classes = _folder_classes(folder, folder_splits(folder))
+    classes = _folder_classes(folder, folder_splits(folder), lambda *_: None)
     read = read_yolo if layout == "yolo" else read_voc
     return classes, read(folder, split, classes, on_error)
 
 
-def _load_split(folder: Path, split: str, classes: list[str]) -> list[dict]:
-    """Load a split of a VOC or YOLO folder for training, without its unusable boxes."""
-    read = read_yolo if _layout(folder) == "yolo" else read_voc
+def load_split(folder: Path, split: str, classes: list[str], *, labeled: bool) -> list[dict]:
+    """Load a split of a folder for training, or without `labeled` for evaluation.
+
+    Raises:
+        DataError: as training does.
+    """
+    layout = _layout(folder)
+    if layout == "coco":
+        return load_checked_coco_json(*_coco_files(folder, split), labeled=labeled)
+    read = read_yolo if layout == "yolo" else read_voc
     records = read(folder, split, classes, raise_error)
-    check_records(records, f"Split {split!r} of {folder}", str(folder))
+    check_records(records, f"Split {split!r} of {folder}", str(folder), labeled=labeled)
     return records
 
 
 def _coco_files(folder: Path, split: str) -> tuple[str, str]:
     """Return annotation file and image folder of a split."""
+    if is_file(folder / split / _ROBOFLOW):
+        return str(folder / split / _ROBOFLOW), str(folder / split)
     annotations = folder / "annotations" / f"instances_{split}.json"
-    if not annotations.is_file():
-        raise DataError(
-            f"{annotations} does not exist; the splits of {folder} are "
-            f"{', '.join(folder_splits(folder))}."
-        )
     # The file names may contain a folder themselves.
     choices = (folder / "images" / split, folder / split, folder / "images", folder)
-    return str(annotations), str(next(path for path in choices if path.is_dir()))
+    return str(annotations), str(next(path for path in choices if is_folder(path)))
 
 
-def _folder_classes(folder: Path, splits: list[str]) -> list[str]:
+def _folder_classes(folder: Path, splits: list[str], on_error: OnError) -> list[str]:
     """Return the class names of a VOC or YOLO folder, in the order of their labels."""
-    known = folder_splits(folder)
-    for split in splits:
-        if split not in known:
-            raise DataError(f"{folder} has no split {split!r}; it has {', '.join(known)}.")
-    return yolo_classes(folder) if _layout(folder) == "yolo" else voc_classes(folder, splits)
+    is_yolo = _layout(folder) == "yolo"
+    return yolo_classes(folder) if is_yolo else voc_classes(folder, splits, on_error)
 
 
 def check_registered(name: str) -> None:
@@ -212,9 +250,29 @@ def class_names(name: str) -> list[str] | None:
         return None
     metadata = MetadataCatalog.get(name)
     names, json_file = metadata.get("thing_classes"), metadata.get("json_file")
-    if names is None and json_file and Path(json_file).is_file():
+    if names is None and json_file and is_file(json_file):
         names = list(read_categories(json_file).values())
-    return None if names is None else list(names)
+    if names is None:
+        return None
+    where = f"The metadata of dataset {name!r}"
+    if not isinstance(names, (list, tuple)):
+        raise DataError(f"{where} has thing_classes {names!r}; set a list of class names.")
+    return check_class_names(list(names), where)
+
+
+def require_class_names(name: str) -> list[str]:
+    """Return the class names of a registered dataset.
+
+    Raises:
+        DataError: if they are unknown.
+    """
+    check_registered(name)
+    names = class_names(name)
+    if names is None:
+        raise DataError(
+            f"Dataset {name!r} has no class names. Set MetadataCatalog.get({name!r}).thing_classes."
+        )
+    return names
 
 
 @config_step

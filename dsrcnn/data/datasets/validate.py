@@ -1,72 +1,33 @@
-"""Checks of boxes and records before training, and the inspection of a whole dataset."""
+"""Checks of boxes and records before training and evaluation."""
 
-import hashlib
-import io
 import logging
 import math
+import numbers
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
+import numpy as np
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from ...errors import DataError
+from ..files import is_file
+from .fields import as_id, as_side, show
 
-# Faults stop a training or spoil its result; notes are worth knowing.
-FAULTS = (
-    *("image missing", "image broken", "image size differs"),
-    *("duplicate image", "image in two splits"),
-    *("annotation broken", "duplicate id", "unknown class", "classes differ"),
-    *("box not finite", "box without area", "box outside"),
-)
-NOTES = ("image without boxes", "box over the border", "tiny box", "crowd")
-SIZES = (16, 32, 64, 128, 256)  # limits of the histogram, in pixels at the training size
-
-_BOX_FAULTS = {  # of `box_fault`
-    "not finite": "box not finite",
-    "no area": "box without area",
-    "outside the image": "box outside",
-}
-_TINY = 4.0  # pixels at the training size; less than one cell of the finest level
 _MAX_EXAMPLES = 5  # per message
-_EXIF_ORIENTATION = 0x0112
+_MAX_COORDINATE = 1e8  # pixels; float32 cannot tell neighboring pixels apart beyond
+_ABSOLUTE = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 _LOGGER = logging.getLogger(__name__)
 _WARNED: set[str] = set()
 
-# Called by the readers with one of `FAULTS` and a message; reading continues if it returns.
+# Called by the readers with an entry of `inspection.FAULTS` and a message; reading continues if it
+# returns.
 OnError = Callable[[str, str], None]
 
 
 def raise_error(fault: str, message: str) -> NoReturn:
     """Raise a `DataError`: the `OnError` for training."""
     raise DataError(message)
-
-
-def read_lines(path: Path) -> list[str]:
-    """Read the lines of a UTF-8 text file.
-
-    Raises:
-        DataError: if it is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8 ({error}); save it again.") from error
-
-
-def image_file_size(file: Path | IO[bytes], *, decode: bool = False) -> tuple[int, int]:
-    """Read width and height of an image after rotation by its EXIF orientation."""
-    with Image.open(file) as image:
-        if decode:
-            image.load()
-        width, height = image.size
-        is_transposed = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
-    return (height, width) if is_transposed else (width, height)
 
 
 def make_annotation(box: Sequence[float], label: int, *, is_crowd: bool = False) -> dict[str, Any]:
@@ -83,10 +44,13 @@ def box_fault(annotation: dict, height: int | None = None, width: int | None = N
     box = annotation["bbox"]
     if len(box) != 4:
         return f"{len(box)} numbers instead of 4"
-    values = [v.item() if hasattr(v, "item") else v for v in box]  # numpy scalars
-    if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+    try:
+        x1, y1, x2, y2 = to_xyxy(annotation)
+    except (TypeError, ValueError, OverflowError):
         return "not finite"
-    x1, y1, x2, y2 = to_xyxy(annotation)
+    # Comparisons with NaN are false.
+    if not (max(x1, y1, x2, y2) <= _MAX_COORDINATE and min(x1, y1, x2, y2) >= -_MAX_COORDINATE):
+        return "not finite"
     if x2 <= x1 or y2 <= y1:
         return "no area"
     if x2 <= 0 or y2 <= 0 or (width and x1 >= width) or (height and y1 >= height):
@@ -96,11 +60,20 @@ def box_fault(annotation: dict, height: int | None = None, width: int | None = N
 
 def to_xyxy(annotation: dict) -> list[float]:
     """Return the box of an annotation as xyxy floats in pixels."""
-    box = [float(v) for v in annotation["bbox"]]
-    return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    x, y, right, bottom = map(float, annotation["bbox"])
+    if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
+        return [x, y, x + right, y + bottom]
+    return BoxMode.convert([x, y, right, bottom], annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
-def check_records(records: list[dict], source: str, image_root: str) -> None:
+def is_learnable(annotation: dict) -> bool:
+    """Whether an annotation with a usable box is an object to learn: no crowd."""
+    return annotation.get("iscrowd", 0) == 0
+
+
+def check_records(
+    records: list[dict], source: str, image_root: str, *, labeled: bool = True
+) -> None:
     """Reject unusable records, and remove unusable boxes from the rest in place.
 
     Boxes that are not finite, have no area or lie outside their image are removed, with one
@@ -108,43 +81,67 @@ def check_records(records: list[dict], source: str, image_root: str) -> None:
     The messages name `source`, the file or folder of the annotations, and the folder `image_root`.
 
     Raises:
-        DataError: if there are no images, no usable boxes, or images that do not exist.
+        DataError: if there are no images, images that do not exist, or, with `labeled`, no objects
+            to learn.
     """
     if not records:
         raise DataError(f"The dataset is empty: {source} lists no images.")
-    missing = [r["file_name"] for r in records if not Path(r["file_name"]).is_file()]
+    advice = f"File names are relative to {image_root!r}; correct the image folder or the file."
+    _check_images_exist(records, source, advice)
+    _remove_unusable_boxes(records, source)
+    if labeled:
+        check_learnable(records, source)
+
+
+def _check_images_exist(records: Sequence[dict], source: str, advice: str) -> None:
+    names = [str(record["file_name"]) for record in records]
+    missing = [name for name in names if "://" not in name and not is_file(name)]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(records)} images of {source} do not exist: "
-            f"{_examples(missing, ', ')}. File names are relative to {image_root!r}; correct the "
-            "image folder or the file."
+            f"{len(missing)} of {len(names)} images of {source} do not exist: "
+            f"{_examples(missing, ', ')}. {advice}"
         )
-    _remove_unusable_boxes(records, source)
-    if not any(record["annotations"] for record in records):
-        fault = f"{source} has {len(records)} images but no box that can be used"
-        raise DataError(f"{fault}; check the annotations.")
+
+
+def check_learnable(records: Sequence[dict], source: str) -> None:
+    """Raise a `DataError` if no record has a usable box that is no crowd."""
+    for record in records:
+        size = record.get("height"), record.get("width")
+        for annotation in record["annotations"]:
+            if is_learnable(annotation) and box_fault(annotation, *size) is None:
+                return
+    crowds = sum(not is_learnable(a) for r in records for a in r["annotations"])
+    text = f" ({crowds} are crowds or ignored)" if crowds else ""
+    raise DataError(
+        f"{source} has {len(records)} images but no box that can be used{text}; check the "
+        "annotations."
+    )
 
 
 def _remove_unusable_boxes(records: list[dict], source: str) -> None:
     faults: list[str] = []
     for record in records:
-        usable = []
-        for annotation in record["annotations"]:
-            fault = box_fault(annotation, record.get("height"), record.get("width"))
-            if fault is None:
-                usable.append(annotation)
-            else:
-                faults.append(f"{Path(record['file_name']).name} {annotation['bbox']} ({fault})")
-        record["annotations"] = usable
+        height, width = record.get("height"), record.get("width")
+        reasons = [box_fault(a, height, width) for a in record["annotations"]]
+        if any(reasons):
+            pairs = list(zip(record["annotations"], reasons, strict=True))
+            name = os.path.basename(record["file_name"])
+            faults += [f"{name} {a['bbox']} ({fault})" for a, fault in pairs if fault]
+            record["annotations"] = [a for a, fault in pairs if fault is None]
     if faults:
-        message = (
-            f"{source}: {len(faults)} boxes cannot be used and are left out, the images stay: "
-            f"{_examples(faults, '; ')}. Correct or remove them in the file to silence this "
-            "warning."
-        )
-        if message not in _WARNED:  # a loader is built for every evaluation
-            _WARNED.add(message)
-            _LOGGER.warning(message)
+        what = f"{len(faults)} boxes cannot be used and are left out, the images stay"
+        warn_once(source, what, faults)
+
+
+def warn_once(source: str, what: str, cases: list[str]) -> None:
+    """Warn of something in the annotations, with examples, once per process."""
+    message = (
+        f"{source}: {what}: {_examples(cases, '; ')}. Correct or remove them in the file to "
+        "silence this warning."
+    )
+    if message not in _WARNED:  # a loader is built for every evaluation
+        _WARNED.add(message)
+        _LOGGER.warning(message)
 
 
 def _examples(items: list[str], separator: str) -> str:
@@ -152,121 +149,122 @@ def _examples(items: list[str], separator: str) -> str:
     return separator.join(items[:_MAX_EXAMPLES]) + ellipsis
 
 
-@dataclass
-class SplitReport:
-    """Statistics and issues of a split.
-
-    Attributes:
-        issues: a description of each case, by entries of `FAULTS` and `NOTES`.
-        boxes: number of usable boxes by label.
-        sizes: number of usable boxes by the bin of their square root of area among `SIZES`.
-        hashes: file names by the hash of their content.
-    """
-
-    name: str
-    classes: Sequence[str]
-    images: int = 0  # number of images
-    issues: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    boxes: Counter[int] = field(default_factory=Counter)
-    sizes: Counter[int] = field(default_factory=Counter)
-    hashes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    @property
-    def has_faults(self) -> bool:
-        """Whether anything should be fixed."""
-        return any(self.issues.get(fault) for fault in FAULTS)
-
-
-def inspect_records(
-    name: str,
-    classes: Sequence[str],
-    records: Sequence[dict[str, Any]],
-    errors: Iterable[tuple[str, str]],
-    *,
-    min_size: int,
-    max_size: int,
-) -> SplitReport:
-    """Inspect every image and box of a split.
-
-    Images are decoded completely, since a truncated file has a valid header.
+def check_custom_records(
+    records: Any, name: str, num_classes: int | None, *, for_training: bool, find_images: bool
+) -> list[dict[str, Any]]:
+    """Check what the function of a registered dataset returns, as files are checked.
 
     Args:
-        name: of the split.
-        classes: class names.
-        records: Detectron2's format, unchecked.
-        errors: faults and messages from reading the records.
-        min_size: shorter side of training images in pixels.
-        max_size: limit of the longer side.
+        records: what it returned.
+        name: of the dataset.
+        num_classes: number of class names in its metadata, None without.
+        for_training: whether annotations are needed; else ``image_id`` is.
+        find_images: whether the image files must exist.
+
+    Returns:
+        The records.
+
+    Raises:
+        DataError: naming the first record, its field, its value and what is expected.
     """
-    report = SplitReport(name, classes, images=len(records))
-    for reported, message in errors:
-        report.issues[reported].append(message)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
-        images = pool.map(_decode, [record["file_name"] for record in records])
-        for record, (digest, size, fault) in zip(records, images, strict=True):
-            file_name = Path(record["file_name"]).name
-            recorded = (record["width"], record["height"])
-            was_read = recorded != (0, 0)  # else the reader has reported the image
-            if fault and was_read:
-                report.issues[fault].append(record["file_name"])
-            if digest:
-                report.hashes[digest].append(file_name)
-            if size and was_read and size != recorded:
-                text = f"{file_name}: {size[0]}x{size[1]}, recorded {recorded[0]}x{recorded[1]}"
-                report.issues["image size differs"].append(text)
-            scale = min(min_size / max(min(recorded), 1), max_size / max(*recorded, 1))
-            for annotation in record["annotations"]:
-                _inspect_box(report, file_name, annotation, recorded, scale)
-            if not record["annotations"]:
-                report.issues["image without boxes"].append(file_name)
-    for names in report.hashes.values():
-        if len(names) > 1:
-            report.issues["duplicate image"].append(" = ".join(names))
-    return report
+    where = f"Dataset {name!r}"
+    if not isinstance(records, (list, tuple)):
+        raise DataError(
+            f"{where}: its function returns {type(records).__name__} {show(records)}; return a "
+            "list of records in Detectron2's format."
+        )
+    if not records:
+        raise DataError(f"Dataset {name} cannot be used: the dataset {name!r} is empty.")
+    for index, record in enumerate(records):
+        fault = _record_fault(record, for_training)
+        if fault:
+            raise DataError(f"{where}: record {index} {fault}; correct its function.")
+        for number, annotation in enumerate(record.get("annotations", ())):
+            if not _is_valid_annotation(annotation, num_classes):
+                fault = _annotation_fault(annotation, num_classes)
+                if fault:
+                    text = f"{where}: record {index}, annotation {number} {fault}"
+                    raise DataError(f"{text}; correct its function.")
+    if not for_training:
+        seen: dict[Any, int] = {}
+        for index, record in enumerate(records):
+            first = seen.setdefault(record["image_id"], index)
+            if first != index:
+                shown = show(record["image_id"])
+                text = f"records {first} and {index} have the image_id {shown}"
+                raise DataError(f"{where}: {text}; number them without repetition.")
+    if find_images:
+        _check_images_exist(records, where, "Correct its function or the image folder.")
+    if for_training:
+        check_learnable(records, where)
+    # Images to predict may have no labels.
+    return [r if "annotations" in r else {**r, "annotations": []} for r in records]
 
 
-def _decode(path: str) -> tuple[str | None, tuple[int, int] | None, str | None]:
-    """Return hash of the content, size (w, h) and fault of an image file."""
+def _record_fault(record: Any, for_training: bool) -> str | None:
+    """Explain what is wrong with a record, apart from its annotations."""
+    if not isinstance(record, dict):
+        return f"is {type(record).__name__} {show(record)}; expected a dictionary"
+    required = ("file_name", "annotations") if for_training else ("file_name", "image_id")
+    missing = [key for key in required if _is_missing(record, key)]
+    if ("height" in record) != ("width" in record):
+        missing.append("width" if "height" in record else "height")
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    if not isinstance(record["file_name"], (str, os.PathLike)):
+        return f"has file_name {show(record['file_name'])}; expected a path as text"
+    if not isinstance(record.get("annotations", []), (list, tuple)):
+        return f"has annotations {show(record['annotations'])}; expected a list"
+    checks = [(key, as_side) for key in ("height", "width") if key in record]
+    for key, check in [*checks, *([] if for_training else [("image_id", as_id)])]:
+        value = record[key]
+        try:
+            check(value.item() if hasattr(value, "item") else value)  # numpy scalars
+        except ValueError as error:
+            return f"has {key} {show(value)}; expected {error}"
+    return None
+
+
+def _is_valid_annotation(annotation: Any, num_classes: int | None) -> bool:
+    """Whether an annotation is certainly valid; fast, since large datasets have a million."""
     try:
-        content = Path(path).read_bytes()
-    except OSError:
-        return None, None, "image missing"
-    digest = hashlib.sha1(content, usedforsecurity=False).hexdigest()
-    try:
-        return digest, image_file_size(io.BytesIO(content), decode=True), None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return digest, None, "image broken"
+        x, y, right, bottom = annotation["bbox"]
+        label = annotation["category_id"]
+        return (
+            annotation["bbox_mode"] in _ABSOLUTE
+            and type(label) is int
+            and 0 <= label < (num_classes or label + 1)
+            and isinstance(x + y + right + bottom, (int, float))
+            and annotation.get("iscrowd", 0) in (0, 1)
+        )
+    except Exception:  # anything may be wrong with it
+        return False
 
 
-def _inspect_box(
-    report: SplitReport, file_name: str, annotation: dict, size: tuple[int, int], scale: float
-) -> None:
-    width, height = size
-    text = f"{file_name}: {annotation['bbox']}"
-    if fault := box_fault(annotation, height, width):
-        report.issues[_BOX_FAULTS.get(fault, "annotation broken")].append(text)
-        return
-    if annotation.get("iscrowd", 0):
-        report.issues["crowd"].append(text)
-        return
-    x1, y1, x2, y2 = to_xyxy(annotation)
-    if min(x1, y1) < -0.5 or x2 > width + 0.5 or y2 > height + 0.5:  # less is rounding
-        report.issues["box over the border"].append(text)
-    w, h = (x2 - x1) * scale, (y2 - y1) * scale
-    if min(w, h) < _TINY:
-        report.issues["tiny box"].append(f"{text}, {w:.1f} x {h:.1f} at the training size")
-    report.boxes[annotation["category_id"]] += 1
-    report.sizes[sum((w * h) ** 0.5 >= limit for limit in SIZES)] += 1
+def _annotation_fault(annotation: Any, num_classes: int | None) -> str | None:
+    """Explain why `_is_valid_annotation` is false; None for valid numpy scalars and the like."""
+    if not isinstance(annotation, dict):
+        return f"is {type(annotation).__name__} {show(annotation)}; expected a dictionary"
+    missing = [k for k in ("bbox", "bbox_mode", "category_id") if _is_missing(annotation, k)]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    numbers_only = isinstance(annotation["bbox"], (Sequence, np.ndarray)) and all(
+        isinstance(v, numbers.Real) for v in annotation["bbox"]
+    )
+    label, count = annotation["category_id"], num_classes or math.inf
+    is_label = isinstance(label, numbers.Integral) and not isinstance(label, bool)
+    expected = {
+        "bbox": ("four numbers", numbers_only and len(annotation["bbox"]) == 4),
+        "bbox_mode": ("BoxMode.XYXY_ABS or BoxMode.XYWH_ABS", annotation["bbox_mode"] in _ABSOLUTE),
+        "category_id": (f"an integer from 0 to {count - 1:g}", is_label and 0 <= label < count),
+        "iscrowd": ("0 or 1", annotation.get("iscrowd", 0) in (0, 1)),
+    }
+    for key, (text, is_valid) in expected.items():
+        if not is_valid:
+            return f"has {key} {show(annotation[key])}; expected {text}"
+    return None
 
 
-def compare_splits(reports: Sequence[SplitReport]) -> None:
-    """Add images that are in several splits, by content, and differing classes to the reports."""
-    for index, report in enumerate(reports):
-        first = reports[0]
-        if list(report.classes) != list(first.classes):
-            text = f"{', '.join(report.classes)}; {first.name} has {', '.join(first.classes)}"
-            report.issues["classes differ"].append(text)
-        for other in reports[:index]:
-            for digest in report.hashes.keys() & other.hashes.keys():
-                text = f"{report.hashes[digest][0]} is {other.hashes[digest][0]} of {other.name}"
-                report.issues["image in two splits"].append(text)
+def _is_missing(entry: dict, key: str) -> bool:
+    value = entry.get(key)
+    return value is None or (isinstance(value, str) and not value)

@@ -4,28 +4,39 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ...errors import DataError
-from .validate import OnError, make_annotation, read_lines
+from ..files import is_file, read_bytes, read_lines
+from .fields import as_flag, as_side, check_class_names
+from .validate import OnError, make_annotation
 
 
 def voc_splits(folder: Path) -> list[str]:
     """List the splits, without those of single classes, such as ``cat_train``."""
-    names = {path.stem for path in (folder / "ImageSets/Main").glob("*.txt")}
+    names = {path.stem for path in (folder / "ImageSets/Main").glob("*.txt") if is_file(path)}
     return sorted(
         n for n in names if n.rsplit("_", 1)[-1] == n or n.rsplit("_", 1)[-1] not in names
     )
 
 
-def voc_classes(folder: Path, splits: list[str]) -> list[str]:
-    """List the classes of all objects alphabetically, since VOC has no list of classes."""
-    names = set()
+def voc_classes(folder: Path, splits: list[str], on_error: OnError) -> list[str]:
+    """List the classes of all objects alphabetically, since VOC has no list of classes.
+
+    Raises:
+        DataError: if no object has a class.
+    """
+    names, faults = set(), []
     for split in splits:
         for image in _image_names(folder, split):
             try:
                 objects = _parse_xml(folder, image).iter("object")
-            except DataError:  # reported when the records are read
+            except DataError as error:
+                on_error("annotation broken", str(error))
+                faults.append(str(error))
                 continue
             names |= {node.findtext("name", "").strip() for node in objects}
-    return sorted(names - {""})
+    if not names - {""}:
+        text = f"{folder / 'Annotations'} has no object with a name in {', '.join(splits)}"
+        raise DataError(faults[0] if faults else f"{text}; check the annotations.")
+    return check_class_names(sorted(names - {""}), str(folder / "Annotations"))
 
 
 def read_voc(folder: Path, split: str, classes: list[str], on_error: OnError) -> list[dict]:
@@ -40,7 +51,7 @@ def read_voc(folder: Path, split: str, classes: list[str], on_error: OnError) ->
         path = folder / "Annotations" / f"{image}.xml"
         try:
             root = _parse_xml(folder, image)
-            size = {key: int(_text(path, root, f"size/{key}")) for key in ("height", "width")}
+            size = {key: _side(path, root, key) for key in ("height", "width")}
         except (DataError, ValueError) as error:
             on_error("annotation broken", _message(path, error))
             continue
@@ -48,7 +59,7 @@ def read_voc(folder: Path, split: str, classes: list[str], on_error: OnError) ->
         for node in root.iter("object"):
             try:
                 box, name = _parse_box(path, node), _text(path, node, "name")
-                is_crowd = bool(int(node.findtext("difficult") or 0))
+                is_crowd = bool(as_flag((node.findtext("difficult") or "0").strip()))
             except (DataError, ValueError) as error:
                 on_error("annotation broken", _message(path, error))
                 continue
@@ -59,11 +70,20 @@ def read_voc(folder: Path, split: str, classes: list[str], on_error: OnError) ->
                 on_error("unknown class", f"{path} has the class {name!r}, {known}; correct it.")
         file_name = root.findtext("filename")
         file = folder / "JPEGImages" / (file_name or "")
-        if not (file_name and file.is_file()):
+        if not (file_name and is_file(file)):
             file = folder / "JPEGImages" / f"{image}.jpg"
         record = {"file_name": str(file), **size, "image_id": number}
         records.append({**record, "annotations": annotations})
     return records
+
+
+def _side(path: Path, root: ElementTree.Element, key: str) -> int:
+    text = _text(path, root, f"size/{key}")
+    try:
+        return as_side(float(text) if text.isascii() else text)
+    except ValueError:
+        expected = "pixels as an integer of at least 1"
+        raise DataError(f"{path} has size/{key} {text!r}; expected {expected}.") from None
 
 
 def _parse_box(path: Path, node: ElementTree.Element) -> list[float]:
@@ -77,26 +97,22 @@ def _message(path: Path, error: Exception) -> str:
 
 
 def _image_names(folder: Path, split: str) -> list[str]:
-    path = folder / "ImageSets/Main" / f"{split}.txt"
-    if not path.is_file():
-        raise DataError(
-            f"{path} does not exist; the splits of {folder} are {', '.join(voc_splits(folder))}."
-        )
-    return [line.split()[0] for line in read_lines(path) if line.strip()]
+    advice = f"the splits of {folder} are {', '.join(voc_splits(folder))}."
+    lines = read_lines(folder / "ImageSets/Main" / f"{split}.txt", advice)
+    return [line.split()[0] for line in lines if line.strip()]
 
 
 def _parse_xml(folder: Path, image: str) -> ElementTree.Element:
     path = folder / "Annotations" / f"{image}.xml"
+    content = read_bytes(path, f"add it or take {image} off the list.")
     try:
-        return ElementTree.parse(path).getroot()
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; add it or take {image} off the list.") from error
-    except ElementTree.ParseError as error:
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # or an unknown encoding
         raise DataError(f"{path} is not valid XML ({error}); export it again.") from error
 
 
 def _text(path: Path, node: ElementTree.Element, key: str) -> str:
-    text = node.findtext(key)
+    text = (node.findtext(key) or "").strip()
     if not text:
         raise DataError(f"{path} lacks {key} in <{node.tag}>; correct it.")
-    return text.strip()
+    return text

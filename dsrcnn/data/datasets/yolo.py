@@ -1,35 +1,63 @@
 """YOLO folders: ``data.yaml`` names images and classes, ``labels/*.txt`` hold the boxes."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ...errors import DataError
-from .validate import OnError, image_file_size, make_annotation, read_lines
+from ..files import file_fault, is_file, is_folder, read_lines
+from ..images import image_file_size
+from .fields import check_class_names, show
+from .validate import OnError, make_annotation
 
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_SPLITS = ("train", "val", "valid", "test")
 
 
 def yolo_splits(folder: Path) -> list[str]:
-    """List the splits that ``data.yaml`` names, of train, val and test."""
+    """List the splits that ``data.yaml`` names, of train, val, valid and test."""
     content = _read_yaml(folder)
-    return [split for split in ("train", "val", "test") if content.get(split)]
+    return [split for split in _SPLITS if content.get(split)]
+
+
+def yolo_split_fault(folder: Path, split: str) -> str | None:
+    """Explain why the images of a split that ``data.yaml`` names are absent; None if they exist."""
+    try:
+        _split_paths(folder, split)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def yolo_classes(folder: Path) -> list[str]:
-    """Read the class names, in the order of their labels."""
-    names = _read_yaml(folder).get("names")
+    """Read the class names, in the order of their labels.
+
+    Raises:
+        DataError: if ``names`` is no list of different names, or ``nc`` is another number.
+    """
+    path, content = folder / "data.yaml", _read_yaml(folder)
+    names, count = content.get("names"), content.get("nc")
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        labels = [int(k) if isinstance(k, str) and k.isdecimal() else k for k in names]
+        if {(type(k), k) for k in labels} != {(int, k) for k in range(len(labels))}:
             raise DataError(
-                f"{folder / 'data.yaml'}: names has the numbers {sorted(names)}; number classes "
-                "from 0 without gaps."
+                f"{path}: names has the numbers {show(list(names))}; number classes from 0 "
+                "without gaps."
             )
-        names = [names[label] for label in range(len(names))]
+        by_label = dict(zip(labels, names.values(), strict=True))
+        names = [by_label[label] for label in range(len(labels))]
     if not names:
-        raise DataError(f"{folder / 'data.yaml'} lacks names; list the classes.")
-    return [str(name) for name in names]
+        raise DataError(f"{path} lacks names; list the classes.")
+    if not isinstance(names, list):
+        raise DataError(f"{path}: names is {show(names)}; list the classes: [first, second].")
+    if count is not None and (isinstance(count, bool) or count != len(names)):
+        raise DataError(
+            f"{path}: nc is {show(count)}, but names lists {len(names)} classes; correct one of "
+            "them."
+        )
+    return check_class_names(names, str(path))
 
 
 def read_yolo(folder: Path, split: str, classes: list[str], on_error: OnError) -> list[dict]:
@@ -40,7 +68,7 @@ def read_yolo(folder: Path, split: str, classes: list[str], on_error: OnError) -
         annotations = []
         try:
             width, height = image_file_size(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except ValueError as error:
             text = f"Image {image} cannot be read ({error}); replace it or remove it."
             on_error("image broken", text)
         else:
@@ -54,8 +82,17 @@ def read_yolo(folder: Path, split: str, classes: list[str], on_error: OnError) -
 def _read_labels(
     path: Path, width: int, height: int, num_classes: int, on_error: OnError
 ) -> list[dict[str, Any]]:
-    annotations = []
-    for number, line in enumerate(read_lines(path) if path.is_file() else [], start=1):
+    annotations: list[dict[str, Any]] = []
+    if not is_file(path):
+        if os.path.lexists(path):
+            on_error("annotation broken", f"Label file {path} {file_fault(path)}; replace it.")
+        return annotations
+    try:
+        lines = read_lines(path)
+    except DataError as error:
+        on_error("annotation broken", str(error))
+        return annotations
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -98,19 +135,13 @@ def _label_file(image: Path) -> Path:
 
 
 def _image_files(folder: Path, split: str, on_error: OnError) -> list[Path]:
-    content = _read_yaml(folder)
-    entries = content.get(split)
-    if not entries:
-        raise DataError(
-            f"{folder / 'data.yaml'} has no {split}; it has {', '.join(yolo_splits(folder))}."
-        )
-    root = str(content.get("path") or "")
     images: list[Path] = []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        path = _resolve(folder, root, str(entry))
+    for path in _split_paths(folder, split):
         if path.suffix != ".txt":
+            # Links to folders are not followed, which might lead in a circle.
             images += sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
             continue
+        root = str(_read_yaml(folder).get("path") or "")
         for line in filter(None, map(str.strip, read_lines(path))):
             try:
                 images.append(_resolve(folder, root, line))
@@ -119,24 +150,47 @@ def _image_files(folder: Path, split: str, on_error: OnError) -> list[Path]:
     return images
 
 
+def _split_paths(folder: Path, split: str) -> list[Path]:
+    """Return the image folders and lists of images of a split."""
+    path, content = folder / "data.yaml", _read_yaml(folder)
+    entries = content.get(split)
+    if not entries:
+        raise DataError(f"{path} has no {split}; it has {', '.join(yolo_splits(folder))}.")
+    root, paths = str(content.get("path") or ""), []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not isinstance(entry, str):
+            text = f"{path}: {split} is {show(entries)}"
+            raise DataError(f"{text}; write a folder of images, a list of images, or several.")
+        paths.append(_resolve(folder, root, entry))
+        if paths[-1].suffix != ".txt" and not is_folder(paths[-1]):
+            fault = "is no folder" if is_file(paths[-1]) else file_fault(paths[-1])
+            raise DataError(f"{path}: {split} names {entry}, but {paths[-1]} {fault}.")
+    return paths
+
+
 def _resolve(folder: Path, root: str, name: str) -> Path:
     """Look a path up relative to ``path``, often that of another machine, and to the yaml file."""
+    name = name if "\\" not in name else name.replace("\\", "/")  # of Windows
     # Some exports write "../train/images" for a folder beside the yaml file.
     candidates = [folder / root / name, folder / name, folder / name.removeprefix("../")]
     for path in candidates:
-        if path.exists():
+        if is_file(path) or is_folder(path):
             return path
-    raise DataError(f"{folder / 'data.yaml'} names {name}, which is not at {candidates[0]}.")
+    faults = (f"{path} {file_fault(path)}" for path in candidates)
+    odd = [fault for fault in faults if not fault.endswith("does not exist")]
+    text = odd[0] if odd else f"which is not at {candidates[0]}"
+    raise DataError(f"{folder / 'data.yaml'} names {show(name)[1:-1]}, {text}.")
 
 
 def _read_yaml(folder: Path) -> dict[str, Any]:
     path = folder / "data.yaml"
     try:
         content = yaml.safe_load("\n".join(read_lines(path)))
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.") from error
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is not valid YAML: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # its constructors raise anything
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} is not valid YAML: {text}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no keys; it needs train, val and names.")
     return content

@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
 from .albumentations import AlbumentationsAdapter
-from .geometric import OpenCVResize, RandomWarp
+from .geometric import Crop, RandomWarp, Resize
 from .photometric import RandomBlur, RandomHSV, RandomNoise
 
 _SIZES_BEFORE_CROP = (400, 500, 600)  # short sides, fixed in DETR and Sparse R-CNN
@@ -46,19 +46,16 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 def build_cropping(cfg: CfgNode) -> list[T.Augmentation]:
     """Build the resize to a small size, the crop of ``INPUT.CROP`` and the resize after it."""
-    resize: T.Augmentation = T.ResizeShortestEdge(_SIZES_BEFORE_CROP, sample_style="choice")
-    if cfg.INPUT.OPENCV:
-        resize = OpenCVResize(resize)
-    crop = T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
-    return [resize, crop, *build_resizing(cfg)]
+    sizes = T.ResizeShortestEdge(_SIZES_BEFORE_CROP, sample_style="choice")
+    crop = Crop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
+    return [Resize(sizes, cfg.INPUT.OPENCV), crop, *build_resizing(cfg)]
 
 
 def build_resizing(cfg: CfgNode) -> list[T.Augmentation]:
     """Build the official multi-scale resize, or large-scale jitter."""
     node, side = cfg.INPUT, cfg.INPUT.AUG.SCALE_JITTER.SIZE
     sizes = (node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING)
-    resize = T.ResizeScale(*_JITTER_RANGE, side, side) if side else T.ResizeShortestEdge(*sizes)
-    if node.OPENCV:
-        resize = OpenCVResize(resize)
+    chosen = T.ResizeScale(*_JITTER_RANGE, side, side) if side else T.ResizeShortestEdge(*sizes)
+    resize = Resize(chosen, node.OPENCV)
     # Batches are padded later, so a small image is not padded to the size of the crop.
     return [resize, T.FixedSizeCrop((side, side), pad=False)] if side else [resize]

@@ -91,17 +91,41 @@ def _translation(shift: np.ndarray) -> np.ndarray:
 
 
 @dataclass(eq=False, repr=False)
-class OpenCVResize(T.Augmentation):
-    """Resizing augmentation that uses OpenCV: area averages to shrink, bilinear to enlarge."""
+class Resize(T.Augmentation):
+    """Resizing augmentation that leaves at least one pixel of narrow images.
 
-    augmentation: T.Augmentation  # chooses the size, such as ``ResizeShortestEdge``
+    Attributes:
+        augmentation: chooses the size, such as ``ResizeShortestEdge``.
+        use_opencv: resize with area averages to shrink and bilinear to enlarge, not with Pillow.
+    """
+
+    augmentation: T.Augmentation
+    use_opencv: bool = False
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Resize to the size that the wrapped augmentation chooses."""
         chosen = self.augmentation.get_transform(image)
         if not isinstance(chosen, T.ResizeTransform):
             return chosen
-        return _OpenCVResizeTransform(chosen.h, chosen.w, chosen.new_h, chosen.new_w, chosen.interp)
+        kind = _OpenCVResizeTransform if self.use_opencv else T.ResizeTransform
+        sides = max(chosen.new_h, 1), max(chosen.new_w, 1)
+        return kind(chosen.h, chosen.w, *sides, chosen.interp)
+
+
+@dataclass(eq=False, repr=False)
+class Crop(T.Augmentation):
+    """Random crop of at least one pixel; see ``RandomCrop``."""
+
+    crop_type: str
+    crop_size: Sequence[float]
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw the place."""
+        height, width = image.shape[:2]
+        sizes = T.RandomCrop(self.crop_type, self.crop_size).get_crop_size((height, width))
+        h, w = max(sizes[0], 1), max(sizes[1], 1)
+        y, x = np.random.randint(height - h + 1), np.random.randint(width - w + 1)
+        return T.CropTransform(x, y, w, h)
 
 
 class _OpenCVResizeTransform(T.ResizeTransform):
