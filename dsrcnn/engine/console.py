@@ -4,6 +4,7 @@ All messages are in ``log.txt`` of the output folder. The console shows those of
 losses, and all warnings and errors; with ``LOG.LEVEL verbose`` it shows everything.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -43,9 +44,25 @@ def configure_logging(folder: str | Path, *, verbose: bool) -> None:
 
 
 class _LogFile(logging.FileHandler):
+    _failed = False
+
     def _open(self) -> Any:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
         return super()._open()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (of logging)
+        """Say once that the file cannot be written, as on a full disk."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            sys.stderr.write(f"{self.baseFilename} cannot be written: {error.strerror}.\n")
+
+    def close(self) -> None:
+        """Close the file; what is left to write may not fit on the disk."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _Console(logging.Handler):

@@ -63,6 +63,12 @@ def setup_run(
         if resume:
             restore_seed(cfg)
         cfg = resolve_solver(cfg)
+        if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+            _LOGGER.warning(
+                "SOLVER.WARMUP_ITERS is %d of SOLVER.MAX_ITER %d: the learning rate never reaches "
+                "BASE_LR. Lower the one or raise the other.",
+                *(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER),
+            )
         if resume:
             check_resume(cfg)
     cfg.freeze()
@@ -186,12 +192,6 @@ def resolve_solver(cfg: CfgNode) -> CfgNode:
     if cfg.SOLVER.EPOCHS.MAX:
         use_epochs(cfg, len(training_records(cfg)))
     scale_learning_rate(cfg)
-    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
-        _LOGGER.warning(
-            "SOLVER.WARMUP_ITERS is %d of SOLVER.MAX_ITER %d: the learning rate never reaches "
-            "BASE_LR. Lower the one or raise the other.",
-            *(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER),
-        )
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed() % 2**31
         _LOGGER.info("SEED is drawn: %d.", cfg.SEED)

@@ -26,6 +26,7 @@ from ..data import build_test_loader, build_train_loader
 from ..data.build import build_validation_loader
 from ..data.samplers import TrainingBatches
 from ..errors import (
+    CheckpointError,
     DsrcnnError,
     LoaderError,
     NonFiniteLossError,
@@ -236,8 +237,8 @@ class Trainer(DefaultTrainer):
             )
             done = stop.iteration + 1
         except DsrcnnError as error:
-            is_diverged = isinstance(error, NonFiniteLossError)
-            advice = self._last_checkpoint() if is_diverged else self._save_finished()
+            cannot_save = isinstance(error, (CheckpointError, NonFiniteLossError))
+            advice = self._last_checkpoint() if cannot_save else self._save_finished()
             stopped = type(error)(f"{error} {advice}")
             _LOGGER.error("%s", stopped, extra=FILE_ONLY)  # the command line prints it
             raise stopped from error

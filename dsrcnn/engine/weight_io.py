@@ -44,8 +44,10 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         os.chmod(partial, 0o666 & ~umask)  # temporary files are private by default
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) else str(error)
         raise CheckpointError(
-            f"{path} could not be written ({error}). Earlier files are untouched. Make room, or "
+            f"{path} could not be written ({reason}). Earlier files are untouched. Make room, or "
             "write another OUTPUT_DIR."
         ) from error
     finally:

@@ -1,5 +1,8 @@
 """Writers of scalars: console, ``metrics.json``, TensorBoard, and optionally Weights & Biases."""
 
+import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..errors import ConfigError
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
     """Build Detectron2's writers, and that of ``LOG.WANDB_PROJECT``.
@@ -16,10 +21,44 @@ def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
     Raises:
         ConfigError: if wandb is needed and not installed.
     """
-    writers: list[EventWriter] = default_writers(cfg.OUTPUT_DIR, max_iter)
+    console, *files = default_writers(cfg.OUTPUT_DIR, max_iter)
+    writers: list[EventWriter] = [console, *map(FileWriter, files)]
     if cfg.LOG.WANDB_PROJECT:
         writers.append(WandbWriter(cfg))
     return writers
+
+
+class FileWriter(EventWriter):
+    """Writer to a file that lets a training go on while the file cannot be written."""
+
+    def __init__(self, writer: EventWriter) -> None:
+        self._writer = writer
+        self._failed = False
+        threading.excepthook = _quiet_about_full_disks  # TensorBoard writes in a thread
+
+    def write(self) -> None:
+        """Write the latest scalars."""
+        self._try(self._writer.write)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._try(self._writer.close)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                _LOGGER.warning(
+                    "Scalars cannot be written to OUTPUT_DIR (%s: %s); training continues.",
+                    *(type(self._writer).__name__, error.strerror or error),
+                )
+
+
+def _quiet_about_full_disks(args: threading.ExceptHookArgs) -> None:
+    if not isinstance(args.exc_value, OSError):  # `FileWriter` meets it in its next call
+        threading.__excepthook__(args)
 
 
 class WandbWriter(EventWriter):
