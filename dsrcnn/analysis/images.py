@@ -89,7 +89,17 @@ def as_bgr(image: Tensor, order: str) -> np.ndarray:
 
 
 def save_image(path: Path, image: np.ndarray) -> Path:
-    """Write a BGR image, with its folder, and return the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), image)
+    """Write a BGR image, with its folder, and return the path.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+    except OSError as error:
+        raise DataError(f"Picture {path} cannot be written: {error.strerror}.") from error
+    except cv2.error as error:  # an unknown ending, or more than 65,500 pixels a side
+        reason = " ".join(str(error).split())
+        raise DataError(f"Picture {path} cannot be written: {reason}") from error
     return path

@@ -1,6 +1,7 @@
 """Initial proposals that DPG mixes for each image, and the weights of its experts."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..modeling import SparseRCNN
 from ..modeling.proposals import DynamicProposals
 from ..modeling.proposals.dynamic import mixing_statistics
@@ -56,8 +57,9 @@ def draw_initial_proposals(cfg: CfgNode, output: str | Path, *, images: int = 4)
     files = [save_image(folder / name, sheet) for name, sheet in sheets.items()]
     metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
     if metrics.is_file():
-        files.append(folder / "curves.png")
-        draw_curves(metrics, files[-1])
+        with suppress(DataError):  # of a run that was cut off at its start
+            draw_curves(metrics, folder / "curves.png")
+            files.append(folder / "curves.png")
     return Report(files, {k: v.item() for k, v in mixing_statistics(weights).items()})
 
 

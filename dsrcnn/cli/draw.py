@@ -1,6 +1,8 @@
 """``dsrcnn draw``: pictures of a run."""
 
 import argparse
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from ..analysis.proposals import draw_initial_proposals
 from ..analysis.recollection import RecollectionReport, draw_recollection
 from ..config import load_cfg
 from ..errors import DataError
+from ..utils.files import prepare_file, prepare_folder
 from ..visualization.curves import draw_curves
 from .options import add_model_arguments, find_model, output_path, positive_int
 
@@ -27,7 +30,14 @@ class _Drawing(NamedTuple):
     weights: bool = True  # whether it needs weights
 
 
-_THRESHOLD: _Options = {"threshold": (0.3, float, "least score")}
+def _score(text: str) -> float:
+    if not 0 <= float(text) <= 1:  # NaN included
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return float(text)
+
+
+_ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")  # of Matplotlib
+_THRESHOLD: _Options = {"threshold": (0.3, _score, "least score")}
 _NUM_IMAGES: _Options = {"num_images": (100, positive_int, "test images to count objects in")}
 _TIMES: _Options = {"times": (4, positive_int, "versions of an image")}
 _DRAWINGS = {
@@ -68,18 +78,37 @@ def run(args: argparse.Namespace, name: str) -> int:
     config_file, opts = find_model(args, weights=drawing.weights)
     output = output_path(args, name)
     options = {option: vars(args)[option] for option in ("images", *drawing.options)}
-    print(_describe(drawing.draw(load_cfg(config_file, opts), output, **options), output))
+    cfg = load_cfg(config_file, opts)
+    prepare_folder(output, "--output")
+    result = drawing.draw(cfg, output, **options)
+    if name == "predictions":
+        print(describe_predictions(result, output, args.threshold))
+    else:
+        print(_describe(result, output))
     return 0
 
 
 def _draw_curves(args: argparse.Namespace) -> Path:
     metrics = Path(args.run) / "metrics.json"
-    if not metrics.is_file():
-        raise DataError(f"{metrics} does not exist; write the output folder of a training run.")
-    output = output_path(args, "curves.png")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if not os.path.isfile(metrics):
+        fault = "is no file" if os.path.exists(metrics) else "does not exist"
+        raise DataError(f"{metrics} {fault}; write the output folder of a training run.")
+    output = prepare_file(output_path(args, "curves.png"), "--output", _ENDINGS)
     draw_curves(metrics, output)
     return output
+
+
+def describe_predictions(report: Report, output: Path, threshold: float) -> str:
+    """Say where the pictures are, and why they show nothing if they do."""
+    text, best = f"{len(report.files)} pictures in {output}", report.statistics["best score"]
+    if report.statistics["detections"]:
+        return text
+    if math.isnan(best):
+        return f"{text}; none shows a prediction, since the model detects nothing at all"
+    return (
+        f"{text}; none shows a prediction, since the best score is {best:.2g}, below --threshold "
+        f"{threshold:g}"
+    )
 
 
 def _describe(result: Path | list[Path] | Report | RecollectionReport, output: Path) -> str:

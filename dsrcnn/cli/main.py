@@ -83,16 +83,16 @@ def _declare_demo(parser: argparse.ArgumentParser) -> None:
 def _demo(args: argparse.Namespace) -> int:
     from ..analysis.predictions import draw_predictions
     from ..visualization.curves import draw_curves
+    from .draw import describe_predictions
 
     folder = Path(load_cfg(args.config_file, args.opts).OUTPUT_DIR)
-    (folder / "metrics.json").unlink(missing_ok=True)  # else the curves would show two runs
     if status := launch(args):
         return status
     args.run, args.config_file, args.opts = str(folder), None, []
     cfg = load_cfg(*find_model(args))
-    files = draw_predictions(cfg, folder / "predictions", images=args.images)
+    report = draw_predictions(cfg, folder / "predictions", images=args.images)
     draw_curves(folder / "metrics.json", folder / "curves.png")
-    print(f"predictions: {folder / 'predictions'} ({len(files)} pictures)")
+    print(f"predictions: {describe_predictions(report, folder / 'predictions', 0.3)}")
     names = {"curves": "curves.png", "metrics": "metrics.json", "log": "log.txt"}
     for kind, name in {**names, "weights": "model_final.pth"}.items():
         print(f"{kind}: {folder / name}")

@@ -1,6 +1,7 @@
 """Training curves from Detectron2's ``metrics.json``."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..errors import DataError
 from ..structures import OVERLAPS
 
 _LOSSES = ("loss_ce", "loss_bbox", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc")
@@ -41,16 +43,43 @@ _DYNAMIC_RCNN = (
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """Read the entries of ``metrics.json``, ascending by iteration.
 
-    A resumed run replaces what it repeats. A truncated last line, as on a full disk, is ignored.
+    A resumed run replaces what it repeats. A truncated last line, as on a full disk, is ignored,
+    and so are values that are no numbers.
+
+    Raises:
+        DataError: if no line has the scalars of an iteration.
     """
     by_iteration: dict[int, dict[str, float]] = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        by_iteration.setdefault(entry["iteration"], {}).update(entry)
+        iteration: Any = entry.get("iteration") if isinstance(entry, dict) else None
+        if _is_finite(iteration):
+            numbers = {k: float(v) for k, v in entry.items() if _is_plotted(v)}
+            by_iteration.setdefault(int(iteration), {}).update(numbers)
+    if not any(len(entry) > 1 for entry in by_iteration.values()):
+        raise DataError(
+            f"{path} has no scalars of a training, which are lines such as "
+            '{"iteration": 19, "total_loss": 3.2}. Take the metrics.json of a run that has trained '
+            "for some iterations."
+        )
     return [by_iteration[i] for i in sorted(by_iteration)]
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value of JSON is a number that a plot can show."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and -1e300 < value < 1e300
+
+
+def _is_plotted(value: Any) -> bool:
+    return _is_finite(value) or (isinstance(value, float) and math.isnan(value))
 
 
 def draw_curves(metrics: str | Path, output: str | Path) -> None:
@@ -59,6 +88,9 @@ def draw_curves(metrics: str | Path, output: str | Path) -> None:
     Further panels show what a method logs: positives by stage (DLA), the mixture (DPG), threshold
     and transition point with the statistics they follow (Dynamic R-CNN). With SQR the loss of the
     plain cascade is beside the sum.
+
+    Raises:
+        DataError: if there is nothing to draw.
     """
     entries = read_metrics(metrics)
     known = {key for entry in entries for key in entry}
