@@ -133,7 +133,7 @@ class Checkpointer(DetectionCheckpointer):
         path = self._local_path(path)
         content = self._load_file(path)
         fit = self._load_model(content, path)
-        if names and not fit.is_complete:
+        if names and (fit.unused or not fit.is_complete):
             raise WeightsError(
                 f"Training cannot continue from {path}: the model has changed. {fit.report(' ')} "
                 "Use the config of the run, or leave out --resume, and write MODEL.WEIGHTS to "
@@ -214,7 +214,7 @@ class Checkpointer(DetectionCheckpointer):
                 f"The weights do not fit the model to evaluate. {fit.report(' ')} "
                 "Use the config the weights were trained with."
             )
-        if not fit.loaded:
+        if not fit.fitting:
             raise WeightsError(
                 f"No tensor of {path!r} belongs to the model. {fit.report(' ')} Write weights "
                 "of this architecture or of its backbone to MODEL.WEIGHTS, or '' for random ones."

@@ -32,6 +32,8 @@ def tensors_of(content: Any, path: str) -> dict[str, Tensor]:
             value = torch.from_numpy(np.array(value))
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise _no_weights(path, f"a {type(value).__name__} named {name!r}")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise _no_weights(path, f"a sparse, quantized or empty tensor named {name}")
         state[name.removeprefix("module.")] = value  # of a model wrapped for several processes
     return state
 
@@ -48,6 +50,7 @@ class Fit(NamedTuple):
 
     Attributes:
         total: number of tensors of the model.
+        fitting: number of tensors of the file that the model has in this shape.
         missing: tensors of the model that the file lacks.
         reshaped: names with the shapes in the file and in the model, of tensors not loaded.
         resized: the same of tensors that were cut or tiled to the number of proposals.
@@ -55,6 +58,7 @@ class Fit(NamedTuple):
     """
 
     total: int
+    fitting: int
     missing: list[str]
     reshaped: list[tuple[str, _Shape, _Shape]]
     resized: list[tuple[str, _Shape, _Shape]]
@@ -129,7 +133,8 @@ def load_fitting(model: nn.Module, state: dict[str, Tensor], path: str, *, resiz
         if name not in left_out and not name.endswith("num_batches_tracked")
     ]
     reshaped = [entry for entry in reshaped if entry[0] not in training_state]
-    return Fit(len(own), missing, reshaped, resized, incompatible.unexpected_keys)
+    fits, unused = len(own.keys() & fitting), incompatible.unexpected_keys
+    return Fit(len(own), fits, missing, reshaped, resized, unused)
 
 
 def _check_values(path: str, name: str, value: Tensor, target: Tensor) -> None:

@@ -79,14 +79,16 @@ def test_training_and_the_command_line_evaluate_the_average(tmp_path):
     options = ["MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.5, "SOLVER.MAX_ITER", 4]
     cfg = quick_cfg(tmp_path, *coco_options(tmp_path / "data"), *options, "LOG.IMAGES", 0)
     in_training = train(cfg)._last_eval_results["bbox"]["AP50"]
-    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
-    assert evaluate(cfg)["bbox"]["AP50"] == pytest.approx(in_training, nan_ok=True)
+    for name in ("model_final.pth", "model_0000003.pth"):
+        cfg.MODEL.WEIGHTS = str(tmp_path / name)
+        assert evaluate(cfg)["bbox"]["AP50"] == pytest.approx(in_training, nan_ok=True)
     content = torch.load(cfg.MODEL.WEIGHTS)
     key = "head.head_series.0.linear1.weight"
     assert not torch.equal(content["model"][key], content["ema"]["model"][key])
-    best = torch.load(tmp_path / "model_best.pth")["model"]
+    best, final = (torch.load(tmp_path / f"model_{n}.pth")["model"] for n in ("best", "final"))
     for key, value in content["ema"]["model"].items():
         assert torch.equal(best[key], value), key
+        assert torch.equal(final[key], value), key
 
 
 def test_precise_norms_are_computed_for_the_average_too(tmp_path):

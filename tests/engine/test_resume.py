@@ -79,11 +79,47 @@ def differences(a, b, path=""):
     return [] if a == b else [path]
 
 
+def last_checkpoint(folder):
+    content = torch.load(folder / "model_0000009.pth")
+    content["config"] = content["config"].replace(str(folder), "")
+    return content
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("uninterrupted")
     finish(folder, *data)
-    return torch.load(folder / "model_final.pth")
+    return last_checkpoint(folder)
+
+
+def stop_when_written(file, folder, number, *options):
+    """Start a run and send it a signal as soon as the file exists; its status and messages."""
+    pipe = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command(folder, *options), cwd=REPOSITORY, env=ENVIRONMENT, **pipe)
+    end = time.monotonic() + 120
+    while not file.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, messages = process.communicate(timeout=120)
+    return process.returncode, messages
+
+
+def test_a_run_stopped_by_signals_saves_its_state_and_equals_an_uninterrupted_one(
+    tmp_path, uninterrupted, data
+):
+    # In training, then in the evaluation after the sixth iteration.
+    for name, number, status in (
+        ("model_0000002.pth", signal.SIGINT, 130), ("model_0000005.pth", signal.SIGTERM, 143)
+    ):  # fmt: skip
+        returned, messages = stop_when_written(tmp_path / name, tmp_path, number, *data)
+        assert returned == status, messages
+        saved = re.search(r"after (\d+) iterations is saved as (model_\d+\.pth)", messages)
+        assert saved, messages
+        assert "--resume continues from there" in messages
+        assert "Traceback" not in messages
+        assert torch.load(tmp_path / saved[2])["iteration"] + 1 == int(saved[1])
+    finish(tmp_path, *data)
+    assert differences(uninterrupted, last_checkpoint(tmp_path)) == []
 
 
 def test_a_run_killed_three_times_equals_an_uninterrupted_one(tmp_path, uninterrupted, data):
@@ -96,7 +132,7 @@ def test_a_run_killed_three_times_equals_an_uninterrupted_one(tmp_path, uninterr
     starts = re.findall("Starting training from iteration ([0-9]+)", log)
     assert starts[0] == "0"
     assert int(starts[-1]) >= 6
-    assert differences(uninterrupted, torch.load(tmp_path / "model_final.pth")) == []
+    assert differences(uninterrupted, last_checkpoint(tmp_path)) == []
 
 
 def test_a_checkpoint_has_all_state(uninterrupted):
@@ -112,7 +148,7 @@ def test_a_checkpoint_has_all_state(uninterrupted):
 def test_the_checkpoint_before_a_truncated_and_an_empty_one_is_used(tmp_path, caplog):
     options = ["SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", "()"]
     train(quick_cfg(tmp_path, *options, "SOLVER.MAX_ITER", 5))
-    (tmp_path / "model_final.pth").write_bytes(b"")
+    (tmp_path / "model_0000004.pth").write_bytes(b"")
     newest = tmp_path / "model_0000003.pth"
     newest.write_bytes(newest.read_bytes()[:100_000])
     trainer = Trainer(quick_cfg(tmp_path, *options, "SOLVER.MAX_ITER", 5))
@@ -123,7 +159,7 @@ def test_the_checkpoint_before_a_truncated_and_an_empty_one_is_used(tmp_path, ca
 
 def test_a_drawn_seed_is_kept_on_resume(tmp_path):
     train(quick_cfg(tmp_path, "SEED", -1, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
-    seed = torch.load(tmp_path / "model_final.pth")["trainer"]["seed"]
+    seed = torch.load(tmp_path / "model_0000000.pth")["trainer"]["seed"]
     cfg = quick_cfg(tmp_path, "SEED", -1, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")
     trainer = train(cfg, resume=True)
     assert trainer._trainer.seed == trainer.data_loader.batch_sampler.seed == seed

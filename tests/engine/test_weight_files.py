@@ -72,7 +72,7 @@ def test_training_continues_after_a_checkpoint_that_cannot_be_written(
     assert "Training continues" in caplog.text
     names = sorted(p.name for p in tmp_path.glob("*.pth"))
     assert names == ["model_0000000.pth", "model_0000002.pth", "model_final.pth"]
-    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
 
 
 def test_the_final_checkpoint_must_be_written(tmp_path, monkeypatch):
