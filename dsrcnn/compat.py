@@ -1,13 +1,16 @@
 """Patches that let Detectron2 0.6, as pure Python, run on current torch, numpy and Pillow.
 
 Nothing else in this package patches code outside of it. `ensure_compatible` runs before any other
-import of ``dsrcnn``. Each patch checks for the feature it restores, so all of them are no-ops on
-Detectron2's main branch with its compiled extension.
+import of ``dsrcnn``. Each patch checks for the feature it restores, so they are no-ops on
+Detectron2's main branch with its compiled extension. One thing is added everywhere:
+`_refuse_default_optimizer`, for models of this package only.
 """
 
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
+import logging
 import re
 import sys
 import types
@@ -92,6 +95,54 @@ def _restore_removed_names(root: Path) -> None:
             setattr(np, alias.__name__, alias)
 
 
+def _fall_back_to_pycocotools() -> None:
+    """Let ``COCOEvaluator`` compute its metrics with pycocotools if the fast code is not compiled.
+
+    Detectron2's main branch does so; 0.6 fails after the whole evaluation.
+    """
+    from detectron2.evaluation import coco_evaluation
+
+    plain = coco_evaluation.COCOeval
+    if has_compiled_extension() or vars(coco_evaluation).get("COCOeval_opt", plain) is plain:
+        return
+
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        message = "Fast COCO evaluation is not compiled here: pycocotools computes the metrics."
+        logging.getLogger("detectron2.evaluation.coco_evaluation").info(message)
+        return plain(*args, **kwargs)
+
+    coco_evaluation.COCOeval_opt = evaluate
+
+
+def _refuse_default_optimizer() -> None:
+    """Let ``DefaultTrainer`` refuse to train this package's models with its own optimizer.
+
+    It knows nothing of ``SOLVER.OPTIMIZER`` and would silently train by SGD with a learning rate
+    meant for AdamW. Other models, and trainers that build their optimizer themselves, as that of
+    the official Sparse R-CNN does, are not affected.
+    """
+    from detectron2.engine import defaults
+
+    original = defaults.build_optimizer
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def build_optimizer(cfg: Any, model: Any) -> Any:
+        from .errors import ConfigError
+        from .utils.training import TrainableModel
+
+        if isinstance(model, TrainableModel):
+            raise ConfigError(
+                f"Detectron2's DefaultTrainer builds an optimizer without SOLVER.OPTIMIZER, so "
+                f"{type(model).__name__} would not learn. Use dsrcnn.engine.trainer.Trainer in its "
+                "place, train_net.py, or dsrcnn train."
+            )
+        return original(cfg, model)
+
+    defaults.build_optimizer = build_optimizer
+
+
 def _import_quietly() -> None:
     """Import Detectron2's models without the deprecation warnings of ``torch.jit.script``.
 
@@ -115,6 +166,8 @@ def ensure_compatible() -> None:
     _restore_removed_names(Path(spec.origin).parent)
     _provide_compiled_extension()
     _import_quietly()
+    _fall_back_to_pycocotools()
+    _refuse_default_optimizer()
 
 
 def create_local_process_group(processes_per_machine: int) -> None:

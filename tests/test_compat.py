@@ -9,14 +9,19 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, quick_cfg, write_coco
 from detectron2 import _C
-from detectron2.data import build, print_instances_class_histogram
+from detectron2.data import DatasetCatalog, build, print_instances_class_histogram
 from detectron2.data import transforms as T
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import COCOEvaluator
 from detectron2.layers.rotated_boxes import pairwise_iou_rotated
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import collect_env
 
 from dsrcnn import compat
+from dsrcnn.errors import ConfigError
 
 pure_python = pytest.mark.skipif(
     not isinstance(_C, compat._MissingExtension), reason="Detectron2 is compiled here"
@@ -114,3 +119,34 @@ def test_the_import_prints_nothing():
     command = [sys.executable, "-c", "import dsrcnn.engine.processes"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""
+
+
+def test_detectron2s_evaluator_works_without_compiled_operators(tmp_path, clean_catalogs):
+    write_coco(tmp_path / "data.json", tmp_path / "images")
+    register_coco_instances("compat_test", {}, str(tmp_path / "data.json"), str(tmp_path))
+    DatasetCatalog.get("compat_test")  # sets the ids of its classes
+    evaluator = COCOEvaluator("compat_test", output_dir=str(tmp_path / "out"))
+    evaluator.reset()
+    for image in (1, 2):
+        detections = Instances((64, 96))
+        detections.pred_boxes = Boxes(torch.tensor([[5.0, 5, 35, 35], [50, 20, 90, 50]]))
+        detections.scores, detections.pred_classes = torch.ones(2), torch.arange(2)
+        evaluator.process([{"image_id": image}], [{"instances": detections}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_detectron2s_trainer_refuses_models_of_this_package_and_no_others(tmp_path):
+    with pytest.raises(ConfigError, match=r"Use dsrcnn\.engine\.trainer\.Trainer"):
+        DefaultTrainer(quick_cfg(tmp_path))
+    cfg = quick_cfg(tmp_path, "SOLVER.CLIP_GRADIENTS.ENABLED", False)
+    optimizer = DefaultTrainer.build_optimizer(cfg, torch.nn.Linear(2, 2))
+    assert isinstance(optimizer, torch.optim.SGD)
+
+
+def test_a_trainer_with_its_own_optimizer_is_not_refused(tmp_path):
+    class OwnTrainer(DefaultTrainer):
+        @classmethod
+        def build_optimizer(cls, cfg, model):
+            return torch.optim.AdamW(model.parameters(), cfg.SOLVER.BASE_LR)
+
+    assert isinstance(OwnTrainer(quick_cfg(tmp_path)).optimizer, torch.optim.AdamW)
