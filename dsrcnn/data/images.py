@@ -75,6 +75,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") and not is_wide:
         kind = "float" if image.mode == "F" else "32-bit"
         raise ValueError(f"{kind} pixels of unknown range; save it with 8 or 16 bits per channel")
+    image.load()  # reading EXIF data would load it as well, and hide errors
     rotated = detection_utils._apply_exif_orientation(image)
     return Image.fromarray((np.asarray(rotated) >> 8).astype(np.uint8)) if is_wide else rotated
 

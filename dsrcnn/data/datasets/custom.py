@@ -3,6 +3,7 @@
 import difflib
 import functools
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def use_custom_data(cfg: CfgNode) -> None:
     if node.FOLDER and any(files.values()):
         raise ConfigError("DATASETS.CUSTOM has a FOLDER and json files; write one or the other.")
     if node.FOLDER:
-        node.NAME = node.NAME or Path(node.FOLDER).resolve().name
+        node.NAME = node.NAME or Path(os.path.abspath(node.FOLDER)).name
         used = {part: split for part, split in splits.items() if split}
         classes = _register_folder(node.NAME, Path(node.FOLDER), used, saved)
     elif node.NAME:

@@ -8,6 +8,7 @@ from .geometric import Crop, RandomWarp, Resize
 from .photometric import RandomBlur, RandomHSV, RandomNoise
 
 _SIZES_BEFORE_CROP = (400, 500, 600)  # short sides, fixed in DETR and Sparse R-CNN
+_MAX_SIZE_BEFORE_CROP = 6000  # a strip of 200:1 would take hundreds of megabytes
 _JITTER_RANGE = (0.1, 2.0)  # of large-scale jitter (arXiv 2012.07177)
 
 
@@ -46,7 +47,7 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 def build_cropping(cfg: CfgNode) -> list[T.Augmentation]:
     """Build the resize to a small size, the crop of ``INPUT.CROP`` and the resize after it."""
-    sizes = T.ResizeShortestEdge(_SIZES_BEFORE_CROP, sample_style="choice")
+    sizes = T.ResizeShortestEdge(_SIZES_BEFORE_CROP, _MAX_SIZE_BEFORE_CROP, "choice")
     crop = Crop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
     return [Resize(sizes, cfg.INPUT.OPENCV), crop, *build_resizing(cfg)]
 
