@@ -84,6 +84,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+_SOME = range(1, 10**6)  # counts of lists that are not empty
 SWITCH_OFF = Allowed(lambda v: not v, "False; this package's loaders have boxes and masks only")
 FRACTION = Allowed(lambda v: 0 <= v <= 1, "a number from 0 to 1")
 BELOW_ONE = Allowed(lambda v: 0 <= v < 1, "a number from 0 to below 1")
@@ -94,9 +95,14 @@ RANGE = Allowed(
 )
 NORM = Allowed(_is_norm, "one of '', BN, SyncBN, FrozenBN, GN")
 SIDE = at_least(32, 100_000)  # of images; smaller ones have no pixels left in coarse levels
-SIDES = each(at_least(0, 100_000), "numbers of pixels, such as (480, 800)", range(1, 10**6))
+SIDE_OR_ZERO = Allowed(lambda v: v == 0 or 16 <= v <= 100_000, "0, or a number of at least 16")
+SIDES = each(SIDE_OR_ZERO, "numbers of pixels from 16 on, such as (480, 800)", _SOME)
 TEXT = Allowed(_is_text, "a name that is not empty")
 NAMES = each(TEXT, "names in parentheses, such as ('shapes_train',)")
+LENGTHS = Allowed(
+    lambda v: len(v) > 0 and all(x > 0 for x in _leaves(v)), "lists of numbers above 0"
+)
+LEVELS = each(TEXT, "names of feature maps, such as ('p2', 'p3', 'p4', 'p5')", _SOME)
 LOSS_TYPE = one_of("smooth_l1", "giou", "diou", "ciou")
 
 SPARSE_RCNN: Table = {
@@ -161,6 +167,16 @@ DYNAMIC_RCNN: Table = {
 }
 # Detectron2's Faster R-CNN.
 GENERALIZED_RCNN: Table = {
+    "ANCHOR_GENERATOR.SIZES": LENGTHS,
+    "ANCHOR_GENERATOR.ASPECT_RATIOS": LENGTHS,
+    "ANCHOR_GENERATOR.OFFSET": BELOW_ONE,
+    "PROPOSAL_GENERATOR.MIN_SIZE": at_least(0),
+    **dict.fromkeys(("RPN.IN_FEATURES", "ROI_HEADS.IN_FEATURES"), LEVELS),
+    "RPN.IOU_THRESHOLDS": Allowed(
+        lambda v: len(v) == 2 and 0 <= v[0] <= v[1] <= 1, "two numbers from 0 to 1, ascending"
+    ),
+    "RPN.IOU_LABELS": each(one_of(0, -1, 1), "three labels of 0, -1 and 1", (3,)),
+    "RPN.CONV_DIMS": each(Allowed(lambda v: v == -1 or v > 0, ""), "channels, or [-1]", _SOME),
     **{f"RPN.{k}_NMS_TOPK_{p}": COUNT for k in ("PRE", "POST") for p in ("TRAIN", "TEST")},
     **dict.fromkeys(("RPN.BATCH_SIZE_PER_IMAGE", "ROI_HEADS.BATCH_SIZE_PER_IMAGE"), COUNT),
     **dict.fromkeys(("RPN.POSITIVE_FRACTION", "ROI_HEADS.POSITIVE_FRACTION"), FRACTION),
@@ -207,8 +223,15 @@ RESNETS: Table = {
     ),
     "DEFORM_ON_PER_STAGE": each(one_of(True, False), "four times True or False", (4,)),
 }  # fmt: skip
-# What a start needs before everything else.
+# What is used before the rest can be checked.
 RUN: Table = {
+    "VERSION": one_of(2),
+    **dict.fromkeys(("DATASETS.TRAIN", "DATASETS.TEST"), NAMES),
+    "DATASETS.CUSTOM.CLASSES": each(TEXT, "names of classes, such as ('cat', 'dog')"),
+    **{
+        f"DATASETS.PROPOSAL_FILES_{k}": Allowed(lambda v: not v, "(); proposals are not loaded")
+        for k in ("TRAIN", "TEST")
+    },
     "MODEL.DEVICE": Allowed(
         lambda v: bool(re.fullmatch(r"cpu|meta|(cuda|mps|xpu)(:\d{1,4})?", v)),
         "cpu, cuda, or cuda:1 for another GPU",
@@ -254,15 +277,13 @@ TRAINING: Table = {
     "TEST.EXPECTED_RESULTS": each(
         Allowed(_is_expected_result, ""), "entries such as ['bbox', 'AP', 38.5, 0.2]"
     ),
-    "TEST.AUG.MIN_SIZES": SIDES,
+    "TEST.AUG.MIN_SIZES": each(at_least(16, 100_000), "numbers of pixels from 16 on", _SOME),
     "TEST.AUG.MAX_SIZE": SIDE,
     "TEST.PRECISE_BN.NUM_ITER": at_least(1),
     **dict.fromkeys(("LOG.IMAGES", "LOG.PERIOD"), at_least(0)),
     "LOG.LEVEL": one_of("normal", "verbose"),
     "DATALOADER.NUM_WORKERS": at_least(0, 1000),
     "DATALOADER.REPEAT_THRESHOLD": FRACTION,
-    **dict.fromkeys(("DATASETS.TRAIN", "DATASETS.TEST"), NAMES),
-    "DATASETS.CUSTOM.CLASSES": each(TEXT, "names of classes, such as ('cat', 'dog')"),
 }
 INPUT: Table = {
     "FORMAT": one_of("RGB", "BGR"),
@@ -270,7 +291,7 @@ INPUT: Table = {
     "MIN_SIZE_TRAIN": SIDES,
     "MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
     **dict.fromkeys(("MAX_SIZE_TRAIN", "MAX_SIZE_TEST"), SIDE),
-    "MIN_SIZE_TEST": at_least(0, 100_000),
+    "MIN_SIZE_TEST": SIDE_OR_ZERO,
     "CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
     "CROP.SIZE": each(above(0), "height and width, both above 0", (2,)),
     "RANDOM_FLIP": one_of("none", "horizontal", "vertical"),
@@ -285,7 +306,9 @@ INPUT: Table = {
     "AUG.WARP.PERSPECTIVE": Allowed(lambda v: 0 <= v < 0.5, "a number from 0 to below 0.5"),
     "AUG.WARP.SCALE": RANGE,
     "AUG.MOSAIC.SIZE": SIDE,
-    "AUG.SCALE_JITTER.SIZE": Allowed(lambda v: v == 0 or v >= 32, "0, or a number of at least 32"),
+    "AUG.SCALE_JITTER.SIZE": Allowed(
+        lambda v: v == 0 or 32 <= v <= 100_000, "0, or a number of at least 32"
+    ),
 }
 
 
@@ -340,6 +363,8 @@ def check_types(cfg: CfgNode) -> None:
             raise ConfigError(
                 f"{key} is {_displayed(value)}; write {expected}, such as {default!r}."
             )
+        if any(isinstance(element, str) and "\0" in element for element in elements):
+            raise ConfigError(f"{key} is {_displayed(value)}; remove the NUL character.")
         numbers = [e for e in elements if isinstance(e, float)]
         is_infinite_norm = key == "SOLVER.CLIP_GRADIENTS.NORM_TYPE" and value == math.inf
         if not all(map(math.isfinite, numbers)) and not is_infinite_norm:

@@ -19,6 +19,7 @@ from detectron2.modeling import (
     StandardROIHeads,
 )
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
+from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
 from detectron2.utils.registry import Registry
 
@@ -252,12 +253,20 @@ def _check_generalized_rcnn(cfg: CfgNode) -> None:
         ("MODEL.ROI_HEADS.NAME", ROI_HEADS_REGISTRY),
         ("MODEL.PROPOSAL_GENERATOR.NAME", PROPOSAL_GENERATOR_REGISTRY),
         ("MODEL.ANCHOR_GENERATOR.NAME", ANCHOR_GENERATOR_REGISTRY),
+        ("MODEL.RPN.HEAD_NAME", RPN_HEAD_REGISTRY),
     ):
         check_name(key, rules.value_of(cfg, key), registry)
     heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
     if issubclass(heads, StandardROIHeads):
         check_name("MODEL.ROI_BOX_HEAD.NAME", cfg.MODEL.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY)
     check_table(cfg, rules.GENERALIZED_RCNN, "MODEL")
+    levels = len(cfg.MODEL.RPN.IN_FEATURES)
+    for name in ("SIZES", "ASPECT_RATIOS"):
+        if len(values := cfg.MODEL.ANCHOR_GENERATOR[name]) not in (1, levels):
+            raise ConfigError(
+                f"MODEL.ANCHOR_GENERATOR.{name} has {len(values)} entries for the {levels} maps of "
+                "MODEL.RPN.IN_FEATURES; write one for each, or a single one for all."
+            )
     if issubclass(heads, ChecksConfig):
         heads.check_config(cfg)
 
@@ -304,6 +313,17 @@ def _check_resnet(cfg: CfgNode) -> None:
             f"MODEL.FPN.IN_FEATURES is {tuple(names)}; write consecutive maps of "
             f"{key}.OUT_FEATURES {tuple(levels)}, such as ('res2', 'res3', 'res4', 'res5')."
         )
+    if cfg.MODEL.BACKBONE.NAME != "build_retinanet_resnet_fpn_backbone":
+        pyramid = [f"p{stage}" for stage in (*stages, stages[-1] + 1)]
+        used = ["MODEL.ROI_HEADS.IN_FEATURES"]
+        if issubclass(architecture_of(cfg), GeneralizedRCNN):
+            used.append("MODEL.RPN.IN_FEATURES")
+        for key in used:
+            check_value(
+                key,
+                rules.value_of(cfg, key),
+                rules.each(one_of(*pyramid), f"some of {', '.join(pyramid)}"),
+            )
 
 
 def _check_training(cfg: CfgNode) -> None:
@@ -329,7 +349,16 @@ def _check_training(cfg: CfgNode) -> None:
             "SOLVER.EPOCHS.MAX is 0, so the other keys of SOLVER.EPOCHS have no effect. Write the "
             "number of epochs to train."
         )
-    best = cfg.TEST.BEST
+    best, aug = cfg.TEST.BEST, cfg.TEST.AUG
+    is_ours = issubclass(architecture_of(cfg), CheckedArchitecture)
+    if aug.ENABLED and aug.SCALE_FILTER and is_ours:
+        pairs = [p for p in aug.SCALE_RANGES if isinstance(p, (list, tuple)) and len(p) == 2]
+        if len(pairs) != len(aug.MIN_SIZES) or len(pairs) != len(aug.SCALE_RANGES):
+            raise ConfigError(
+                f"TEST.AUG.SCALE_RANGES has {len(pairs)} pairs for the {len(aug.MIN_SIZES)} sizes "
+                "of TEST.AUG.MIN_SIZES; write a pair such as [0, 10000] for each, or "
+                "TEST.AUG.SCALE_FILTER False."
+            )
     if "validation/" in best.METRIC and not cfg.TEST.LOSS:
         raise ConfigError(
             f"TEST.BEST.METRIC is {best.METRIC!r}, but TEST.LOSS is False, so there are no losses "

@@ -92,10 +92,11 @@ def _check_datasets(cfg: CfgNode, *, eval_only: bool) -> None:
     Raises:
         DataError: if a dataset is not registered or not on this machine.
     """
-    if eval_only and not cfg.DATASETS.TEST:
+    part, example = ("TEST", "shapes_val") if eval_only else ("TRAIN", "shapes_train")
+    if not cfg.DATASETS[part]:
         raise DataError(
-            "DATASETS.TEST is empty, so there is nothing to evaluate. Write a registered name, "
-            "such as ('shapes_val',), or the test data of DATASETS.CUSTOM."
+            f"DATASETS.{part} is empty. Write a registered name, such as {example}, or set "
+            "DATASETS.CUSTOM.FOLDER."
         )
     for name in cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         check_registered(name)

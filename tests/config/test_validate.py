@@ -133,7 +133,8 @@ def test_asag_refuses_parts_that_do_not_fit_when_it_is_built(opts, words):
     ["TEST.BEST.METRIC", "validation/loss_ce", "TEST.LOSS", True],
     [*SQR, f"{NODE}.SQR.START", 5, f"{NODE}.SQR.MODE", "dense"],  # does not use START
     [*SQR, f"{NODE}.SQR.START", 5, f"{NODE}.SQR.ENABLED", False],
-    ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", f"{NODE}.NUM_PROPOSALS", 0],
+    ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.RPN.IN_FEATURES", ["p4"],
+     f"{NODE}.NUM_PROPOSALS", 0],
 ])  # fmt: skip
 def test_valid_and_unused_values_are_accepted(opts):
     check_config(tiny_cfg(*opts))
