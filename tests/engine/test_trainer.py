@@ -1,19 +1,23 @@
 import copy
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
-from conftest import batch, coco_options, quick_cfg, tiny_cfg, train
-from detectron2.engine import DefaultPredictor
+import yaml
+from conftest import QUICK, SMALL, batch, coco_options, quick_cfg, refusal, tiny_cfg, train
+from detectron2.engine import DefaultPredictor, hooks
 from detectron2.modeling import build_model
 
 from dsrcnn import load_cfg
+from dsrcnn.cli.main import main
 from dsrcnn.data.datasets.shapes import draw_scene
 from dsrcnn.data.mapper import read_image
 from dsrcnn.engine.main import evaluate
 from dsrcnn.engine.trainer import Trainer
-from dsrcnn.errors import DataError, NonFiniteLossError
+from dsrcnn.errors import DataError, LoaderError, NonFiniteLossError
 
 
 def few_images(folder, *options):
@@ -58,6 +62,56 @@ def test_an_unreadable_image_stops_training_but_keeps_the_model(tmp_path, monkey
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == last + 1 > 1
+
+
+def test_a_dead_loader_worker_is_one_message_and_the_model_is_kept(tmp_path):
+    options = ["DATALOADER.NUM_WORKERS", 1, "SOLVER.MAX_ITER", 2000, "DATASETS.TEST", "()"]
+    trainer = Trainer(quick_cfg(tmp_path, *options))
+
+    def kill():
+        if trainer.iter == 2:
+            os.kill(trainer._trainer._batches._workers[0].pid, signal.SIGKILL)
+
+    trainer.register_hooks([hooks.CallbackHook(after_step=lambda _: kill())])
+    with pytest.raises(LoaderError, match=r"loads images \(\d+\) has died.*NUM_WORKERS") as error:
+        trainer.train()
+    assert "--resume continues" in str(error.value)
+    (last,) = tmp_path.glob("model_*.pth")
+    assert torch.load(last)["iteration"] >= 2
+
+
+def test_a_second_run_in_the_folder_needs_overwrite_and_then_leaves_nothing_of_the_first(
+    tmp_path, capsys
+):
+    words = [*QUICK, *SMALL, *coco_options(tmp_path / "data"), "OUTPUT_DIR", tmp_path / "out"]
+    words = [*map(str, words), "TEST.EVAL_PERIOD", "2", "LOG.IMAGES", "0"]
+    assert main(["train", *words, "SOLVER.MAX_ITER", "4"]) == 0
+    assert (tmp_path / "out/model_0000003.pth").is_file()
+    assert "--overwrite" in refusal(capsys, "train", *words)
+    assert main(["train", *words, "--overwrite"]) == 0
+    names = sorted(p.name for p in (tmp_path / "out").glob("model_*.pth"))
+    assert names in (["model_0000001.pth", "model_final.pth"],
+                     ["model_0000001.pth", "model_best.pth", "model_final.pth"])  # fmt: skip
+    lines = (tmp_path / "out/metrics.json").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [1, 2]
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(2, [4, 5]), (0, [0, 1, 2, 3, 4, 5])])
+def test_the_newest_checkpoints_are_kept(tmp_path, kept, expected):
+    options = ["SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", kept]
+    train(quick_cfg(tmp_path, *options, "SOLVER.MAX_ITER", 6, "DATASETS.TEST", "()"))
+    found = sorted(int(p.stem[6:]) for p in tmp_path.glob("model_0*.pth"))
+    assert found == expected
+
+
+def test_the_final_model_has_weights_config_and_classes_but_no_state(tmp_path):
+    train(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
+    content = torch.load(tmp_path / "model_final.pth")
+    assert set(content) == {"model", "config", "classes", "iteration"}
+    assert content["classes"][0] == "circle"
+    assert yaml.safe_load(content["config"])["MODEL"]["SparseRCNN"]["NUM_CLASSES"] == 5
+    sizes = [(tmp_path / f"model_{n}.pth").stat().st_size for n in ("final", "0000000")]
+    assert sizes[0] < 0.5 * sizes[1]
 
 
 def test_a_diverging_loss_stops_training_and_names_the_last_checkpoint(tmp_path):

@@ -168,8 +168,11 @@ def is_worker(pid):
     return "spawn_main" in words or "train_net.py" in words
 
 
-def kill_one(command, checkpoint):
-    """Start a run and kill a process after a checkpoint; returns status, stderr and processes."""
+def kill_one(command, checkpoint, signal_of_all=None):
+    """Start a run and kill a process after a checkpoint; returns status, stderr and processes.
+
+    With `signal_of_all`, that is sent to the process that was started instead.
+    """
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "start_new_session": True}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=ENVIRONMENT, text=True, **streams)
     try:
@@ -177,7 +180,7 @@ def kill_one(command, checkpoint):
         while not checkpoint.exists() and time.monotonic() < end:
             time.sleep(0.05)
         workers = [pid for pid in children(process.pid) if is_worker(pid)]
-        os.kill(workers[-1], signal.SIGKILL)
+        os.kill(*((process.pid, signal_of_all) if signal_of_all else (workers[-1], signal.SIGKILL)))
         _, message = process.communicate(timeout=60)
     finally:
         if process.poll() is None:
@@ -192,6 +195,20 @@ def test_a_run_ends_with_a_message_when_a_process_is_killed(tmp_path, data):
     assert status == 1
     assert "was killed by SIGKILL" in message
     assert "--resume continues" in message
+    assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_first_process_stops_all_with_the_state_saved(
+    tmp_path, data, number, expected
+):
+    options = [*data, "SOLVER.MAX_ITER", 100000, "SOLVER.CHECKPOINT_PERIOD", 2]
+    command = by_spawn(tmp_path / "out", *options, processes=2)
+    status, message, workers = kill_one(command, tmp_path / "out/model_0000001.pth", number)
+    assert status == expected, message
+    saved = re.search(r"after (\d+) iterations is saved as (model_\d+\.pth)", message)
+    assert torch.load(tmp_path / "out" / saved[2])["iteration"] + 1 == int(saved[1])
+    assert "Traceback" not in message
     assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
 
 
