@@ -86,6 +86,8 @@ def _demo(args: argparse.Namespace) -> int:
     from .draw import describe_predictions
 
     folder = Path(load_cfg(args.config_file, args.opts).OUTPUT_DIR)
+    if "OUTPUT_DIR" not in args.opts and not args.resume:  # a folder of its own
+        args.overwrite = True
     if status := launch(args):
         return status
     args.run, args.config_file, args.opts = str(folder), None, []
