@@ -1,12 +1,10 @@
 """Loaders for training, evaluation and validation losses."""
 
-import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import cv2
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -34,6 +32,7 @@ from .datasets.validate import check_custom_records, check_learnable
 from .mapper import DetectionMapper
 from .samplers import TrainingBatches
 from .transforms.mosaic import MixDataset
+from .workers import set_up_worker
 
 
 def build_train_loader(cfg: CfgNode) -> DataLoader:
@@ -72,7 +71,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_set_up_worker,
+        worker_init_fn=set_up_worker,
     )
 
 
@@ -142,16 +141,6 @@ def _build_order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int],
         )
     # Iterating over the sampler itself would yield the part of one process only.
     return lambda seed: samplers[node.SAMPLER_TRAIN](seed)._infinite_indices()
-
-
-def _set_up_worker(worker: int) -> None:
-    """Keep OpenCV single-threaded, since workers already use all cores, and ignore Ctrl-C.
-
-    The process that trains ends its workers.
-    """
-    del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)  # 1 would wait for threads of the parent, which a fork does not copy
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Any:

@@ -3,11 +3,10 @@
 import contextlib
 import logging
 import os
-import re
 import shlex
 import signal
 import weakref
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from torch.utils.data import DataLoader
 from ..data import build_test_loader, build_train_loader
 from ..data.build import build_validation_loader
 from ..data.samplers import TrainingBatches
+from ..data.workers import explain_dead_workers, is_of_dead_worker
 from ..errors import (
     CheckpointError,
     DsrcnnError,
-    LoaderError,
     NonFiniteLossError,
     TrainingInterrupted,
     WeightsError,
@@ -396,28 +395,6 @@ def _class_names(cfg: CfgNode) -> list[str]:
     return list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", []))
 
 
-_DEAD_WORKER = re.compile(r"DataLoader worker \(pid\S* ([\d, ]+)\)")
-
-
-@contextlib.contextmanager
-def explain_dead_workers() -> Iterator[None]:
-    """Turn torch's error about a loader worker that has died, raised anywhere, to a `LoaderError`.
-
-    Raises:
-        LoaderError: if a worker has died.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        dead = None if isinstance(error, DsrcnnError) else _DEAD_WORKER.search(str(error))
-        if dead is None:
-            raise
-        raise LoaderError(
-            f"A process that loads images ({dead[1]}) has died, most often because main memory or "
-            "/dev/shm ran out. Lower DATALOADER.NUM_WORKERS; with 0 no such process is needed."
-        ) from error
-
-
 def _is_unexpected(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, (DsrcnnError, EarlyStop)) or _DEAD_WORKER.search(str(error)))
+    return not (isinstance(error, (DsrcnnError, EarlyStop)) or is_of_dead_worker(error))

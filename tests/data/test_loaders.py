@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dsrcnn.config import read_cfg
 from dsrcnn.data import build_test_loader, build_train_loader, register_coco_json
-from dsrcnn.data.build import _set_up_worker
+from dsrcnn.data.workers import set_up_worker
 from dsrcnn.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
@@ -120,7 +120,7 @@ def test_error_in_a_worker_arrives_as_its_plain_message(two_images, train, monke
 def test_worker_does_not_wait_for_threads_of_its_parent():
     cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (1500, 1500), interpolation=cv2.INTER_AREA)
     context = multiprocessing.get_context("fork")
-    worker = context.Process(target=_set_up_worker, args=(0,))
+    worker = context.Process(target=set_up_worker, args=(0,))
     worker.start()
     worker.join(timeout=30)
     alive = worker.is_alive()

@@ -1,0 +1,57 @@
+"""Processes that load images: their set-up, and what the training says when one has died."""
+
+import re
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cv2
+
+from ..errors import DsrcnnError, LoaderError
+
+_DEAD = re.compile(r"DataLoader worker \(pid\S* ([\d, ]+)\)")
+_LOADER = "torch/utils/data/dataloader.py"
+
+
+def set_up_worker(worker: int) -> None:
+    """Keep OpenCV single-threaded, since workers already use all cores, and ignore Ctrl-C.
+
+    The process that trains ends its workers.
+    """
+    del worker
+    cv2.setNumThreads(0)  # 1 would wait for threads of the parent, which a fork does not copy
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def explain_dead_workers() -> Iterator[None]:
+    """Turn the errors that follow the death of a loader worker into a `LoaderError`.
+
+    Raises:
+        LoaderError: if a worker has died.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        if not is_of_dead_worker(error):
+            raise
+        found = _DEAD.search(str(error)) or _DEAD.search(str(error.__context__))
+        process = f" ({found[1]})" if found else ""
+        raise LoaderError(
+            f"A process that loads images{process} has died, most often because main memory or "
+            "/dev/shm ran out. Lower DATALOADER.NUM_WORKERS; with 0 no such process is needed."
+        ) from error
+
+
+def is_of_dead_worker(error: BaseException | None) -> bool:
+    """Whether an error comes from a dead loader worker: torch's own or a broken connection to it.
+
+    Torch raises its own from a signal handler, so anywhere in the program.
+    """
+    if isinstance(error, DsrcnnError) or error is None:
+        return False
+    if isinstance(error, (ConnectionError, EOFError)):
+        frames = traceback.extract_tb(error.__traceback__)
+        return any(frame.filename.endswith(_LOADER) for frame in frames)
+    return isinstance(error, RuntimeError) and bool(_DEAD.search(str(error)))
