@@ -63,7 +63,7 @@ def _read(path: Path, parents: tuple[Path, ...], files: list[Path]) -> dict[str,
 
 
 def _base_path(base: object, path: Path, where: str) -> Path:
-    if not isinstance(base, str) or not base.strip():
+    if not isinstance(base, str) or not base.strip() or "\0" in base:
         raise ConfigError(f"{where}: {_BASE} is {base!r}; write the path of a YAML file.")
     if re.match(r"[A-Za-z][\w+.-]*://", base):
         raise ConfigError(

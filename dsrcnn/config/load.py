@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from ..errors import ConfigError, plain_system_errors
 from .defaults import add_dsrcnn_config
 from .files import read_yaml
-from .rules import RUN, check_table, check_types
+from .rules import RUN, check_table, check_types, shortened, value_of
 from .validate import check_config, choose_device
 
 _LOGGER = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ _CONFIGS = next(
     (p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), _PACKAGE
 )
 _UNKNOWN = "key: "  # in the message of yacs about a key that does not exist
+_TYPES = re.compile(r"with values \(.* vs\. (.*)\) for config key: (.+)", re.DOTALL)
 _INT_FOR_FLOAT = "(<class 'float'> vs. <class 'int'>)"  # about an integer for a float
 
 
@@ -72,7 +73,7 @@ def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
     cfg = add_dsrcnn_config(get_cfg())
     try:
         _merge_file(cfg, CfgNode(loaded), path)
-        cfg.merge_from_list(_int_to_float(cfg, opts))
+        cfg.merge_from_list(_like_defaults(cfg, opts))
     except (KeyError, AssertionError) as error:
         raise ConfigError(_explain(cfg, str(error.args[0]), path)) from error
     except (TypeError, AttributeError) as error:  # yacs looks up a key in a value, not a node
@@ -83,8 +84,7 @@ def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
     except (RecursionError, MemoryError) as error:
         raise ConfigError(f"{path} or an override has a value that is nested too deep.") from error
     except ValueError as error:
-        hint = ". Write the number with a decimal point." if _INT_FOR_FLOAT in str(error) else ""
-        raise ConfigError(f"{path} or an override has a wrong value. {error}{hint}") from error
+        raise ConfigError(_explain_type(cfg, str(error), path)) from error
     check_types(cfg)
     check_table(cfg, RUN)
     return cfg
@@ -95,6 +95,12 @@ def _merge_file(cfg: CfgNode, loaded: CfgNode, path: Path) -> None:
     # Detectron2 guesses alike.
     is_old = "WEIGHT" in _node(loaded, "MODEL") or "AUG_ON" in _node(loaded, "TEST")
     version = loaded.get("VERSION", 1 if is_old else cfg.VERSION)
+    for key in loaded:
+        *nodes, name = key.split(".")
+        if nodes:
+            raise ConfigError(
+                f"{path}: keys of a file are nested; write {name} below {': '.join(nodes)}:."
+            )
     if type(version) is not int or version not in (1, cfg.VERSION):
         raise ConfigError(
             f"{path} is a v{version} config; Detectron2 reads v1 and v{cfg.VERSION}. Write VERSION "
@@ -116,15 +122,18 @@ def _node(cfg: CfgNode, name: str) -> CfgNode:
     return node if isinstance(node, CfgNode) else CfgNode()
 
 
-def _int_to_float(cfg: CfgNode, opts: Sequence[object]) -> list[object]:
-    """Turn ``UNIT_STEP 0`` into 0.0, since yacs refuses integers for float keys."""
+def _like_defaults(cfg: CfgNode, opts: Sequence[object]) -> list[object]:
+    """Turn ``UNIT_STEP 0`` into 0.0 and ``OUTPUT_DIR 12`` into "12", which yacs refuses."""
     words = list(opts)
     for index in range(0, len(words), 2):
         default: object = cfg
         for part in str(words[index]).split("."):
             default = default.get(part) if isinstance(default, CfgNode) else None
-        if isinstance(default, float) and re.fullmatch(r"[+-]?\d+", str(words[index + 1])):
-            words[index + 1] = float(str(words[index + 1]))
+        word = str(words[index + 1])
+        if isinstance(default, float) and re.fullmatch(r"[+-]?\d+", word):
+            words[index + 1] = float(word)
+        elif isinstance(default, str) and re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", word):
+            words[index + 1] = repr(word)
     return words
 
 
@@ -134,13 +143,25 @@ def _explain(cfg: CfgNode, text: str, path: Path) -> str:
     if _UNKNOWN not in text:
         return f"{where} cannot be used: {text}"
     key = text.rsplit(_UNKNOWN, 1)[-1].strip()
-    if key in _all_keys(cfg):
-        *nodes, name = key.split(".")
-        return f"{path}: keys of a file are nested; write {name} below {': '.join(nodes)}:."
     close = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3, cutoff=0.6)
     return f"Unknown config key {key!r} (in {where})." + (
         f" Did you mean {', '.join(close)}?" if close else ""
     )
+
+
+def _explain_type(cfg: CfgNode, text: str, path: Path) -> str:
+    """Explain an error of yacs about a value of another type than its default."""
+    where = f"{path}, its _BASE_ or the overrides"
+    match = _TYPES.search(text)
+    if match is None:
+        return f"{where} cannot be used: {shortened(text)}"
+    value, key = match.groups()
+    default = value_of(cfg, key)
+    expected = f"a value such as {shortened(repr(default))}"
+    if isinstance(default, CfgNode):
+        expected = f"its keys, such as {key}.{next(iter(default))}"
+    hint = " Write the number with a decimal point." if _INT_FOR_FLOAT in text else ""
+    return f"{key} is {shortened(value)} (in {where}); write {expected}.{hint}"
 
 
 def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -410,5 +410,10 @@ def _fits(value: Any, kind: type) -> bool:
 
 def _displayed(value: Any) -> str:
     is_list = isinstance(value, Iterable) and not isinstance(value, (str, dict))
-    shown = repr(tuple(value) if is_list else value)
-    return shown if len(shown) <= 200 else f"{shown[:200]}..."
+    return shortened(repr(tuple(value) if is_list else value))
+
+
+def shortened(text: str) -> str:
+    """Put a text on one line of at most 200 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else f"{line[:200]}..."

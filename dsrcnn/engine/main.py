@@ -215,8 +215,29 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     return results
 
 
+def _check_machines(args: argparse.Namespace) -> None:
+    if args.machine_rank >= args.num_machines:
+        raise ConfigError(
+            f"--machine-rank is {args.machine_rank}, but --num-machines is {args.num_machines}; "
+            f"write a number from 0 to {args.num_machines - 1}."
+        )
+    port = _ADDRESS.fullmatch(args.dist_url)
+    if args.dist_url not in ("", "auto") and not (port and 0 < int(port[1]) < 2**16):
+        raise ConfigError(
+            f"--dist-url is {args.dist_url!r}; write tcp://HOST:PORT with a port up to 65535."
+        )
+    if args.num_machines > 1 and (
+        not args.dist_url or args.dist_url == "auto" or "127.0.0.1" in args.dist_url
+    ):
+        raise ConfigError(
+            f"--num-machines is {args.num_machines}, but --dist-url is {args.dist_url!r}, which "
+            "other machines cannot reach. Write --dist-url tcp://<first machine>:<port>."
+        )
+
+
 def _processes(args: argparse.Namespace, cfg: CfgNode) -> Processes:
     """Return the processes to start; ``--num-gpus`` counts CPU processes as well."""
+    _check_machines(args)
     gpus = torch.cuda.device_count()
     uses_cuda = cfg.MODEL.DEVICE.startswith("cuda")
     starts_several = args.num_gpus * args.num_machines > 1
@@ -235,23 +256,6 @@ def _processes(args: argparse.Namespace, cfg: CfgNode) -> Processes:
         raise ConfigError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but every process needs its own GPU. Write "
             "MODEL.DEVICE cuda; CUDA_VISIBLE_DEVICES chooses among GPUs."
-        )
-    if args.machine_rank >= args.num_machines:
-        raise ConfigError(
-            f"--machine-rank is {args.machine_rank}, but --num-machines is {args.num_machines}; "
-            f"write a number from 0 to {args.num_machines - 1}."
-        )
-    port = _ADDRESS.fullmatch(args.dist_url)
-    if args.dist_url not in ("", "auto") and not (port and 0 < int(port[1]) < 2**16):
-        raise ConfigError(
-            f"--dist-url is {args.dist_url!r}; write tcp://HOST:PORT with a port up to 65535."
-        )
-    if args.num_machines > 1 and (
-        not args.dist_url or args.dist_url == "auto" or "127.0.0.1" in args.dist_url
-    ):
-        raise ConfigError(
-            f"--num-machines is {args.num_machines}, but --dist-url is {args.dist_url!r}, which "
-            "other machines cannot reach. Write --dist-url tcp://<first machine>:<port>."
         )
     url = args.dist_url if args.num_machines > 1 else None
     device = "cuda" if uses_cuda and gpus else "cpu"
