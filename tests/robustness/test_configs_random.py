@@ -89,9 +89,8 @@ def edited(text, edits):
 
 
 PIECES = st.one_of(
-    st.sampled_from([":", "\n", " ", "\t", "[", "]", "{", "}", "&a", "*a", "!!int ", "'",
-                     '"', "-",
-                     "!!python/name:os.system ", "_BASE_: x.yaml\n", "\0", "\ufeff", "<<: ", "|\n"]),
+    st.sampled_from([*":[]{}'\"-\n \t\0\ufeff", "&a", "*a", "<<: ", "|\n", "!!int ",
+                     "!!python/name:os.system ", "_BASE_: x.yaml\n"]),
     st.text(max_size=4),
 )  # fmt: skip
 EDITS = st.lists(
