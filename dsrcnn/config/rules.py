@@ -206,7 +206,7 @@ MODEL: Table = {
     "FPN.FUSE_TYPE": one_of("sum", "avg"),
     "ROI_BOX_HEAD.POOLER_RESOLUTION": at_least(1, 1000),
     "ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": at_least(0, 100),
-    "ROI_BOX_HEAD.POOLER_TYPE": one_of("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated"),
+    "ROI_BOX_HEAD.POOLER_TYPE": one_of("ROIAlignV2", "ROIAlign", "ROIPool"),
     "EMA.DECAY": INSIDE,
     "FREEZE": each(TEXT, "names of modules, such as ('backbone',)"),
     **dict.fromkeys(("KEYPOINT_ON", "LOAD_PROPOSALS"), SWITCH_OFF),
