@@ -69,9 +69,10 @@ def run(args: argparse.Namespace) -> int:
         else:
             classes = list(read_categories(files[split][0]).values())
             records = read_coco_records(*files[split], on_error)
-        for_training = split in train
+        trains = split in train
+        masks = trains and cfg.MODEL.MASK_ON
         report = inspection.inspect_records(
-            split, classes, records, errors, **sizes, for_training=for_training
+            split, classes, records, errors, **sizes, for_training=trains, needs_masks=masks
         )
         reports.append(report)
         samples += [(record, classes) for record in records]

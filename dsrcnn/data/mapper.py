@@ -8,10 +8,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.structures import BoxMode, Instances
 
 from ..errors import DataError
-from .datasets.validate import box_fault, to_xyxy
+from .datasets.validate import box_fault, has_mask, to_xyxy
 from .images import read_image
 from .transforms.albumentations import AlbumentationsAdapter
 from .transforms.build import (
@@ -106,9 +106,9 @@ class DetectionMapper:
             and annotation.get("iscrowd", 0) == 0
             and box_fault(annotation, *image.shape[:2]) is None
         ]
-        if self.mask_format and not all("segmentation" in a for a in annotations):
+        if self.mask_format and not all(map(has_mask, annotations)):
             raise DataError(
-                f"Image {record['file_name']} has objects without segmentation, which "
+                f"Image {record['file_name']} has objects without usable segmentation, which "
                 "MODEL.MASK_ON needs. Write MODEL.MASK_ON False, or use data with masks."
             )
         if self.albumentations is not None:
@@ -126,13 +126,26 @@ class DetectionMapper:
         if self.keep_annotations:
             size = image.shape[:2]
             visible = [a for a in annotations if self._is_visible(a, transforms, *size)]
-            transform = detection_utils.transform_instance_annotations
-            transformed = [transform(a, transforms, size) for a in visible]
-            instances = detection_utils.annotations_to_instances(
-                transformed, size, self.mask_format or "polygon"
-            )
+            try:
+                instances = self._make_instances(visible, transforms, size)
+            except Exception as error:  # Detectron2 explains masks of the other format
+                if not self.mask_format:
+                    raise
+                text = " ".join(str(error).split())
+                raise DataError(
+                    f"Image {record['file_name']} has a mask that cannot be used: {text}"
+                ) from error
             record["instances"] = detection_utils.filter_empty_instances(instances)
         return record
+
+    def _make_instances(
+        self, annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]
+    ) -> Instances:
+        """Transform annotations to the objects of an image of `size` (height, width)."""
+        transform = detection_utils.transform_instance_annotations
+        transformed = [transform(a, transforms, size) for a in annotations]
+        mask_format = self.mask_format or "polygon"
+        return detection_utils.annotations_to_instances(transformed, size, mask_format)
 
     def _prepare(self, annotation: dict, height: int, width: int) -> dict:
         """Copy an annotation without unused fields, and clip its box to the image.

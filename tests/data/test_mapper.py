@@ -13,6 +13,7 @@ from detectron2.structures import BoxMode
 
 from dsrcnn.data import DetectionMapper
 from dsrcnn.data.transforms.geometric import Crop, Resize
+from dsrcnn.errors import DataError
 
 CROP = "coco/sparse_rcnn_R50_300pro_3x"
 XYXY, XYWH = BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
@@ -39,6 +40,17 @@ def mapper_of(*augmentations, **options):
 
 def instances_of(*record):
     return mapper_of()(record_of(*record))["instances"]
+
+
+@pytest.mark.parametrize("mask", [
+    None, [], "none", [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, "six"]], [[1, 2, 3, 4, 5, math.nan]], 5,
+    [[1, 2, 3, 4, 5, 6], [1]], {"counts": 5}, {"counts": [1, 2], "size": "x"},
+])  # fmt: skip
+def test_unusable_masks_are_refused_where_masks_are_trained_only(blank, mask):
+    record = record_of(blank, annotation(10, 10, 30, 30, segmentation=mask))
+    assert len(mapper_of()(record)["instances"]) == 1
+    with pytest.raises(DataError, match=r"without usable segmentation|a mask that cannot be used"):
+        mapper_of(mask_format="polygon")(record)
 
 
 def test_crop_config_has_the_official_augmentations():

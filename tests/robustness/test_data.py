@@ -15,7 +15,9 @@ from data_cases import (
     write_coco,
     write_images,
 )
+from detectron2.data.datasets import register_coco_instances
 
+from dsrcnn.data.build import load_records
 from dsrcnn.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
@@ -245,6 +247,28 @@ def test_odd_values_that_are_clear_are_read_and_evaluated(tmp_path, capsys, case
     assert boxes_of(load(folder)) == 2 * COUNT
     assert check(folder, capsys)[0] == 0
     assert perfect_ap(folder) == pytest.approx(100)
+
+
+def test_datasets_registered_by_detectron2_are_read_by_the_same_rules(tmp_path):
+    content = all_annotations(segmentation=[[1, 2, 3, 4]])
+    folder = write_coco(tmp_path / "cells", content)
+    json_file = folder / "annotations/instances_train.json"
+    register_coco_instances("plain", {}, str(json_file), str(folder / "images/train"))
+    assert boxes_of(load_records("plain", for_training=True)) == 2 * COUNT
+    json_file.write_bytes(every("annotations", bbox=5))
+    with pytest.raises(DataError, match=r"annotations\[0\] has bbox 5"):
+        load_records("plain", for_training=False)
+    json_file.unlink()
+    with pytest.raises(DataError, match="is not on this machine"):
+        load_records("plain", for_training=False)
+
+
+def test_check_with_masks_needs_polygons(tmp_path, capsys):
+    folder = write_coco(tmp_path / "cells", edited("annotations", {"segmentation": [[1, 2]]}))
+    words = ["--config-file", "coco/sparse_rcnn_R50_100pro_3x", "MODEL.MASK_ON", "True"]
+    status, text = check(folder, capsys, *words)
+    assert status == 1
+    assert "train, annotation broken: 1.jpg: [10, 12, 30, 25] without usable segmentation" in text
 
 
 def test_written_predictions_have_the_ids_of_the_file(tmp_path):

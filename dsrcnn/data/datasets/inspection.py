@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import DataError
 from ..files import file_fault, read_bytes
 from ..images import image_file_size
-from .validate import box_fault, is_learnable, to_xyxy
+from .validate import box_fault, has_mask, is_learnable, to_xyxy
 
 # Faults stop a training or spoil its result; notes are worth knowing.
 FAULTS = (
@@ -67,6 +67,7 @@ def inspect_records(
     min_size: float,
     max_size: float,
     for_training: bool = True,
+    needs_masks: bool = False,
 ) -> SplitReport:
     """Inspect every image and box of a split.
 
@@ -80,6 +81,7 @@ def inspect_records(
         min_size: shorter side of training images in pixels; 0 leaves their size alone.
         max_size: limit of the longer side.
         for_training: whether the split needs objects to learn.
+        needs_masks: whether objects need masks, too.
     """
     report = SplitReport(name, classes, images=len(records))
     for reported, message in errors:
@@ -101,6 +103,9 @@ def inspect_records(
             scale = scale if min_size else 1.0
             for annotation in record["annotations"]:
                 _inspect_box(report, file_name, annotation, recorded, scale)
+                if needs_masks and is_learnable(annotation) and not has_mask(annotation):
+                    text = f"{file_name}: {annotation['bbox']} without usable segmentation"
+                    report.issues["annotation broken"].append(text)
             if not record["annotations"]:
                 report.issues["image without boxes"].append(file_name)
     if not records or (for_training and not report.boxes):

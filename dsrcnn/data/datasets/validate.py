@@ -71,6 +71,21 @@ def is_learnable(annotation: dict) -> bool:
     return annotation.get("iscrowd", 0) == 0
 
 
+def has_mask(annotation: dict) -> bool:
+    """Whether an annotation has polygons of at least three finite points, or a mask."""
+    mask = annotation.get("segmentation")
+    if not isinstance(mask, list):
+        return isinstance(mask, dict) and {"counts", "size"} <= mask.keys()
+    try:
+        points = [np.asarray(polygon, dtype=float) for polygon in mask]
+    except (TypeError, ValueError):
+        return False
+    valid = [
+        p.ndim == 1 and p.size >= 6 and p.size % 2 == 0 and np.isfinite(p).all() for p in points
+    ]
+    return bool(valid) and all(valid)
+
+
 def check_records(
     records: list[dict], source: str, image_root: str, *, labeled: bool = True
 ) -> None:
