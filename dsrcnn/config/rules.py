@@ -171,12 +171,14 @@ GENERALIZED_RCNN: Table = {
     "ANCHOR_GENERATOR.ASPECT_RATIOS": LENGTHS,
     "ANCHOR_GENERATOR.OFFSET": BELOW_ONE,
     "PROPOSAL_GENERATOR.MIN_SIZE": at_least(0),
-    **dict.fromkeys(("RPN.IN_FEATURES", "ROI_HEADS.IN_FEATURES"), LEVELS),
+    "RPN.IN_FEATURES": LEVELS,
     "RPN.IOU_THRESHOLDS": Allowed(
         lambda v: len(v) == 2 and 0 <= v[0] <= v[1] <= 1, "two numbers from 0 to 1, ascending"
     ),
     "RPN.IOU_LABELS": each(one_of(0, -1, 1), "three labels of 0, -1 and 1", (3,)),
-    "RPN.CONV_DIMS": each(Allowed(lambda v: v == -1 or v > 0, ""), "channels, or [-1]", _SOME),
+    "RPN.CONV_DIMS": each(
+        Allowed(lambda v: isinstance(v, int) and (v == -1 or v > 0), ""), "channels, or [-1]", _SOME
+    ),
     **{f"RPN.{k}_NMS_TOPK_{p}": COUNT for k in ("PRE", "POST") for p in ("TRAIN", "TEST")},
     **dict.fromkeys(("RPN.BATCH_SIZE_PER_IMAGE", "ROI_HEADS.BATCH_SIZE_PER_IMAGE"), COUNT),
     **dict.fromkeys(("RPN.POSITIVE_FRACTION", "ROI_HEADS.POSITIVE_FRACTION"), FRACTION),
@@ -204,6 +206,7 @@ MODEL: Table = {
     "FPN.OUT_CHANNELS": COUNT,
     "FPN.NORM": NORM,
     "FPN.FUSE_TYPE": one_of("sum", "avg"),
+    "ROI_HEADS.IN_FEATURES": LEVELS,
     "ROI_BOX_HEAD.POOLER_RESOLUTION": at_least(1, 1000),
     "ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": at_least(0, 100),
     "ROI_BOX_HEAD.POOLER_TYPE": one_of("ROIAlignV2", "ROIAlign", "ROIPool"),

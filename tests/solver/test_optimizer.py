@@ -146,3 +146,9 @@ def test_norms_biases_embeddings_or_one_kind_alone_can_be_without_weight_decay()
     assert settings["head.head_series.0.norm1.bias"][1] == 0
     assert settings["head.head_series.0.linear1.bias"][1] == 1e-4
     assert settings["proposals.expert_features"][1] == 1e-4
+
+
+def test_sgd_uses_the_momentum_of_the_config():
+    cfg = tiny_cfg("SOLVER.OPTIMIZER", "SGD", "SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0.8)
+    (group,) = build_optimizer(cfg, torch.nn.Linear(2, 2)).param_groups
+    assert (group["nesterov"], group["momentum"]) == (True, 0.8)

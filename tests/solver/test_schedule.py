@@ -89,3 +89,24 @@ def test_asag_warms_up_as_published():
 def test_schedules_of_detectron2_are_unchanged():
     steps = ["SOLVER.STEPS", (3,), "SOLVER.GAMMA", 0.1]
     assert rates(*steps, *NO_WARMUP, iterations=5) == pytest.approx([1, 1, 1, 0.1, 0.1])
+
+
+def test_steps_of_few_images_that_coincide_are_one():
+    cfg = tiny_cfg("SOLVER.EPOCHS.MAX", 1.0, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.STEPS", (10, 20))
+    use_epochs(cfg, 4)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (2, ())
+    cfg = tiny_cfg("SOLVER.EPOCHS.MAX", 1.0, "SOLVER.EPOCHS.STEPS", (0.1, 0.2, 0.9))
+    use_epochs(cfg, 16)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (1, (1,))
+    build_lr_scheduler(cfg, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
+
+
+def test_a_step_at_the_end_has_no_effect():
+    cfg = tiny_cfg("SOLVER.MAX_ITER", 4, "SOLVER.STEPS", (2, 4), "SOLVER.WARMUP_ITERS", 0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler, rates = build_lr_scheduler(cfg, optimizer), []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([1, 1, 0.1, 0.1])
