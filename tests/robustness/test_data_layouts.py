@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -19,11 +20,12 @@ from data_cases import (
     write_voc,
     write_yolo,
 )
+from PIL import Image
 
 from dsrcnn import load_cfg
 from dsrcnn.data import build_train_loader
 from dsrcnn.data.build import training_records
-from dsrcnn.errors import DataError
+from dsrcnn.errors import DataError, DsrcnnError
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -217,7 +219,7 @@ def test_what_is_no_data_folder_is_refused(tmp_path, capsys, kind):
         damage(path, "" if kind == "file" else kind)
     word = "a\0b" if kind == "nul" else str(path)
     assert "Folder" in refusal(capsys, "check-data", word) or kind == "empty"
-    with pytest.raises(DataError):
+    with pytest.raises(DsrcnnError):
         quick_cfg(tmp_path, "DATASETS.CUSTOM.FOLDER", word)
 
 
@@ -242,6 +244,26 @@ def test_odd_yolo_files_that_are_clear_are_read(tmp_path, capsys, case):
     status, text = check(folder, capsys)
     assert status == 0
     assert ("warning: " in text and "test/images" in text) == (case == "absent test")
+
+
+def test_boxes_of_poses_are_read_without_their_keypoints(tmp_path):
+    folder = write_yolo(tmp_path / "cells")
+    path = folder / "labels/train/1.txt"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join(f"{row} 0.9 0.9 2 0.1 0.1 2" for row in rows))
+    text = "names: [left, right]\nkpt_shape: [2, 3]\n"
+    (folder / "data.yaml").write_text(SPLITS + text)
+    first, second, _ = (r["annotations"][0]["bbox"] for r in trained(folder))
+    assert first == second
+
+
+def test_voc_images_of_another_format_are_found(tmp_path, capsys):
+    folder = write_voc(tmp_path / "cells")
+    path = folder / "JPEGImages/1.jpg"
+    Image.open(path).save(path.with_suffix(".png"))
+    path.unlink()
+    assert trained(folder)[0]["file_name"].endswith("1.png")
+    assert check(folder, capsys)[0] == 0
 
 
 def test_absent_split_is_refused_where_it_is_used(tmp_path, capsys):
@@ -304,15 +326,15 @@ def test_check_judges_sizes_and_classes_by_the_config(tmp_path, capsys):
     folder = write_coco(tmp_path / "cells", coco_content())
     config = ["--config-file", "coco/sparse_rcnn_R50_100pro_3x"]
     assert "NUM_CLASSES is 80" in refusal(capsys, "check-data", folder, *config)
-    words = ["MODEL.SparseRCNN.NUM_CLASSES", "2", "INPUT.MIN_SIZE_TRAIN", "(10,)"]
+    words = ["MODEL.SparseRCNN.NUM_CLASSES", "2", "INPUT.MIN_SIZE_TRAIN", "(16,)"]
     status, text = check(folder, capsys, *config, *words)
     assert status == 0
-    assert "train, tiny box" in text
+    assert re.search(r"^0 to 16 +6 +6$", text, re.MULTILINE)
     words = [*config, *words[:2], "DATASETS.CUSTOM.FOLDER", str(folder)]
     from dsrcnn.cli.main import main
 
     assert main(["check-data", *words]) == 0
-    assert "tiny box: " not in capsys.readouterr().out
+    assert re.search(r"^256 and more +6 +6$", capsys.readouterr().out, re.MULTILINE)
     assert "write the folder" in refusal(capsys, "check-data")
     assert "write --config-file" in refusal(capsys, "check-data", folder, *words[2:4])
 

@@ -132,7 +132,8 @@ def _check_same_classes(names: Mapping[str, Sequence[str]]) -> None:
 def _layout(folder: Path) -> str:
     """Return the layout of a folder: "coco", "voc" or "yolo"."""
     if not is_folder(folder):
-        fault = file_fault(folder) or "is a file, not a folder"
+        fault = (file_fault(folder) or "is a file, ").split(", ")[0]
+        fault += "" if fault == "does not exist" else ", not a folder"
         raise DataError(f"Folder {str(folder)!r} {fault}; correct DATASETS.CUSTOM.FOLDER.")
     if is_file(folder / "data.yaml"):
         return "yolo"

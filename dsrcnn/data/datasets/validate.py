@@ -16,6 +16,7 @@ from .fields import as_id, as_side, show
 
 _MAX_EXAMPLES = 5  # per message
 _MAX_COORDINATE = 1e8  # pixels; float32 cannot tell neighboring pixels apart beyond
+_MIN_SIDE = 1e-3  # pixels; float32 loses less in an image of several thousand pixels
 _ABSOLUTE = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 _LOGGER = logging.getLogger(__name__)
 _WARNED: set[str] = set()
@@ -51,7 +52,7 @@ def box_fault(annotation: dict, height: int | None = None, width: int | None = N
     # Comparisons with NaN are false.
     if not (max(x1, y1, x2, y2) <= _MAX_COORDINATE and min(x1, y1, x2, y2) >= -_MAX_COORDINATE):
         return "not finite"
-    if x2 <= x1 or y2 <= y1:
+    if x2 - x1 < _MIN_SIDE or y2 - y1 < _MIN_SIDE:
         return "no area"
     if x2 <= 0 or y2 <= 0 or (width and x1 >= width) or (height and y1 >= height):
         return "outside the image"

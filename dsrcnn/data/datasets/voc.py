@@ -8,6 +8,8 @@ from ..files import is_file, read_bytes, read_lines
 from .fields import as_flag, as_side, check_class_names
 from .validate import OnError, make_annotation
 
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif")
+
 
 def voc_splits(folder: Path) -> list[str]:
     """List the splits, without those of single classes, such as ``cat_train``."""
@@ -70,8 +72,9 @@ def read_voc(folder: Path, split: str, classes: list[str], on_error: OnError) ->
                 on_error("unknown class", f"{path} has the class {name!r}, {known}; correct it.")
         file_name = root.findtext("filename")
         file = folder / "JPEGImages" / (file_name or "")
-        if not (file_name and is_file(file)):
-            file = folder / "JPEGImages" / f"{image}.jpg"
+        if not (file_name and is_file(file)):  # often that of another format or place
+            files = [folder / "JPEGImages" / f"{image}{suffix}" for suffix in _SUFFIXES]
+            file = next(filter(is_file, files), files[0])
         record = {"file_name": str(file), **size, "image_id": number}
         records.append({**record, "annotations": annotations})
     return records

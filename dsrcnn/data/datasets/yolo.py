@@ -62,7 +62,7 @@ def yolo_classes(folder: Path) -> list[str]:
 
 def read_yolo(folder: Path, split: str, classes: list[str], on_error: OnError) -> list[dict]:
     """Read the unchecked records of a split; an image without a label file has no objects."""
-    records = []
+    records, has_keypoints = [], "kpt_shape" in _read_yaml(folder)
     for number, image in enumerate(_image_files(folder, split, on_error), start=1):
         width = height = 0
         annotations = []
@@ -73,14 +73,15 @@ def read_yolo(folder: Path, split: str, classes: list[str], on_error: OnError) -
             on_error("image broken", text)
         else:
             path = _label_file(image)
-            annotations = _read_labels(path, width, height, len(classes), on_error)
+            size = width, height
+            annotations = _read_labels(path, size, len(classes), has_keypoints, on_error)
         record = {"file_name": str(image), "height": height, "width": width, "image_id": number}
         records.append({**record, "annotations": annotations})
     return records
 
 
 def _read_labels(
-    path: Path, width: int, height: int, num_classes: int, on_error: OnError
+    path: Path, size: tuple[int, int], num_classes: int, has_keypoints: bool, on_error: OnError
 ) -> list[dict[str, Any]]:
     annotations: list[dict[str, Any]] = []
     if not is_file(path):
@@ -96,7 +97,7 @@ def _read_labels(
         if not line.strip():
             continue
         try:
-            label, x, y, w, h = _parse_line(line)
+            label, x, y, w, h = _parse_line(line, has_keypoints)
         except ValueError:
             on_error(
                 "annotation broken",
@@ -108,14 +109,17 @@ def _read_labels(
             known = f"data.yaml names classes 0 to {num_classes - 1}"
             on_error("unknown class", f"{path}, line {number}: class {label:g}; {known}.")
             continue
+        width, height = size
         box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
         annotations.append(make_annotation(box, int(label)))
     return annotations
 
 
-def _parse_line(line: str) -> tuple[float, float, float, float, float]:
+def _parse_line(line: str, has_keypoints: bool) -> tuple[float, float, float, float, float]:
     """Parse class, center, width and height of a box, or of the bounding box of a polygon."""
     label, *values = (float(word) for word in line.split())
+    if has_keypoints and len(values) > 4:
+        values = values[:4]
     if len(values) in (4, 5):  # a fifth value is the confidence of a prediction
         return label, values[0], values[1], values[2], values[3]
     xs, ys = values[0::2], values[1::2]
