@@ -129,7 +129,8 @@ def test_repeat_factor_sampler_repeats_images_of_rare_classes(tmp_path):
 
 
 def test_random_subset_sampler_uses_a_fixed_subset(tmp_path):
-    cfg = quick_cfg(tmp_path, "DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler")
+    cfg = quick_cfg(tmp_path)
+    cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"  # its key is upstream's
     cfg.DATALOADER.set_new_allowed(True)
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.004
     assert same(batches_of(cfg), batches_of(cfg))

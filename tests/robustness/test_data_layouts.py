@@ -334,7 +334,7 @@ def test_check_judges_sizes_and_classes_by_the_config(tmp_path, capsys):
     from dsrcnn.cli.main import main
 
     assert main(["check-data", *words]) == 0
-    assert re.search(r"^256 and more +6 +6$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^128 to 256 +6 +6$", capsys.readouterr().out, re.MULTILINE)
     assert "write the folder" in refusal(capsys, "check-data")
     assert "write --config-file" in refusal(capsys, "check-data", folder, *words[2:4])
 
