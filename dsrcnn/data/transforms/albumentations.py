@@ -117,4 +117,5 @@ def _build(library: Any, entry: dict[str, Any]) -> Any:
         try:
             return transform(**arguments)
         except (TypeError, ValueError, UserWarning) as error:
-            raise ConfigError(f"{_KEY}: {entry['name']} cannot be built: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{_KEY}: {entry['name']} cannot be built: {reason}") from error
