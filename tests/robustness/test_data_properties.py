@@ -122,7 +122,7 @@ def mutate(content, part, entry, key, value):
         del content[part]
 
 
-@examples(250)
+@examples(200)
 @given(changes=st.lists(mutations(), min_size=1, max_size=2))
 def test_mutated_values_of_coco(folders, capsys, changes):
     content = coco_content()
@@ -159,7 +159,7 @@ def edit(path: Path, changes):
     path.write_bytes(content)
 
 
-@examples(120)
+@examples(100)
 @given(changes=edits(3))
 def test_edited_text_of_coco(folders, capsys, changes):
     with copied(folders / "coco") as folder:
@@ -168,7 +168,7 @@ def test_edited_text_of_coco(folders, capsys, changes):
         assert check(folder, capsys, "--splits", "train")[0] != 0 or boxes > 0
 
 
-@examples(150)
+@examples(100)
 @given(file=st.sampled_from(["data.yaml", "labels/train/1.txt"]), changes=edits(3))
 def test_edited_text_of_yolo(folders, capsys, file, changes):
     with copied(folders / "yolo") as folder:
@@ -177,7 +177,7 @@ def test_edited_text_of_yolo(folders, capsys, file, changes):
         assert "Ready to train." not in check(folder, capsys)[1] or boxes > 0
 
 
-@examples(150)
+@examples(100)
 @given(file=st.sampled_from(["Annotations/1.xml", "ImageSets/Main/train.txt"]), changes=edits(3))
 def test_edited_text_of_voc(folders, capsys, file, changes):
     with copied(folders / "voc") as folder:
