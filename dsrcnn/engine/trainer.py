@@ -220,9 +220,16 @@ class Trainer(DefaultTrainer):
             (Path(self.cfg.OUTPUT_DIR) / "model.txt").write_text(f"{unwrapped(self.model)}\n")
             _LOGGER.debug("Model:\n%s", unwrapped(self.model))
         _LOGGER.info("Training\n%s", self._summary())
+        with self._signals.handled():
+            done = self._train()
+        _LOGGER.info("%s", self._conclusion(done))
+        return self._last_eval_results
+
+    def _train(self) -> int:
+        """Train, and save the state if something ends it; return the number of iterations done."""
         done = max(self.start_iter, self.max_iter)
         try:
-            with self._signals.handled(), explain_dead_workers():
+            with explain_dead_workers():
                 super().train()
         except TrainingInterrupted as stop:
             saved = self._save_finished() if comm.is_main_process() else ""
@@ -241,8 +248,7 @@ class Trainer(DefaultTrainer):
             stopped = type(error)(f"{error} {advice}")
             _LOGGER.error("%s", stopped, extra=FILE_ONLY)  # the command line prints it
             raise stopped from error
-        _LOGGER.info("%s", self._conclusion(done))
-        return self._last_eval_results
+        return done
 
     def _set_loader_position(self) -> None:
         """Let the loader begin with the images of the first iteration of this run."""

@@ -1,0 +1,71 @@
+import os
+import signal
+import time
+
+import pytest
+import torch
+from conftest import quick_cfg
+
+from dsrcnn.engine.interrupt import StopSignals
+from dsrcnn.engine.main import exit_status
+from dsrcnn.engine.trainer import Trainer
+from dsrcnn.errors import TrainingInterrupted
+
+
+def test_the_first_signal_is_noted_its_copy_ignored_and_a_second_one_ends_at_once(monkeypatch):
+    signals, now = StopSignals(), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.handled():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        now[0] += 0.5  # the parent process passes it on
+        os.kill(os.getpid(), signal.SIGTERM)
+        now[0] += 5
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_evaluation_is_left_at_once_and_not_begun_after_a_signal():
+    signals = StopSignals()
+    with signals.handled():
+        with pytest.raises(TrainingInterrupted), signals.interrupting():
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the evaluation continued")
+        with pytest.raises(TrainingInterrupted), signals.interrupting():
+            pytest.fail("an evaluation began")
+
+
+def test_a_checkpoint_that_is_being_written_is_completed_before_training_stops(
+    tmp_path, monkeypatch
+):
+    save = torch.save
+
+    def save_and_be_stopped(content, file):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", save_and_be_stopped)
+    options = ["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 9, "DATASETS.TEST", "()"]
+    trainer = Trainer(quick_cfg(tmp_path, *options))
+    with pytest.raises(TrainingInterrupted, match=r"after 3 iterations is saved as model_0000002"):
+        trainer.train()
+    iterations = {p.name: torch.load(p)["iteration"] for p in tmp_path.glob("*.pth")}
+    assert iterations == {"model_0000001.pth": 1, "model_0000002.pth": 2}
+    again = Trainer(quick_cfg(tmp_path, *options))
+    again.resume_or_load(resume=True)
+    assert again.start_iter == 3
+
+
+@pytest.mark.parametrize(("error", "status", "text"), [
+    (KeyboardInterrupt(), 130, "Interrupted.\n"),
+    (TrainingInterrupted(signal.SIGINT), 130, "Interrupted by SIGINT.\n"),
+    (TrainingInterrupted(signal.SIGTERM, "Saved."), 143, "Saved.\n"),
+])  # fmt: skip
+def test_the_exit_status_is_that_of_shells(error, status, text, capsys):
+    def work():
+        raise error
+
+    assert exit_status(work) == status
+    assert capsys.readouterr().err == text
