@@ -169,7 +169,7 @@ def _add_backbones(cfg: CfgNode) -> None:
     node = cfg.MODEL.TIMM = CfgNode()
     node.NAME = "resnet50"  # a timm network with strides 4, 8, 16 and 32
     node.PRETRAINED = False  # start from timm's weights if MODEL.WEIGHTS is empty
-    node.WEIGHTS = ""  # local file with such weights
+    node.WEIGHTS = ""  # local file with such weights, or package:efficientnet-lite0 (lite1, lite2)
     node.NORM = ""  # replace batch norms: FrozenBN, SyncBN or GN
     node.DROP_PATH = 0.0  # rate of stochastic depth
     # For build_timm_fpn_backbone and build_resnet_neck_backbone; MODEL.FPN has channels and norm.

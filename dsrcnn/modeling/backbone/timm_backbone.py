@@ -11,6 +11,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from ...errors import ConfigError, WeightsError
+from .weight_packages import PREFIX, read_package
 
 _STRIDES = (4, 8, 16, 32)
 _UNLIKELY_SEED = 271_828_182  # no trained weights equal those drawn with it
@@ -39,7 +40,8 @@ class TimmBackbone(Backbone):
         Args:
             name: timm's, such as ``resnet50`` or ``swin_tiny_patch4_window7_224``.
             pretrained: load timm's weights, from its cache or a download.
-            weights: local file of timm's weights instead (``.pth``, ``.safetensors``).
+            weights: local file of timm's weights instead (``.pth``, ``.safetensors``), or
+                ``package:<name>``, see `read_package`.
             norm: replacement of batch norms: ``FrozenBN``, ``SyncBN``, ``GN`` (32 groups, or the
                 most that divide the channels); "" for none.
             drop_path: rate of stochastic depth.
@@ -47,8 +49,8 @@ class TimmBackbone(Backbone):
                 stored statistics.
 
         Raises:
-            ConfigError: if timm is missing or has no such network, or the network lacks a stride
-                or an option.
+            ConfigError: if timm or a package of weights is missing, timm has no such network, or
+                the network lacks a stride or an option.
             WeightsError: if the weights cannot be loaded.
         """
         super().__init__()
@@ -175,7 +177,10 @@ def _choose_levels(name: str, options: dict[str, Any]) -> tuple[list[int], dict[
 
 def _create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
     """Load timm's weights from a file; weights that do not fit are an error, unlike in timm."""
-    file = {"pretrained": True, "pretrained_cfg_overlay": {"file": path}}
+    overlay: dict[str, Any] = {"file": path}
+    if path.startswith(PREFIX):
+        overlay = {"state_dict": read_package(path, name, _create(name, {}).state_dict())}
+    file = {"pretrained": True, "pretrained_cfg_overlay": overlay}
     with torch.random.fork_rng(devices=[]):
         bodies = []
         for source in (file, {}):
@@ -193,7 +198,8 @@ def _create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
 
 def _create(name: str, options: dict[str, Any], *, report: bool = True) -> Any:
     timm = _import_timm(name)
-    file = options.get("pretrained_cfg_overlay", {}).get("file")
+    overlay = options.get("pretrained_cfg_overlay", {})
+    file = overlay.get("file", "of the package" if overlay else None)
     try:
         return timm.create_model(name, **options)
     except OSError as error:
