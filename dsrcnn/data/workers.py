@@ -1,7 +1,9 @@
 """Processes that load images: their set-up, and what the training says when one has died."""
 
+import os
 import re
 import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +13,32 @@ import cv2
 from ..errors import DsrcnnError, LoaderError
 
 _DEAD = re.compile(r"DataLoader worker \(pid\S* ([\d, ]+)\)")
+_SECONDS_TO_END = 30.0
 _LOADER = "torch/utils/data/dataloader.py"
 
 
 def set_up_worker(worker: int) -> None:
-    """Keep OpenCV single-threaded, since workers already use all cores, and ignore Ctrl-C.
+    """Keep OpenCV single-threaded, since workers already use all cores, and outlive signals.
 
-    The process that trains ends its workers.
+    The process that trains finishes its step after a signal, and ends its workers. Terminals and
+    schedulers send signals to all processes of a job.
     """
     del worker
     cv2.setNumThreads(0)  # 1 would wait for threads of the parent, which a fork does not copy
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # as on macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # by all threads from now on
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process at once if `parent` sends SIGTERM, after a while if others do."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        timer = threading.Timer(_SECONDS_TO_END, os._exit, [0])
+        timer.daemon = True
+        timer.start()
+    os._exit(0)
 
 
 @contextmanager

@@ -133,6 +133,8 @@ class ProgressBar(HookBase):
 class Writers(hooks.PeriodicWriter):
     """Write scalars periodically; the first writer, the console, after the first iteration, too."""
 
+    _written = -1  # the last iteration the console has
+
     def after_step(self) -> None:
         """Write if it is due."""
         super().after_step()
@@ -140,3 +142,13 @@ class Writers(hooks.PeriodicWriter):
         is_written = (iteration + 1) % self._period == 0 or iteration == last
         if self._writers and iteration == self.trainer.start_iter and not is_written:
             self._writers[0].write()
+            is_written = True
+        if is_written:
+            self._written = iteration
+
+    def after_train(self) -> None:
+        """Write what is new, and close; the console cannot write an iteration twice."""
+        for index, writer in enumerate(self._writers):
+            if index or self.trainer.storage.iter != self._written:
+                writer.write()
+            writer.close()

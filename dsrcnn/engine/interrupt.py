@@ -51,6 +51,13 @@ class StopSignals:
         finally:
             self._interrupts = False
 
+    def wait(self, seconds: float = 0.5) -> int | None:
+        """Return the signal that is received within some time, None without one."""
+        end = time.monotonic() + seconds
+        while self.received is None and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.received
+
     def _receive(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked loader worker; its parent ends it
             return

@@ -28,6 +28,7 @@ from ..data.workers import explain_dead_workers, is_of_dead_worker
 from ..errors import (
     CheckpointError,
     DsrcnnError,
+    LoaderError,
     NonFiniteLossError,
     TrainingInterrupted,
     WeightsError,
@@ -158,7 +159,7 @@ class Trainer(DefaultTrainer):
         cfg, model = self.cfg, unwrapped(self.model)
         average = self.average
         swapped = average.swapped_in() if average else contextlib.nullcontext()
-        with self._signals.interrupting(), swapped:
+        with swapped, self._signals.interrupting():  # in this order: a swap must be complete
             self._last_eval_results = self.test(cfg, model)
             results = dict(self._last_eval_results)
             for name in cfg.DATASETS.TEST if cfg.TEST.LOSS else ():
@@ -232,8 +233,7 @@ class Trainer(DefaultTrainer):
             with explain_dead_workers():
                 super().train()
         except TrainingInterrupted as stop:
-            saved = self._save_finished() if comm.is_main_process() else ""
-            raise TrainingInterrupted(stop.signal, f"{stop} {saved}") from None
+            raise self._interrupted(stop) from None
         except EarlyStop as stop:
             next(h for h in self._hooks if isinstance(h, Checkpoints)).save_final(stop.iteration)
             self.checkpointer.save(f"model_{stop.iteration:07d}", iteration=stop.iteration)
@@ -243,12 +243,20 @@ class Trainer(DefaultTrainer):
             )
             done = stop.iteration + 1
         except DsrcnnError as error:
+            if isinstance(error, LoaderError) and (number := self._signals.wait()) is not None:
+                # Workers of an evaluation die of the signal that this process receives, too.
+                raise self._interrupted(TrainingInterrupted(number)) from None
             cannot_save = isinstance(error, (CheckpointError, NonFiniteLossError))
             advice = self._last_checkpoint() if cannot_save else self._save_finished()
             stopped = type(error)(f"{error} {advice}")
             _LOGGER.error("%s", stopped, extra=FILE_ONLY)  # the command line prints it
             raise stopped from error
         return done
+
+    def _interrupted(self, stop: TrainingInterrupted) -> TrainingInterrupted:
+        """Save the state, and add to the message where it is."""
+        saved = self._save_finished() if comm.is_main_process() else ""
+        return TrainingInterrupted(stop.signal, f"{stop} {saved}")
 
     def _set_loader_position(self) -> None:
         """Let the loader begin with the images of the first iteration of this run."""

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from conftest import quick_cfg
+from detectron2.engine import hooks
 
 from dsrcnn.engine.interrupt import StopSignals
 from dsrcnn.engine.main import exit_status
@@ -63,6 +64,16 @@ def test_a_checkpoint_that_is_being_written_is_completed_before_training_stops(
     again = Trainer(quick_cfg(tmp_path, *options))
     again.resume_or_load(resume=True)
     assert again.start_iter == 3
+
+
+@pytest.mark.parametrize("period", [1, 20])
+def test_a_run_can_be_stopped_in_its_first_iteration(tmp_path, period):
+    cfg = quick_cfg(tmp_path, "SOLVER.MAX_ITER", 9, "DATASETS.TEST", "()", "LOG.PERIOD", period)
+    trainer = Trainer(cfg)
+    stop = hooks.CallbackHook(before_step=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    trainer.register_hooks([stop])
+    with pytest.raises(TrainingInterrupted, match=r"after 1 iterations is saved"):
+        trainer.train()
 
 
 @pytest.mark.parametrize(("error", "status", "text"), [

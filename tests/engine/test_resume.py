@@ -95,11 +95,12 @@ def uninterrupted(tmp_path_factory, data):
 def stop_when_written(file, folder, number, *options):
     """Start a run and send it a signal as soon as the file exists; its status and messages."""
     pipe = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    pipe["start_new_session"] = True
     process = subprocess.Popen(command(folder, *options), cwd=REPOSITORY, env=ENVIRONMENT, **pipe)
     end = time.monotonic() + 120
     while not file.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.005)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # loader workers get it, too: from terminals and schedulers
     _, messages = process.communicate(timeout=120)
     return process.returncode, messages
 
@@ -109,7 +110,8 @@ def test_a_run_stopped_by_signals_saves_its_state_and_equals_an_uninterrupted_on
 ):
     # In training, then in the evaluation after the sixth iteration.
     for name, number, status in (
-        ("model_0000002.pth", signal.SIGINT, 130), ("model_0000005.pth", signal.SIGTERM, 143)
+        ("model_0000002.pth", signal.SIGINT, 130), ("model_0000005.pth", signal.SIGTERM, 143),
+        ("model_best.pth", signal.SIGTERM, 143),
     ):  # fmt: skip
         returned, messages = stop_when_written(tmp_path / name, tmp_path, number, *data)
         assert returned == status, messages
