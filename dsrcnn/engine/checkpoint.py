@@ -141,8 +141,14 @@ class Checkpointer(DetectionCheckpointer):
             )
         self._report(fit, path)
         for name in names:
-            if name not in content:
+            if name not in content and name == "ema":  # may be switched on later
                 continue
+            if name not in content:
+                raise WeightsError(
+                    f"Training cannot continue from {path}, which has weights but not the state of "
+                    f"{name}. Leave out --resume, and write MODEL.WEIGHTS to start another run "
+                    "from its weights."
+                )
             try:
                 self.checkpointables[name].load_state_dict(content.pop(name))
             except DsrcnnError:
@@ -159,7 +165,7 @@ class Checkpointer(DetectionCheckpointer):
         if "://" in path:
             try:
                 return str(self.path_manager.get_local_path(path))
-            except (OSError, ValueError, AssertionError) as error:
+            except (OSError, ValueError, AssertionError, RuntimeError) as error:
                 raise WeightsError(
                     f"Weights {path!r} cannot be fetched ({error}). Write a local file to "
                     "MODEL.WEIGHTS, or '' to train from random weights."

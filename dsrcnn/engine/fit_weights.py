@@ -28,12 +28,14 @@ def tensors_of(content: Any, path: str) -> dict[str, Tensor]:
         raise _no_weights(path, "nothing")
     state: dict[str, Tensor] = {}
     for name, value in content.items():
-        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
+        is_array = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf"
+        if is_array and value.dtype.itemsize <= 8:
             value = torch.from_numpy(np.array(value))
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise _no_weights(path, f"a {type(value).__name__} named {name!r}")
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise _no_weights(path, f"a sparse, quantized or empty tensor named {name}")
+        is_plain = not (value.is_nested or value.is_quantized or value.is_meta)
+        if not is_plain or value.layout != torch.strided:
+            raise _no_weights(path, f"a nested, sparse, quantized or empty tensor named {name}")
         state[name.removeprefix("module.")] = value  # of a model wrapped for several processes
     return state
 
@@ -120,6 +122,7 @@ def load_fitting(model: nn.Module, state: dict[str, Tensor], path: str, *, resiz
         size = target.shape[dimension] if dimension is not None else 0
         entry = name, shape, tuple(target.shape)
         if dimension is not None and _differs_only_at(dimension, shape, target.shape):
+            _check_values(path, name, value, target)
             fitting[name] = resize_proposals(value, size, dimension)
             resized.append(entry)
         else:
@@ -143,7 +146,7 @@ def _check_values(path: str, name: str, value: Tensor, target: Tensor) -> None:
             f"Weights {path!r} hold {value.dtype} in {name}, where the model has {target.dtype}. "
             "Write a file with the trained weights, not quantized, to MODEL.WEIGHTS."
         )
-    if not bool(torch.isfinite(value).all()):
+    if not bool(torch.isfinite(value.to(target.dtype)).all()):
         raise WeightsError(
             f"Weights {path!r} have values in {name} that are not finite: the training that wrote "
             "them diverged. Write an earlier checkpoint to MODEL.WEIGHTS."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, NonFiniteLossError
 from ..utils.distributed import reduce_mean
 from ..utils.training import TrainingState
 from .checkpoint import Checkpointer
@@ -45,13 +45,30 @@ class Checkpoints(HookBase):
         """Save if it is due."""
         iteration = self.trainer.iter
         is_last = iteration + 1 >= self.trainer.max_iter
+        is_due = is_last or (self.period > 0 and (iteration + 1) % self.period == 0)
+        if is_due:
+            self._require_finite(iteration)
         if is_last:
             self.save_final(iteration)
-        if is_last or (self.period > 0 and (iteration + 1) % self.period == 0):
+        if is_due:
             try:
                 self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
             except CheckpointError as error:
                 _LOGGER.error("%s Training continues.", error)
+
+    def _require_finite(self, iteration: int) -> None:
+        """Check the weights, since the loss shows what happened to them only one iteration later.
+
+        Raises:
+            NonFiniteLossError: on all processes, since they have the same weights.
+        """
+        parameters = list(self.checkpointer.model.parameters())
+        finite = torch.stack([torch.isfinite(p.detach()).all() for p in parameters])
+        if not bool(finite.all()):
+            raise NonFiniteLossError(
+                f"The weights are not finite after iteration {iteration}. A learning rate too high "
+                "for the batch size is the usual cause: lower SOLVER.BASE_LR."
+            )
 
     def save_final(self, iteration: int) -> None:
         """Write the final model."""

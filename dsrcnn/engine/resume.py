@@ -85,14 +85,12 @@ def clear_folder(folder: str | Path) -> None:
 
 def newest_first(folder: str | Path) -> list[str]:
     """List the checkpoints in `folder` from which training can continue."""
-    last, files = Path(folder) / "last_checkpoint", Path(folder).glob(_CHECKPOINTS)
-    paths = sorted(files, key=lambda f: f.stat().st_mtime, reverse=True)
-    try:
-        tagged = Path(folder) / last.read_text().strip()
-    except (OSError, UnicodeDecodeError, ValueError):
-        tagged = None
-    if tagged is not None and tagged.is_file():
-        paths = [tagged, *(path for path in paths if path != tagged)]
+    files = [path for path in Path(folder).glob(_CHECKPOINTS) if os.path.isfile(path)]
+    paths = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
+    last = Path(folder) / "last_checkpoint"
+    text = last.read_bytes() if os.path.isfile(last) else b""  # not of a pipe
+    # Other programs tag other files; those without state are of no use here.
+    paths.sort(key=lambda path: path.name.encode() != text.strip())
     return [str(path) for path in paths]
 
 
@@ -137,10 +135,17 @@ def _saved_config(cfg: CfgNode) -> Mapping[str, Any] | None:
     for file in newest_first(cfg.OUTPUT_DIR):
         try:
             content = read_weights(file, trust=cfg.MODEL.TRUST_WEIGHTS, lazily=True)
-            saved = yaml.safe_load(content["config"])
-        except (DsrcnnError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        except DsrcnnError:
             continue
-        return saved if isinstance(saved, Mapping) else None
+        text = content.get("config") if isinstance(content, dict) else None
+        try:
+            saved = yaml.safe_load(text) if isinstance(text, str) else None
+        except yaml.YAMLError:
+            saved = None
+        if isinstance(saved, Mapping):
+            return saved
+        _LOGGER.warning("%s has no config, so changes since then are not noticed.", file)
+        return None
     return None
 
 
@@ -158,7 +163,7 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, 
     Torch loads moments of any shape, and fused optimizers then write beyond them.
 
     Raises:
-        WeightsError: if groups, parameters or shapes differ.
+        WeightsError: if groups, parameters or shapes differ, or values are unusable.
     """
     saved, own = state["param_groups"], optimizer.param_groups
     counts = [[len(group["params"]) for group in groups] for groups in (saved, own)]
@@ -170,17 +175,29 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, 
         )
     indices = [index for group in saved for index in group["params"]]
     parameters = [parameter for group in own for parameter in group["params"]]
-    moments = {name for entry in state["state"].values() for name in entry}
-    adam = {"exp_avg", "exp_avg_sq"}
-    if moments and isinstance(optimizer, torch.optim.AdamW) != bool(moments & adam):
+    if not all(isinstance(group.get("lr"), (int, float)) for group in saved):
+        raise WeightsError(
+            "The optimizer of the checkpoint has learning rates that are no numbers. Leave out "
+            "--resume."
+        )
+    is_adam, adam = isinstance(optimizer, torch.optim.AdamW), {"exp_avg", "exp_avg_sq"}
+    entries = list(state["state"].values())
+    has_moments = bool(entries) and all(adam <= entry.keys() for entry in entries)
+    if is_adam != has_moments:
         raise WeightsError(
             "The checkpoint has the state of another optimizer than SOLVER.OPTIMIZER. Write that "
             "of the run, or leave out --resume."
         )
     for index, parameter in zip(indices, parameters, strict=True):
         for name, value in state["state"].get(index, {}).items():
-            is_scalar = isinstance(value, torch.Tensor) and value.dim() == 0
-            if isinstance(value, torch.Tensor) and not is_scalar and value.shape != parameter.shape:
+            if not isinstance(value, torch.Tensor) or value.dim() == 0:
+                continue
+            if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+                raise WeightsError(
+                    f"The optimizer's {name} of parameter {index} in the checkpoint has values "
+                    "that are no finite numbers. Leave out --resume."
+                )
+            if value.shape != parameter.shape:
                 raise WeightsError(
                     f"The optimizer's {name} of parameter {index} is {tuple(value.shape)} in the "
                     f"checkpoint, {tuple(parameter.shape)} in the model. Use the config of the "

@@ -350,9 +350,15 @@ class Trainer(DefaultTrainer):
                 "The checkpoint has no optimizer state, so training cannot continue from it. Leave "
                 "out --resume and write MODEL.WEIGHTS to start from its weights."
             )
+        iteration, seed = state_dict.get("iteration"), state_dict.get("seed", self._trainer.seed)
+        for name, value in (("iteration", iteration), ("seed", seed)):
+            if type(value) is not int or value < 0:
+                raise WeightsError(
+                    f"The checkpoint has the {name} {value!r}; an integer from 0 on is expected. "
+                    "Leave out --resume."
+                )
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
-        seed = state_dict.get("seed", self._trainer.seed)
         if seed != self._trainer.seed:
             _LOGGER.info("Using the seed of the checkpoint, %d.", seed)
         self._trainer.seed = seed

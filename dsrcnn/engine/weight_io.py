@@ -176,7 +176,8 @@ def export_weights(
         )
     content = read_any(source, trust=trust)
     content = content if isinstance(content, dict) else {"model": content}
-    if average and "ema" not in content:
+    ema = content.get("ema")
+    if average and not (isinstance(ema, dict) and "model" in ema):
         raise WeightsError(
             f"{source!r} has no averaged weights beside others: MODEL.EMA was off in its training, "
             "or it is model_best.pth or model_final.pth, which hold the average alone. Leave out "
@@ -189,7 +190,14 @@ def export_weights(
     else:
         from safetensors.torch import save
 
-        write_atomically(target, lambda file: file.write(save(tensors)))
+        try:
+            packed = save(tensors)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise WeightsError(
+                f"The tensors of {source!r} do not fit into .safetensors ({error}); write a name "
+                "that ends in .pth."
+            ) from error
+        write_atomically(target, lambda file: file.write(packed))
     return len(tensors)
 
 

@@ -1,4 +1,5 @@
 import importlib.util
+import os
 
 import matplotlib.cbook
 import numpy as np
@@ -48,6 +49,24 @@ def test_a_package_that_cannot_be_used_is_one_error(weights, network, words, mon
     monkeypatch.setitem(weight_packages.PACKAGES, "absent", absent)
     with pytest.raises(ConfigError, match=words):
         TimmBackbone(network, weights=weights)
+
+
+@pytest.mark.parametrize(("name", "make", "words"), [
+    ("folder", lambda p: p.mkdir(), "is no file"),
+    ("gone.pth", lambda p: None, "is no file"),
+    ("pipe.pth", os.mkfifo, "is no file"),
+    ("text.pth", lambda p: p.write_text("hello"), "cannot be read"),
+    ("text.safetensors", lambda p: p.write_text("hello"), "cannot be read"),
+    ("list.pth", lambda p: torch.save([1], p), "no tensors by name"),
+    ("empty.pth", lambda p: torch.save({}, p), "no tensors by name"),
+    ("nan.pth", lambda p: torch.save({"a": torch.tensor(float("nan"))}, p), "not finite"),
+    ("other.pth", lambda p: torch.save({"a": torch.ones(1)}, p), "do not fit"),
+])  # fmt: skip
+def test_a_file_that_cannot_be_used_is_one_error(name, make, words, tmp_path):
+    make(tmp_path / name)
+    with pytest.raises(WeightsError, match=words) as error:
+        TimmBackbone("resnet18", weights=str(tmp_path / name))
+    assert "\n" not in str(error.value)
 
 
 def test_a_damaged_or_foreign_file_of_a_package_is_one_error(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import struct
 import time
 
@@ -14,9 +15,16 @@ from conftest import quick_cfg, tiny_cfg, train
 from detectron2.modeling import build_model
 
 from dsrcnn.engine.checkpoint import Checkpointer
-from dsrcnn.engine.resume import check_folder, check_resume
+from dsrcnn.engine.resume import check_folder, check_resume, newest_first
 from dsrcnn.engine.trainer import Trainer
-from dsrcnn.errors import ConfigError, DsrcnnError, UnreadableWeightsError, WeightsError
+from dsrcnn.engine.weight_io import export_weights
+from dsrcnn.errors import (
+    ConfigError,
+    DsrcnnError,
+    NonFiniteLossError,
+    UnreadableWeightsError,
+    WeightsError,
+)
 
 NODE = "MODEL.SparseRCNN"
 KEY = "head.head_series.0.linear1.weight"
@@ -77,6 +85,12 @@ CONTENTS = {
     "nan": (lambda w: {"model": w | {KEY: w[KEY] * np.nan}}, f"in {KEY} that are not finite"),
     "infinite": (lambda w: {"model": w | {KEY: w[KEY] / 0}}, f"in {KEY} that are not finite"),
     "sparse": (lambda w: {"model": w | {KEY: w[KEY].to_sparse()}}, "sparse, quantized"),
+    "infinite in float32": (lambda w: {"model": w | {KEY: w[KEY].double() + 1e300}}, "not finite"),
+    "float8": (lambda w: {"model": w | {KEY: (w[KEY] * np.nan).to(torch.float8_e4m3fn)}}, "finite"),
+    "nested tensor": (
+        lambda w: {"model": w | {KEY: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}},
+        "nested, sparse",
+    ),
     "meta": (lambda w: {"model": w | {KEY: w[KEY].to("meta")}}, "sparse, quantized or empty"),
     "foreign": (lambda w: {"model": {"a.b": torch.ones(1)}}, "No tensor of"),
     "all of other shapes": (lambda w: {k: torch.ones(1, 7, 3) for k in w}, "No tensor of"),
@@ -108,6 +122,7 @@ BYTES = {
     "text.pkl": b"hello",
     "list.pkl": pickle.dumps([1, 2]),
     "text value.pkl": pickle.dumps({"a": "b"}),
+    "long double.pkl": pickle.dumps({"a": np.ones(3, np.longdouble)}),
     "cut.pkl": pickle.dumps({"a": np.ones(99)})[:80],
     "empty.pyth": b"",
     "empty.safetensors": b"",
@@ -142,6 +157,7 @@ def test_a_folder_a_pipe_and_a_missing_file_are_told_apart_and_never_hang(model,
     assert "cannot be fetched" in message_of(
         lambda: Checkpointer(model).load("http://127.0.0.1:9/weights.pth")
     )
+    assert "cannot be fetched" in message_of(lambda: Checkpointer(model).load("catalog://x/y"))
     assert time.monotonic() - start < 20
 
 
@@ -310,6 +326,88 @@ def test_an_optimizer_state_of_other_shapes_never_reaches_the_optimizer(run):
     optimizer["param_groups"][0]["params"].pop()
     with pytest.raises(WeightsError, match="another set is trained"):
         trainer.load_state_dict(state)
+
+
+STATES = {
+    "no state": (lambda c: c.pop("trainer"), "not the state of trainer"),
+    "negative iteration": (lambda c: c["trainer"].update(iteration=-5), "the iteration -5"),
+    "iteration text": (lambda c: c["trainer"].update(iteration="3"), "the iteration '3'"),
+    "iteration fraction": (lambda c: c["trainer"].update(iteration=2.5), "the iteration 2.5"),
+    "iteration none": (lambda c: c["trainer"].update(iteration=None), "the iteration None"),
+    "seed text": (lambda c: c["trainer"].update(seed="x"), "the seed 'x'"),
+    "state list": (lambda c: c.update(trainer=[1]), "its state of trainer does not fit"),
+    "no optimizer": (lambda c: c["trainer"]["_trainer"].pop("optimizer"), "does not fit"),
+    "rate text": (lambda c: optimizer_of(c)["param_groups"][0].update(lr="x"), "no numbers"),
+    "no moments": (lambda c: optimizer_of(c)["state"].clear(), "state of another optimizer"),
+    "one moment": (lambda c: optimizer_of(c)["state"][0].pop("exp_avg"), "another optimizer"),
+    "moments nan": (
+        lambda c: optimizer_of(c)["state"][0]["exp_avg"].fill_(np.nan), "no finite numbers"
+    ),
+    "moments integers": (
+        lambda c: optimizer_of(c)["state"][0].update(exp_avg=torch.zeros(3, dtype=torch.int64)),
+        "no finite numbers",
+    ),
+}  # fmt: skip
+
+
+def optimizer_of(content):
+    return content["trainer"]["_trainer"]["optimizer"]
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_training_does_not_continue_from_an_unusable_state(name, run, tmp_path):
+    change, words = STATES[name]
+    content = torch.load(run / "model_0000001.pth")
+    change(content)
+    torch.save(content, tmp_path / "model_0000001.pth")
+    trainer = Trainer(quick_cfg(tmp_path, *RUN))
+    assert words in message_of(lambda: trainer.resume_or_load(resume=True))
+
+
+@pytest.mark.parametrize(
+    "text", ["model_final.pth", "", "gone", "x" * 9999, "\0", "../x.pth", None]
+)
+def test_an_odd_tag_or_a_broken_link_does_not_hide_good_checkpoints(text, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "model_9999999.pth").symlink_to("gone")
+    (copy / "model_9999998.pth").symlink_to("model_9999998.pth")
+    (copy / "model_9999997.pth").mkdir()
+    os.mkfifo(copy / "model_9999996.pth")
+    (copy / "last_checkpoint").unlink()
+    if text is None:
+        os.mkfifo(copy / "last_checkpoint")
+    else:
+        (copy / "last_checkpoint").write_text(text)
+    assert newest_first(copy)[0] == str(copy / "model_0000001.pth")
+
+
+@pytest.mark.parametrize("config", [None, "[1]", 5, "a: [", {"a": 1}])
+def test_a_checkpoint_without_a_config_says_that_changes_are_not_noticed(
+    config, run, tmp_path, caplog
+):
+    content = torch.load(run / "model_0000001.pth") | {"config": config}
+    torch.save(content, tmp_path / "model_0000001.pth")
+    check_resume(quick_cfg(tmp_path, *RUN))
+    assert "has no config" in caplog.text
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path):
+    options = ["SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 1]
+    with pytest.raises(NonFiniteLossError, match="weights are not finite after iteration 0"):
+        train(quick_cfg(tmp_path, *options, "DATASETS.TEST", "()"))
+    assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize("average", [5, [], {}, None])
+def test_an_odd_average_is_not_exported(average, weights, tmp_path):
+    torch.save({"model": weights, "ema": average}, tmp_path / "a.pth")
+    target = tmp_path / "b.pth"
+    message_of(lambda: export_weights(tmp_path / "a.pth", target, average=True))
+
+
+def test_complex_tensors_are_not_exported_to_safetensors(tmp_path):
+    torch.save({"model": {"a": torch.ones(1, dtype=torch.complex128)}}, tmp_path / "a.pth")
+    message_of(lambda: export_weights(tmp_path / "a.pth", tmp_path / "b.safetensors"))
 
 
 def test_a_used_folder_is_refused_unless_continued_or_overwritten(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from itertools import chain
 from typing import Any
 
@@ -11,7 +12,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from ...errors import ConfigError, WeightsError
-from .weight_packages import PREFIX, read_package
+from .weight_packages import PREFIX, read_file, read_package
 
 _STRIDES = (4, 8, 16, 32)
 _UNLIKELY_SEED = 271_828_182  # no trained weights equal those drawn with it
@@ -177,9 +178,11 @@ def _choose_levels(name: str, options: dict[str, Any]) -> tuple[list[int], dict[
 
 def _create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
     """Load timm's weights from a file; weights that do not fit are an error, unlike in timm."""
-    overlay: dict[str, Any] = {"file": path}
+    overlay: dict[str, Any] = {"file": path}  # other formats are timm's alone
     if path.startswith(PREFIX):
         overlay = {"state_dict": read_package(path, name, _create(name, {}).state_dict())}
+    elif not path.endswith(".npz") or not os.path.isfile(path):
+        overlay = {"state_dict": read_file(path)}
     file = {"pretrained": True, "pretrained_cfg_overlay": overlay}
     with torch.random.fork_rng(devices=[]):
         bodies = []
@@ -199,7 +202,7 @@ def _create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
 def _create(name: str, options: dict[str, Any], *, report: bool = True) -> Any:
     timm = _import_timm(name)
     overlay = options.get("pretrained_cfg_overlay", {})
-    file = overlay.get("file", "of the package" if overlay else None)
+    file = overlay.get("file", "given" if overlay else None)
     try:
         return timm.create_model(name, **options)
     except OSError as error:

