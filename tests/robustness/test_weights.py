@@ -335,7 +335,7 @@ STATES = {
     "iteration fraction": (lambda c: c["trainer"].update(iteration=2.5), "the iteration 2.5"),
     "iteration none": (lambda c: c["trainer"].update(iteration=None), "the iteration None"),
     "seed text": (lambda c: c["trainer"].update(seed="x"), "the seed 'x'"),
-    "state list": (lambda c: c.update(trainer=[1]), "its state of trainer does not fit"),
+    "state list": (lambda c: c.update(trainer=[1]), "no optimizer state"),
     "no optimizer": (lambda c: c["trainer"]["_trainer"].pop("optimizer"), "does not fit"),
     "rate text": (lambda c: optimizer_of(c)["param_groups"][0].update(lr="x"), "no numbers"),
     "no moments": (lambda c: optimizer_of(c)["state"].clear(), "state of another optimizer"),
@@ -392,7 +392,7 @@ def test_a_checkpoint_without_a_config_says_that_changes_are_not_noticed(
 
 
 def test_weights_that_are_not_finite_are_never_written(tmp_path):
-    options = ["SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 1]
+    options = ["SOLVER.BASE_LR", 1e300, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 1]
     with pytest.raises(NonFiniteLossError, match="weights are not finite after iteration 0"):
         train(quick_cfg(tmp_path, *options, "DATASETS.TEST", "()"))
     assert not list(tmp_path.glob("*.pth"))
