@@ -5,8 +5,12 @@ once; importing the package takes seconds.
 """
 
 import difflib
+import io
+import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 COMMANDS = {
     "train": "train a detector",
@@ -35,12 +39,69 @@ def main(argv: Sequence[str] | None = None) -> int:
         ``check-data`` finds faults.
     """
     words = sys.argv[1:] if argv is None else argv
-    status = answer(words)
+    try:
+        status = answer(words)
+    except OSError as error:
+        return drop_output(error)
     if status is None:
-        from dsrcnn.cli.main import main as run
+        with quiet_interrupts():
+            from dsrcnn.cli.main import main as run
 
-        status = run(words)
-    return status
+        return run(words)
+    return end_output(status)
+
+
+@contextmanager
+def quiet_interrupts() -> Iterator[None]:
+    """End the process at Ctrl-C with one line and status 130, as while modules are imported.
+
+    Modules in the middle of an import print tracebacks of the exception, or catch it.
+    """
+
+    def stop(*_: object) -> None:
+        os.write(2, b"Interrupted.\n")
+        os._exit(128 + signal.SIGINT)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or handled
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def escape_unprintable() -> None:
+    """Print characters that the encoding of the terminal lacks as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def end_output(status: int) -> int:
+    """Write what is left of the output and return `status`, or that of `drop_output`."""
+    if sys.stdout is None:  # closed by the caller
+        return status
+    try:
+        sys.stdout.flush()
+        return status
+    except OSError as error:
+        return drop_output(error)
+
+
+def drop_output(error: OSError) -> int:
+    """Drop all further output after an error of stdout, so that the program can end normally.
+
+    Returns:
+        Exit status: 141 for a closed pipe, as in shells; 2 for other errors, explained on stderr.
+    """
+    with suppress(OSError, ValueError):  # it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    print(f"error: Output cannot be written: {error.strerror}.", file=sys.stderr)
+    return 2
 
 
 def answer(words: Sequence[str]) -> int | None:

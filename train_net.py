@@ -7,7 +7,10 @@ python train_net.py --eval-only --config-file ... MODEL.WEIGHTS checkpoint.pth
 
 import sys
 
-from dsrcnn.engine.main import run
+from dsrcnn_command import quiet_interrupts
 
 if __name__ == "__main__":
+    with quiet_interrupts():
+        from dsrcnn.engine.main import run
+
     sys.exit(run())

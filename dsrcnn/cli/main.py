@@ -74,10 +74,13 @@ def _weights(args: argparse.Namespace) -> int:
     return 0
 
 
+_DEMO = "quick/sparse_rcnn_shapes"
+
+
 def _declare_demo(parser: argparse.ArgumentParser) -> None:
     add_train_arguments(parser)
     parser.add_argument("--images", type=positive_int, default=8, metavar="N", help="to draw (8)")
-    parser.set_defaults(eval_only=False, config_file="quick/sparse_rcnn_shapes")
+    parser.set_defaults(eval_only=False, config_file=_DEMO)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -86,8 +89,8 @@ def _demo(args: argparse.Namespace) -> int:
     from .draw import describe_predictions
 
     folder = Path(load_cfg(args.config_file, args.opts).OUTPUT_DIR)
-    if "OUTPUT_DIR" not in args.opts and not args.resume:  # a folder of its own
-        args.overwrite = True
+    is_own_folder = args.config_file == _DEMO and "OUTPUT_DIR" not in args.opts
+    args.overwrite = args.overwrite or (is_own_folder and not args.resume)
     if status := launch(args):
         return status
     args.run, args.config_file, args.opts = str(folder), None, []

@@ -38,6 +38,10 @@ def find_config(path_or_name: str | Path) -> Path:
     Raises:
         ConfigError: if there is no such file; it lists similar names.
     """
+    if not isinstance(path_or_name, (str, os.PathLike)):
+        raise ConfigError(
+            f"The config file is {path_or_name!r}; write a path or a shipped name, as text."
+        )
     path = Path(path_or_name)
     if os.path.isfile(path):  # unlike `Path.is_file`, False for names that are too long
         return path
@@ -63,6 +67,8 @@ def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
         ConfigError: if the file cannot be read, a key is unknown or a value has another type.
     """
     path = find_config(path_or_name)
+    if not isinstance(opts, Sequence):
+        raise ConfigError(f"Overrides are {opts!r}; write a list KEY, VALUE, ..., or leave it out.")
     if isinstance(opts, str) or len(opts) % 2:
         words = opts.split() if isinstance(opts, str) else [*map(str, opts)]
         raise ConfigError(
@@ -77,7 +83,7 @@ def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
     except (KeyError, AssertionError) as error:
         raise ConfigError(_explain(cfg, str(error.args[0]), path)) from error
     except (TypeError, AttributeError) as error:  # yacs looks up a key in a value, not a node
-        known = set(_all_keys(cfg))
+        known = set(config_keys(cfg))
         unknown = [str(key) for key in opts[0::2] if key not in known]
         text = f"{_UNKNOWN}{unknown[0]}" if unknown else "a config file holds lines KEY: VALUE."
         raise ConfigError(_explain(cfg, text, path)) from error
@@ -123,14 +129,17 @@ def _node(cfg: CfgNode, name: str) -> CfgNode:
 
 
 def _like_defaults(cfg: CfgNode, opts: Sequence[object]) -> list[object]:
-    """Turn ``UNIT_STEP 0`` into 0.0 and ``OUTPUT_DIR 12`` into "12", which yacs refuses."""
+    """Turn words that yacs refuses into the type of the default.
+
+    ``UNIT_STEP 0`` becomes 0.0, ``NORM_TYPE inf`` infinity, and ``OUTPUT_DIR 12`` "12".
+    """
     words = list(opts)
     for index in range(0, len(words), 2):
         default: object = cfg
         for part in str(words[index]).split("."):
             default = default.get(part) if isinstance(default, CfgNode) else None
         word = str(words[index + 1])
-        if isinstance(default, float) and re.fullmatch(r"[+-]?\d+", word):
+        if isinstance(default, float) and re.fullmatch(r"[+-]?(\d+|inf)", word):
             words[index + 1] = float(word)
         elif isinstance(default, str) and re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", word):
             words[index + 1] = repr(word)
@@ -143,7 +152,7 @@ def _explain(cfg: CfgNode, text: str, path: Path) -> str:
     if _UNKNOWN not in text:
         return f"{where} cannot be used: {text}"
     key = text.rsplit(_UNKNOWN, 1)[-1].strip()
-    close = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(key, list(config_keys(cfg)), n=3, cutoff=0.6)
     return f"Unknown config key {key!r} (in {where})." + (
         f" Did you mean {', '.join(close)}?" if close else ""
     )
@@ -156,7 +165,10 @@ def _explain_type(cfg: CfgNode, text: str, path: Path) -> str:
     if match is None:
         return f"{where} cannot be used: {shortened(text)}"
     value, key = match.groups()
-    default = value_of(cfg, key)
+    try:
+        default = value_of(cfg, key)
+    except KeyError:  # a key of Detectron2's first version
+        return f"{key} is {shortened(value)} (in {where}); write a value of another type."
     expected = f"a value such as {shortened(repr(default))}"
     if isinstance(default, CfgNode):
         expected = f"its keys, such as {key}.{next(iter(default))}"
@@ -164,11 +176,12 @@ def _explain_type(cfg: CfgNode, text: str, path: Path) -> str:
     return f"{key} is {shortened(value)} (in {where}); write {expected}.{hint}"
 
 
-def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+def config_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """List the keys of a config, those of sections included."""
     for name, value in node.items():
         yield prefix + name
         if isinstance(value, CfgNode):
-            yield from _all_keys(value, f"{prefix}{name}.")
+            yield from config_keys(value, f"{prefix}{name}.")
 
 
 _STEPS: list[Callable[[CfgNode], None]] = []

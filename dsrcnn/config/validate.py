@@ -304,6 +304,7 @@ def _check_resnet(cfg: CfgNode) -> None:
                     f"{key}.{name} is {node[name]}, but {key}.DEPTH {node.DEPTH} needs {value}. "
                     f"Write {key}.{name} {value}."
                 )
+    _check_deformable(node, key)
     names, levels = list(cfg.MODEL.FPN.IN_FEATURES), list(node.OUT_FEATURES)
     if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":  # without a pyramid
         return
@@ -324,6 +325,23 @@ def _check_resnet(cfg: CfgNode) -> None:
                 rules.value_of(cfg, key),
                 rules.each(one_of(*pyramid), f"some of {', '.join(pyramid)}"),
             )
+
+
+def _check_deformable(node: CfgNode, key: str) -> None:
+    used = [stage for stage, is_on in enumerate(node.DEFORM_ON_PER_STAGE) if is_on]
+    if not used:
+        return
+    if node.DEPTH < 50:
+        raise ConfigError(
+            f"{key}.DEFORM_ON_PER_STAGE is {tuple(node.DEFORM_ON_PER_STAGE)}, but {key}.DEPTH "
+            f"{node.DEPTH} has no deformable convolutions. Write four times False, or DEPTH 50."
+        )
+    channels = node.NUM_GROUPS * node.WIDTH_PER_GROUP * 2 ** used[0]
+    if channels % node.DEFORM_NUM_GROUPS:
+        raise ConfigError(
+            f"{key}.DEFORM_NUM_GROUPS is {node.DEFORM_NUM_GROUPS}, which does not divide the "
+            f"{channels} channels of res{used[0] + 2}. Write a divisor of them, such as 1."
+        )
 
 
 def _check_training(cfg: CfgNode) -> None:

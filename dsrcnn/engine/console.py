@@ -7,6 +7,7 @@ losses, and all warnings and errors; with ``LOG.LEVEL verbose`` it shows everyth
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +17,12 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from tqdm import tqdm
 
+from dsrcnn_command import drop_output, escape_unprintable
+
 FILE_ONLY = {"console": False}  # `extra` of a message that is printed in another way
 _LOGGERS = ("dsrcnn", "detectron2", "fvcore")
 _CONSOLE_LOGGERS = ("dsrcnn", "detectron2.utils.events")
+_CONNECTIONS = re.compile("gloo|NCCL")  # in messages of torch
 _RESET = "\x1b[0m"
 _COLORS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[31m"}
 
@@ -30,7 +34,9 @@ def configure_logging(folder: str | Path, *, verbose: bool) -> None:
     created with the first message. With `verbose`, all messages are printed.
     """
     rank = comm.get_rank()
-    file = _LogFile(Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt"), delay=True)
+    path = Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt")
+    file = _LogFile(path, delay=True, encoding="utf-8", errors="backslashreplace")
+    escape_unprintable()
     text = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
     file.setFormatter(logging.Formatter(text, "%m/%d %H:%M:%S"))
     handlers: list[logging.Handler] = [file] if rank else [file, _Console(verbose)]
@@ -44,7 +50,7 @@ def configure_logging(folder: str | Path, *, verbose: bool) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    _failed = False
+    _failed = False  # whether it has been reported
 
     def _open(self) -> Any:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +72,10 @@ class _LogFile(logging.FileHandler):
 
 
 class _Console(logging.Handler):
-    """Print on stdout, above progress bars; colors only for terminals."""
+    """Print on stdout, above progress bars; colors only for terminals.
+
+    When stdout takes no more, as on a full disk, the rest is in ``log.txt`` only.
+    """
 
     def __init__(self, verbose: bool) -> None:
         super().__init__()
@@ -76,8 +85,10 @@ class _Console(logging.Handler):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the message is printed."""
-        if not vars(record).get("console", True):
+        if sys.stdout is None or not vars(record).get("console", True):
             return False
+        if _is_of_lost_process(record):  # the message about the process itself is enough
+            return self.verbose
         is_shown = record.levelno >= logging.INFO and record.name.startswith(_CONSOLE_LOGGERS)
         return self.verbose or is_shown or record.levelno >= logging.WARNING
 
@@ -91,8 +102,16 @@ class _Console(logging.Handler):
                 text = f"{color}{record.levelname}{_RESET if color else ''} {text}"
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+        except OSError as error:
+            drop_output(error)
         except Exception:
             self.handleError(record)
+
+
+def _is_of_lost_process(record: logging.LogRecord) -> bool:
+    """Whether it has the traceback of a broken connection to another process."""
+    error = record.exc_info[1] if record.exc_info else None
+    return isinstance(error, RuntimeError) and bool(_CONNECTIONS.search(str(error)))
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:

@@ -5,11 +5,11 @@ them: `setup_run`, then `Trainer` or `evaluate`.
 """
 
 import argparse
-import itertools
 import os
 import re
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -19,7 +19,10 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from dsrcnn_command import drop_output, end_output, escape_unprintable
+
 from ..config import add_dsrcnn_config, read_cfg
+from ..config.load import config_keys
 from ..errors import (
     ConfigError,
     DsrcnnError,
@@ -31,7 +34,7 @@ from ..errors import (
 from .checkpoint import Checkpointer
 from .processes import Processes, run_processes, started_by_torchrun
 from .resume import clear_folder
-from .setup import setup_run
+from .setup import setup_run, write_config
 from .trainer import Trainer
 
 _ADDRESS = re.compile(r"tcp://(?:[^\s/:]+|\[[^\s/]+\]):(\d{1,5})")
@@ -47,26 +50,46 @@ class CommandParser(argparse.ArgumentParser):
     def parse_overrides(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse options and ``KEY VALUE`` pairs, which may come in any order.
 
+        A word is a key if a config has it, or if it begins with a section and is no file
+        (``MODEL.DEVISE``); but never right after an option that takes a value, or without a value
+        of its own.
+
         Returns:
             The options, and the pairs as a flat list in ``opts``.
 
         Raises:
             ConfigError: for an unknown option.
         """
-        sections = add_dsrcnn_config(get_cfg())
-        words, opts, rest = iter(argv), [], []
-        for word in words:
-            section, dot, _ = word.partition(".")
-            if section in sections and bool(dot) == isinstance(sections[section], CfgNode):
-                opts += [word, *itertools.islice(words, 1)]
-            else:
-                rest.append(word)
+        cfg = add_dsrcnn_config(get_cfg())
+        words, opts, rest = deque(argv), [], []
+        while words:
+            word = words.popleft()
+            if words and _is_key(cfg, word) and not words[0].startswith("--"):
+                opts += [word, words.popleft()]
+                continue
+            rest.append(word)
+            if words and self._takes_value(word) and not words[0].startswith("--"):
+                rest.append(words.popleft())
         args, unknown = self.parse_known_args(rest)
         for word in unknown:
             if word.startswith("-") and not word.lstrip("-").replace(".", "", 1).isdigit():
                 self.error(f"unknown option {word}")
         args.opts = opts + unknown  # `read_cfg` reports unknown keys
         return args
+
+    def _takes_value(self, word: str) -> bool:
+        """Whether `word` is an option, or the beginning of one, with the value as the next word."""
+        return word.startswith("--") and any(
+            option.startswith(word) and action.nargs != 0
+            for option, action in self._option_string_actions.items()
+        )
+
+
+def _is_key(cfg: CfgNode, word: str) -> bool:
+    section, dot, _ = word.partition(".")
+    if section not in cfg or bool(dot) != isinstance(cfg[section], CfgNode):
+        return False
+    return word in config_keys(cfg) or not os.path.lexists(word)
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -122,8 +145,14 @@ def run(argv: Sequence[str] | None = None) -> int:
 def exit_status(work: Callable[[], int]) -> int:
     """Return the exit status of `work`, and print errors of this package without a traceback.
 
-    It is 2 after invalid input, and 128 plus the signal's number if one ended `work`, as in shells.
+    It is 2 after invalid input, and 128 plus the signal's number if one ended `work`, as in shells;
+    see also `end_output`.
     """
+    escape_unprintable()
+    return end_output(_status(work))
+
+
+def _status(work: Callable[[], int]) -> int:
     try:
         return work()
     except TrainingInterrupted as stop:
@@ -132,7 +161,11 @@ def exit_status(work: Callable[[], int]) -> int:
     except DsrcnnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError as error:
+        return drop_output(error)
     except OSError as error:
+        if status := end_output(0):  # it is stdout that failed
+            return status
         message = system_message(error, "A file cannot be read or written")
         if message is None:
             raise
@@ -187,8 +220,10 @@ def _main(args: argparse.Namespace) -> None:
         else:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume)
-            if trainer.start_iter == 0 and comm.is_main_process():
-                clear_folder(cfg.OUTPUT_DIR)
+            if comm.is_main_process():
+                if trainer.start_iter == 0:
+                    clear_folder(cfg.OUTPUT_DIR)
+                write_config(cfg)
             trainer.train()
 
 

@@ -4,9 +4,11 @@ Detectron2's ``launch`` requires CUDA and NCCL.
 """
 
 import gc
+import logging
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +22,7 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from ..compat import create_local_process_group, forget_process_groups
 from ..errors import ConfigError, DsrcnnError, TrainingInterrupted
@@ -78,6 +81,8 @@ def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) ->
                 probe.bind(("127.0.0.1", 0))
                 url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
             processes = processes._replace(url=url)
+        # It warns of every process that it ends.
+        logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
         messages = mp.get_context("spawn").SimpleQueue()
         arguments = (processes, messages, work, args)
         context = mp.spawn(_worker, arguments, processes.per_machine, join=False)
@@ -109,6 +114,8 @@ def _worker(
     if processes.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # By default every process would use all cores.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes.per_machine))
+    # By default tqdm creates a semaphore, which a process that is killed leaves behind.
+    tqdm.set_lock(threading.RLock())
     rank = processes.machine_rank * processes.per_machine + local_rank
     world_size = processes.machines * processes.per_machine
     assert processes.url is not None

@@ -31,6 +31,8 @@ from .resume import check_folder, check_resume
 _LOGGER = logging.getLogger(__name__)
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "Pillow", "pycocotools", "faster-coco-eval")
 _MIN_IMAGES_FOR_DPG = 4
+# Opened by their names, where a named pipe would block; checkpoints replace what is there.
+_FILES = ("config.yaml", "environment.txt", "environment.jsonl", "log.txt", "metrics.json")
 
 
 def setup_run(
@@ -43,8 +45,9 @@ def setup_run(
 ) -> CfgNode:
     """Prepare training or evaluation, in every process.
 
-    The output folder gets ``config.yaml``, ``log.txt`` and a record of the environment. Evaluation
-    leaves a ``config.yaml`` that is there as it is, and a resumed run keeps a seed that was drawn.
+    The output folder gets ``log.txt`` and a record of the environment. Evaluation writes a
+    ``config.yaml`` if there is none; training calls `write_config` later, when nothing of another
+    run can be lost any more. A resumed run keeps a seed that was drawn.
 
     Returns:
         The config from `load_cfg` with final solver settings, frozen.
@@ -54,7 +57,7 @@ def setup_run(
         DataError: if the dataset cannot be read.
     """
     cfg = read_cfg(config_file, opts)
-    prepare_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
+    prepare_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR", files=_FILES, folders=("inference",))
     configure_logging(cfg.OUTPUT_DIR, verbose=cfg.LOG.LEVEL == "verbose")
     cfg = load_cfg(config_file, opts)
     _check_datasets(cfg, eval_only=eval_only)
@@ -82,8 +85,15 @@ def setup_run(
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
     if comm.is_main_process():
-        _record(cfg, keep_config=eval_only)
+        _record(cfg)
+        if eval_only and not (Path(cfg.OUTPUT_DIR) / "config.yaml").is_file():
+            write_config(cfg)
     return cfg
+
+
+def write_config(cfg: CfgNode) -> None:
+    """Write ``config.yaml`` to the output folder."""
+    (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(cfg.dump())
 
 
 def _check_datasets(cfg: CfgNode, *, eval_only: bool) -> None:
@@ -108,18 +118,16 @@ def _check_datasets(cfg: CfgNode, *, eval_only: bool) -> None:
             )
 
 
-def _record(cfg: CfgNode, *, keep_config: bool) -> None:
-    """Write ``config.yaml``, ``environment.txt`` and a line of ``environment.jsonl``."""
+def _record(cfg: CfgNode) -> None:
+    """Write ``environment.txt`` and a line of ``environment.jsonl``."""
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir(parents=True, exist_ok=True)
     _LOGGER.debug("Command: %s\nConfig:\n%s", sys.argv, cfg.dump())
-    if not (keep_config and (folder / "config.yaml").is_file()):
-        (folder / "config.yaml").write_text(cfg.dump())
     # It warns of a CUDA toolkit without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     environment = collect_env_info()
     _LOGGER.debug("Environment:\n%s", environment)
-    (folder / "environment.txt").write_text(environment + "\n")
+    (folder / "environment.txt").write_text(environment + "\n", encoding="utf-8")
     entry = {  # for every start, since a run may be resumed elsewhere
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,

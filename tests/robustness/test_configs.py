@@ -101,6 +101,11 @@ VALUES = [
     (["MODEL.RESNETS.RES5_DILATION", 3], "MODEL.RESNETS.RES5_DILATION is 3"),
     (["MODEL.RESNETS.OUT_FEATURES", ["res9"]], "MODEL.RESNETS.OUT_FEATURES is ('res9',)"),
     (["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [True]], "DEFORM_ON_PER_STAGE is (True,)"),
+    (["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
+      "MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, True, True]], "no deformable conv"),
+    (["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256,
+      "MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True],
+      "MODEL.RESNETS.DEFORM_NUM_GROUPS", 3], "does not divide the 128 channels of res3"),
     (["MODEL.FPN.IN_FEATURES", ["res2", "res4"]], "consecutive maps"),
     (["MODEL.FPN.IN_FEATURES", []], "MODEL.FPN.IN_FEATURES is ()"),
     (["MODEL.FPN.NORM", "XN"], "MODEL.FPN.NORM is 'XN'; write one of '', BN"),
@@ -189,6 +194,15 @@ def test_a_value_out_of_range_of_faster_rcnn_is_one_message(opts, phrase):
     refused(FASTER, opts, phrase)
 
 
+@pytest.mark.parametrize(("arguments", "phrase"), [
+    ((None,), "The config file is None; write a path"), ((3,), "The config file is 3"),
+    ((SHAPES, None), "Overrides are None; write a list"),
+])  # fmt: skip
+def test_an_argument_of_another_type_is_one_message(arguments, phrase):
+    with pytest.raises(ConfigError, match=phrase):
+        load_cfg(*arguments)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, None, "text", [1.0]])
 def test_a_value_set_in_python_is_checked_like_one_in_a_file(value):
     cfg = load_cfg(SHAPES)
@@ -201,6 +215,7 @@ def test_a_value_set_in_python_is_checked_like_one_in_a_file(value):
     ["SOLVER.BASE_LR", "1"], ["SOLVER.BASE_LR", "2.5e-5"],
     ["SOLVER.STEPS", "()"], ["SOLVER.STEPS", "(210000, 250000)"], ["SOLVER.STEPS", "[600]"],
     ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm", "SOLVER.CLIP_GRADIENTS.NORM_TYPE", math.inf],
+    ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm", "SOLVER.CLIP_GRADIENTS.NORM_TYPE", "inf"],
     ["SOLVER.WEIGHT_DECAY_BIAS", "None"], ["SOLVER.WEIGHT_DECAY_BIAS", "0"],
     ["SOLVER.OPTIMIZER", "SGD", "SOLVER.NESTEROV", "True"],
     ["SOLVER.CHECKPOINT_PERIOD", "0"], ["TEST.EVAL_PERIOD", "0"],

@@ -72,6 +72,7 @@ def refused(path, phrase):
     ("VERSION: '2'\n", "VERSION"), ("VERSION: two\n", "vtwo config"), ("VERSION: 0\n", "v0 config"),
     ("VERSION: true\n", "vTrue config"), ("VERSION: []\n", "v[] config"),
     ("VERSION: 1\nMODEL: {{WEIGHTS: x}}\n", "MODEL.WEIGHTS"),
+    ("VERSION: 1\nMODEL: {{WEIGHT: {{A: 1}}}}\n", "MODEL.WEIGHT is A: 1 (in"),
     ("_BASE_: http://localhost:9/a.yaml\n", "an address; bases are local files only"),
     ("_BASE_: HTTPS://localhost/a.yaml\n", "an address"),
     ("_BASE_: s3://bucket/a.yaml\n", "an address"),
