@@ -6,16 +6,22 @@ from pathlib import Path
 from ..engine.resume import newest_first
 from ..errors import ConfigError, WeightsError
 
+_LARGEST = 1_000_000  # of numbers of pixels, images and the like
+
 
 def positive_int(text: str) -> int:
-    """Parse an argument that is a number of at least 1.
+    """Parse an argument that is a number from 1 to a million.
 
     Raises:
         argparse.ArgumentTypeError: for anything else.
     """
-    if not text.lstrip("+-").isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
+    digits = text.removeprefix("+").lstrip("0")
+    is_number = digits.isdecimal() and len(digits) <= len(str(_LARGEST))
+    if not is_number or int(digits) > _LARGEST:
+        shown = text if len(text) <= 20 else f"{text[:20]}..."
+        message = f"{shown!r} is not a number of at least 1 and at most {_LARGEST}"
+        raise argparse.ArgumentTypeError(message)
+    return int(digits)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

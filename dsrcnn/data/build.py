@@ -29,12 +29,14 @@ from torch.utils.data import DataLoader
 from ..errors import ConfigError, DataError, DsrcnnError
 from .datasets.coco import is_checked, load_checked_coco_json
 from .datasets.custom import check_registered, class_names
-from .datasets.validate import check_custom_records, check_learnable
+from .datasets.validate import check_custom_records, check_learnable, warn_once
 from .files import is_file
 from .mapper import DetectionMapper
 from .samplers import TrainingBatches
 from .transforms.mosaic import MixDataset
 from .workers import set_up_worker
+
+_TEST_IMAGES: dict[str, frozenset[str]] = {}  # file names by the test sets that were read
 
 
 def build_train_loader(cfg: CfgNode) -> DataLoader:
@@ -90,12 +92,22 @@ def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
         )
     names = cfg.DATASETS.TRAIN
     records = [r for name in names for r in load_records(name, for_training=True)]
+    _warn_of_test_images(cfg, records)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(records)
     classes = class_names(names[0])
     if classes and all(class_names(name) == classes for name in names):
         print_instances_class_histogram(records, classes)
     return records
+
+
+def _warn_of_test_images(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
+    """Warn of training images that are in a test set; those not read yet are left out."""
+    used = {str(record["file_name"]) for record in records}
+    for name in cfg.DATASETS.TEST:
+        if shared := sorted(used & _TEST_IMAGES.get(name, frozenset())):
+            what = f"{len(shared)} images are training images, too (image in two splits)"
+            warn_once(f"Test set {name}", what, shared)
 
 
 def load_records(
@@ -109,6 +121,13 @@ def load_records(
     Raises:
         DataError: if the dataset is not registered, missing on disk or unusable.
     """
+    records = _load_records(name, for_training, find_images)
+    if not for_training:
+        _TEST_IMAGES[name] = frozenset(str(record["file_name"]) for record in records)
+    return records
+
+
+def _load_records(name: str, for_training: bool, find_images: bool) -> list[dict[str, Any]]:
     with explain_data_errors(name):
         metadata = MetadataCatalog.get(name)
         file, images = metadata.get("json_file"), metadata.get("image_root")

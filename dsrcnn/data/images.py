@@ -1,6 +1,7 @@
 """Image files: the same 8-bit pixels for training, evaluation and pictures, or one error."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,11 @@ from .files import file_fault
 
 _EXIF_ORIENTATION = 0x0112
 _16_BITS = ("PNG", "PPM")  # formats with 16 bits in Pillow's mode "I"
+
+# Pillow warns of images that are read nevertheless, such as large ones; those of twice its limit
+# are refused. Threads read images, and a filter is the same for all of them.
+for _category in (UserWarning, RuntimeWarning):
+    warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
 def read_image(record: dict[str, Any], image_format: str, use_opencv: bool = False) -> np.ndarray:

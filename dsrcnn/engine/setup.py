@@ -19,9 +19,11 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 
 from ..config import load_cfg, read_cfg
-from ..data.build import training_records
+from ..data.build import load_records, training_records
 from ..data.datasets.custom import check_registered
-from ..errors import DataError
+from ..data.datasets.validate import is_learnable
+from ..errors import ConfigError, DataError
+from ..evaluation import build_evaluator
 from ..solver import scale_learning_rate, use_epochs
 from ..utils.files import prepare_folder
 from ..version import __version__
@@ -100,7 +102,9 @@ def _check_datasets(cfg: CfgNode, *, eval_only: bool) -> None:
     """Check that there are data to use, and test data before the training that precedes them.
 
     Raises:
-        DataError: if a dataset is not registered or not on this machine.
+        ConfigError: if training should end early by test data that are absent or have no labels.
+        DataError: if a dataset is not registered or not on this machine, or a test set of a
+            training cannot be evaluated.
     """
     part, example = ("TEST", "shapes_val") if eval_only else ("TRAIN", "shapes_train")
     if not cfg.DATASETS[part]:
@@ -116,6 +120,31 @@ def _check_datasets(cfg: CfgNode, *, eval_only: bool) -> None:
                 f"Dataset {name} is not on this machine: {file} does not exist. Put it where "
                 "datasets/README.md says, or set DETECTRON2_DATASETS to its parent folder."
             )
+    if eval_only:  # which reads them at once
+        return
+    patience = cfg.TEST.BEST.PATIENCE
+    if patience and not cfg.DATASETS.TEST:
+        raise ConfigError(
+            f"TEST.BEST.PATIENCE is {patience}, but DATASETS.TEST is empty, so no evaluation can "
+            "end training early. Write TEST.BEST.PATIENCE 0, or name a test set."
+        )
+    for name in cfg.DATASETS.TEST:
+        records = load_records(name, for_training=False)
+        build_evaluator(cfg, name)
+        is_labeled = any(is_learnable(a) for r in records for a in r["annotations"])
+        if not is_labeled and name == _deciding_set(cfg):
+            raise ConfigError(
+                f"TEST.BEST.PATIENCE is {patience}, but test set {name} has no "
+                "labels, so no evaluation can end training early. Write TEST.BEST.PATIENCE 0, or "
+                "use a test set with labels."
+            )
+
+
+def _deciding_set(cfg: CfgNode) -> str | None:
+    """Return the test set whose metric may end training early; None without."""
+    best, sets = cfg.TEST.BEST, cfg.DATASETS.TEST
+    named = [name for name in sets if best.METRIC.startswith(f"{name}/")]
+    return next(iter((*named, *sets)), None) if best.PATIENCE else None
 
 
 def _record(cfg: CfgNode) -> None:

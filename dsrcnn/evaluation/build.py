@@ -8,9 +8,17 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, LVISEvaluator, PascalVOCDetectionEvaluator
 
+from ..data.build import explain_data_errors
 from ..errors import DataError
 from .coco import CocoEvaluator
 from .crowdhuman import CrowdHumanEvaluator
+
+_METADATA = {  # that the evaluators need
+    "coco": (),
+    "crowdhuman": ("json_file",),
+    "lvis": ("json_file",),
+    "pascal_voc": ("dirname", "split", "year", "thing_classes"),
+}
 
 
 class LvisEvaluator(LVISEvaluator):
@@ -37,9 +45,29 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
     """Build the evaluator of a dataset by the ``evaluator_type`` of its metadata.
 
     Raises:
-        DataError: for an unknown ``evaluator_type``.
+        DataError: for an unknown ``evaluator_type``, or one whose files or other metadata are
+            missing or broken.
     """
-    kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type", "coco")
+    if kind not in tuple(_METADATA):
+        *most, last = map(repr, _METADATA)
+        raise DataError(
+            f"Dataset {name!r} has evaluator_type {kind!r}; evaluators exist for "
+            f"{', '.join(most)} and {last}. Set MetadataCatalog.get(name).evaluator_type."
+        )
+    missing = [key for key in _METADATA[kind] if not metadata.get(key)]
+    if missing:
+        raise DataError(
+            f"Dataset {name!r} has evaluator_type {kind!r}, which needs the metadata "
+            f"{', '.join(missing)}. Set them by MetadataCatalog.get({name!r}).set(...), or set "
+            "evaluator_type='coco'."
+        )
+    with explain_data_errors(name):
+        return _build(cfg, name, kind)
+
+
+def _build(cfg: CfgNode, name: str, kind: str) -> DatasetEvaluator:
     folder = Path(cfg.OUTPUT_DIR) / "inference"
     # Detectron2's folder; several test sets must not overwrite each other's results there.
     folder = folder / name if len(cfg.DATASETS.TEST) > 1 else folder
@@ -49,9 +77,4 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
         return CrowdHumanEvaluator(name, folder)
     if kind == "lvis":
         return LvisEvaluator(name, output_dir=str(folder))
-    if kind == "pascal_voc":
-        return PascalVOCDetectionEvaluator(name)
-    raise DataError(
-        f"Dataset {name!r} has evaluator_type {kind!r}; evaluators exist for 'coco', "
-        "'crowdhuman', 'lvis' and 'pascal_voc'. Set MetadataCatalog.get(name).evaluator_type."
-    )
+    return PascalVOCDetectionEvaluator(name)

@@ -109,6 +109,9 @@ def test_training_images_go_through_the_transforms_of_the_config(tmp_path):
     ({"name": "CLAHE", "clip": 3}, r"CLAHE cannot be built: .*'clip' are not valid"),
     ({"name": "CLAHE", "clip_limit": "x"}, r"CLAHE cannot be built: "),
     ({"name": "OneOf", "transforms": [{"name": "Nothing"}]}, r"no transform 'Nothing'"),
+    ({"name": "OneOf", "transforms": 5}, r"OneOf has transforms 5; write a list"),
+    ({"name": "BasicTransform"}, r"BasicTransform cannot be built"),
+    ({"name": "BboxParams", "format": "coco"}, r"no transform 'BboxParams'"),
 ])  # fmt: skip
 def test_message_names_a_wrong_entry(entry, message):
     with pytest.raises(ConfigError, match=message):

@@ -68,7 +68,7 @@ def register_loader(name: str, load: Callable[[], list[dict]]) -> None:
     Raises:
         DataError: if another program registered `name`.
     """
-    if name in DatasetCatalog.list() and name not in _LOADERS:
+    if is_taken(name):
         raise DataError(
             f"Dataset {name!r} is registered already, by Detectron2 or by another program; choose "
             "another DATASETS.CUSTOM.NAME."
@@ -78,6 +78,11 @@ def register_loader(name: str, load: Callable[[], list[dict]]) -> None:
         MetadataCatalog.pop(name, None)  # may have been registered without metadata
     _LOADERS[name] = load
     DatasetCatalog.register(name, load)
+
+
+def is_taken(name: str) -> bool:
+    """Whether another program, or Detectron2, registered a dataset `name`."""
+    return name in DatasetCatalog.list() and name not in _LOADERS
 
 
 def is_checked(name: str) -> bool:

@@ -15,6 +15,7 @@ from ...config.validate import num_classes_key
 from ...errors import ConfigError, DataError
 from ..files import file_fault, is_file, is_folder
 from .coco import (
+    is_taken,
     load_checked_coco_json,
     read_categories,
     read_coco_records,
@@ -40,6 +41,7 @@ def use_custom_data(cfg: CfgNode) -> None:
     """Register the data of ``DATASETS.CUSTOM`` and use them in `cfg`, in place.
 
     Registers ``NAME_train`` and ``NAME_test`` and writes them to ``DATASETS.TRAIN`` and ``.TEST``.
+    A folder without a name gets its own, with ``_custom`` if other datasets have that.
     Class names are read from the data and stored in ``DATASETS.CUSTOM.CLASSES``: a saved config
     knows its classes without the data, and rejects data with different classes.
 
@@ -54,7 +56,7 @@ def use_custom_data(cfg: CfgNode) -> None:
     if node.FOLDER and any(files.values()):
         raise ConfigError("DATASETS.CUSTOM has a FOLDER and json files; write one or the other.")
     if node.FOLDER:
-        node.NAME = node.NAME or Path(os.path.abspath(node.FOLDER)).name
+        node.NAME = node.NAME or _free_name(Path(os.path.abspath(node.FOLDER)).name)
         used = {part: split for part, split in splits.items() if split}
         classes = _register_folder(node.NAME, Path(node.FOLDER), used, saved)
     elif node.NAME:
@@ -71,6 +73,13 @@ def use_custom_data(cfg: CfgNode) -> None:
     node.CLASSES = tuple(classes)
     cfg.DATASETS.TRAIN = (f"{node.NAME}_train",) if "train" in used else ()
     cfg.DATASETS.TEST = (f"{node.NAME}_test",) if "test" in used else ()
+
+
+def _free_name(name: str) -> str:
+    """Return a name for a folder, with an ending if Detectron2 has datasets of this name."""
+    while any(is_taken(f"{name}_{part}") for part in ("train", "test")):
+        name += "_custom"
+    return name
 
 
 def _register_files(

@@ -4,6 +4,7 @@ import logging
 import math
 import numbers
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -104,6 +105,7 @@ def check_records(
         raise DataError(f"The dataset is empty: {source} lists no images.")
     advice = f"File names are relative to {image_root!r}; correct the image folder or the file."
     _check_images_exist(records, source, advice)
+    _warn_of_repetition(records, source)
     _remove_unusable_boxes(records, source)
     if labeled:
         check_learnable(records, source)
@@ -117,6 +119,14 @@ def _check_images_exist(records: Sequence[dict], source: str, advice: str) -> No
             f"{len(missing)} of {len(names)} images of {source} do not exist: "
             f"{_examples(missing, ', ')}. {advice}"
         )
+
+
+def _warn_of_repetition(records: Sequence[dict], source: str) -> None:
+    counts = Counter(os.path.normpath(record["file_name"]) for record in records)
+    if len(counts) < len(records):
+        repeated = [f"{name} {count} times" for name, count in counts.items() if count > 1]
+        what = f"{len(repeated)} images are listed more than once (duplicate image)"
+        warn_once(source, what, repeated)
 
 
 def check_learnable(records: Sequence[dict], source: str) -> None:
@@ -152,8 +162,8 @@ def _remove_unusable_boxes(records: list[dict], source: str) -> None:
 def warn_once(source: str, what: str, cases: list[str]) -> None:
     """Warn of something in the annotations, with examples, once per process."""
     message = (
-        f"{source}: {what}: {_examples(cases, '; ')}. Correct or remove them in the file to "
-        "silence this warning."
+        f"{source}: {what}: {_examples(cases, '; ')}. Correct or remove them to silence this "
+        "warning."
     )
     if message not in _WARNED:  # a loader is built for every evaluation
         _WARNED.add(message)
@@ -178,7 +188,7 @@ def check_custom_records(
         find_images: whether the image files must exist.
 
     Returns:
-        The records.
+        Copies of the records, without unusable boxes.
 
     Raises:
         DataError: naming the first record, its field, its value and what is expected.
@@ -211,10 +221,13 @@ def check_custom_records(
                 raise DataError(f"{where}: {text}; number them without repetition.")
     if find_images:
         _check_images_exist(records, where, "Correct its function or the image folder.")
+    _warn_of_repetition(records, where)
+    # Images to predict may have no labels.
+    records = [{**r, "annotations": r.get("annotations", [])} for r in records]
+    _remove_unusable_boxes(records, where)
     if for_training:
         check_learnable(records, where)
-    # Images to predict may have no labels.
-    return [r if "annotations" in r else {**r, "annotations": []} for r in records]
+    return records
 
 
 def _record_fault(record: Any, for_training: bool) -> str | None:

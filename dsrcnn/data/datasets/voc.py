@@ -1,12 +1,12 @@
 """Pascal VOC folders: ``Annotations/*.xml``, ``JPEGImages/``, ``ImageSets/Main/<split>.txt``."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
 from ...errors import DataError
 from ..files import is_file, read_bytes, read_lines
 from .fields import as_flag, as_side, check_class_names
-from .validate import OnError, make_annotation
+from .validate import OnError, make_annotation, raise_error, warn_once
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif")
 
@@ -48,7 +48,7 @@ def read_voc(folder: Path, split: str, classes: list[str], on_error: OnError) ->
     ``difficult`` objects become crowds: ignored in training and evaluation.
     """
     labels = {name: label for label, name in enumerate(classes)}
-    records = []
+    records, renamed = [], []
     for number, image in enumerate(_image_names(folder, split), start=1):
         path = folder / "Annotations" / f"{image}.xml"
         try:
@@ -70,14 +70,37 @@ def read_voc(folder: Path, split: str, classes: list[str], on_error: OnError) ->
             else:
                 known = f"known are {', '.join(classes)}"
                 on_error("unknown class", f"{path} has the class {name!r}, {known}; correct it.")
-        file_name = root.findtext("filename")
-        file = folder / "JPEGImages" / (file_name or "")
-        if not (file_name and is_file(file)):  # often that of another format or place
-            files = [folder / "JPEGImages" / f"{image}{suffix}" for suffix in _SUFFIXES]
-            file = next(filter(is_file, files), files[0])
+        file, is_renamed = _find_image(folder / "JPEGImages", image, root.findtext("filename"))
+        if is_renamed:
+            renamed.append(f"{path.name} names {file.name}")
         record = {"file_name": str(file), **size, "image_id": number}
         records.append({**record, "annotations": annotations})
+    if renamed and on_error is raise_error:
+        what = f"{len(renamed)} annotation files name an image of another name, which is used"
+        warn_once(f"Split {split!r} of {folder}", what, renamed)
     return records
+
+
+def _find_image(images: Path, name: str, file_name: str | None) -> tuple[Path, bool]:
+    """Return the image of an annotation file, and whether it has another name.
+
+    An image named like the annotation file precedes ``<filename>``, which is often outdated, of
+    another format or with a path of another machine.
+    """
+    own = [images / f"{name}{suffix}" for suffix in _SUFFIXES]
+    written = PurePath((file_name or "").strip())
+    if not written.name or not _is_inside(written):
+        return next(filter(is_file, own), own[0]), False
+    is_renamed = str(written.with_suffix("")) != name
+    other = images / written
+    found = filter(is_file, [*own, other] if is_renamed else [other, *own])
+    file = next(found, own[0])
+    return file, is_renamed and file == other
+
+
+def _is_inside(path: PurePath) -> bool:
+    """Whether a path that is relative to a folder stays in it."""
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _side(path: Path, root: ElementTree.Element, key: str) -> int:
@@ -102,7 +125,12 @@ def _message(path: Path, error: Exception) -> str:
 def _image_names(folder: Path, split: str) -> list[str]:
     advice = f"the splits of {folder} are {', '.join(voc_splits(folder))}."
     lines = read_lines(folder / "ImageSets/Main" / f"{split}.txt", advice)
-    return [line.split()[0] for line in lines if line.strip()]
+    names = [line.split()[0] for line in lines if line.strip()]
+    for name in names:
+        if not _is_inside(PurePath(name)):
+            text = f"{folder / 'ImageSets/Main' / split}.txt names {name!r}"
+            raise DataError(f"{text}, which is not in {folder / 'JPEGImages'}; correct the list.")
+    return names
 
 
 def _parse_xml(folder: Path, image: str) -> ElementTree.Element:

@@ -10,7 +10,7 @@ from ...errors import DataError
 from ..files import file_fault, is_file, is_folder, read_lines
 from ..images import image_file_size
 from .fields import check_class_names, show
-from .validate import OnError, make_annotation
+from .validate import OnError, make_annotation, raise_error, warn_once
 
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _SPLITS = ("train", "val", "valid", "test")
@@ -63,6 +63,8 @@ def yolo_classes(folder: Path) -> list[str]:
 def read_yolo(folder: Path, split: str, classes: list[str], on_error: OnError) -> list[dict]:
     """Read the unchecked records of a split; an image without a label file has no objects."""
     records, has_keypoints = [], "kpt_shape" in _read_yaml(folder)
+    owners: dict[Path, Path] = {}
+    shared = []
     for number, image in enumerate(_image_files(folder, split, on_error), start=1):
         width = height = 0
         annotations = []
@@ -73,10 +75,18 @@ def read_yolo(folder: Path, split: str, classes: list[str], on_error: OnError) -
             on_error("image broken", text)
         else:
             path = _label_file(image)
+            owner = owners.setdefault(path, image)
+            if owner != image and is_file(path):
+                shared.append(f"{owner} and {image.name} share {path.name}")
             size = width, height
             annotations = _read_labels(path, size, len(classes), has_keypoints, on_error)
         record = {"file_name": str(image), "height": height, "width": width, "image_id": number}
         records.append({**record, "annotations": annotations})
+    if shared and on_error is raise_error:
+        what = f"{len(shared)} images share the label file of another (duplicate image)"
+        warn_once(f"Split {split!r} of {folder}", what, shared)
+    for text in shared if on_error is not raise_error else ():
+        on_error("duplicate image", f"{text}; rename one of them.")
     return records
 
 

@@ -105,17 +105,28 @@ def _build(library: Any, entry: dict[str, Any]) -> Any:
         )
     arguments = {key: value for key, value in entry.items() if key != "name"}
     if "transforms" in arguments:
-        arguments["transforms"] = [_build(library, inner) for inner in arguments["transforms"]]
-    transform = getattr(library, str(entry["name"]), None)
-    if not isinstance(transform, type):
-        close = difflib.get_close_matches(str(entry["name"]), dir(library))
+        inner = arguments["transforms"]
+        if not isinstance(inner, (list, tuple)):
+            raise ConfigError(f"{_KEY}: {entry['name']} has transforms {inner!r}; write a list.")
+        arguments["transforms"] = [_build(library, each) for each in inner]
+    transform: Any = getattr(library, str(entry["name"]), None)
+    if not _is_transform(library, transform):
+        names = [n for n, value in vars(library).items() if _is_transform(library, value)]
+        close = difflib.get_close_matches(str(entry["name"]), names)
         hint = f"; did you mean {' or '.join(close)}?" if close else "."
         raise ConfigError(f"{_KEY}: Albumentations has no transform {entry['name']!r}{hint}")
     with warnings.catch_warnings():
         # Albumentations only warns of an unknown argument.
         warnings.filterwarnings("error", ".*not valid for transform", UserWarning)
         try:
-            return transform(**arguments)
-        except (TypeError, ValueError, UserWarning) as error:
-            reason = " ".join(str(error).split())
+            built = transform(**arguments)
+            _ = getattr(built, "targets", None)  # raises for a mere base class
+            return built
+        except Exception as error:  # of many classes
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(f"{_KEY}: {entry['name']} cannot be built: {reason}") from error
+
+
+def _is_transform(library: Any, value: object) -> bool:
+    kinds = library.BasicTransform, library.BaseCompose
+    return isinstance(value, type) and issubclass(value, kinds)
