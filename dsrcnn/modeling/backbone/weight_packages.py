@@ -70,7 +70,7 @@ def read_file(path: str) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises anything
-        reason = str(error).split("\n")[0][:200]
+        reason = str(error).split("\n")[0][:200] or "it ends too early"
         raise WeightsError(
             f"MODEL.TIMM.WEIGHTS {path!r} cannot be read ({reason}); the file is damaged, or holds "
             "more than tensors. Write another file."
