@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0; 2 after invalid input and 1 if a process died, explained on stderr; 1 if
-        ``check-data`` finds faults.
+        ``check-data`` finds faults; 128 plus a signal's number after that signal.
     """
     words = sys.argv[1:] if argv is None else argv
     try:

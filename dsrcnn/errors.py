@@ -63,7 +63,7 @@ class TrainingInterrupted(DsrcnnError):  # noqa: N818  (it is no error)
 
 
 class NonFiniteLossError(DsrcnnError, FloatingPointError):
-    """Training step with an infinite or NaN loss; the model was not updated."""
+    """Infinite or NaN loss, gradients or weights; no checkpoint has been written with them."""
 
 
 def message_from_traceback(text: str) -> str | None:

@@ -99,7 +99,7 @@ def load_fitting(model: nn.Module, state: dict[str, Tensor], path: str, *, resiz
     """Load the tensors of `state` that fit the model, in place.
 
     Args:
-        model: with names in files, see `state_dict`.
+        model: whose names of tensors, by `state_dict`, are those of files.
         state: weights by name.
         path: where they come from, for messages.
         resize: cut or tile learned proposals to the model's number of them.

@@ -133,7 +133,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run ``train_net.py``.
 
     Returns:
-        Exit status: 0, 2 after invalid input, 1 if a process died; explained on stderr.
+        Exit status: 0, 2 after invalid input, 1 if a process died, or that of `exit_status`;
+        explained on stderr.
     """
     parser = CommandParser(prog="train_net.py", description="Train or evaluate a detector.")
     add_train_arguments(parser)
