@@ -1,52 +1,69 @@
 #!/usr/bin/env python
-r"""Run experiments, each once, and collect their results in one CSV file.
+r"""Run experiments, each once and several at a time, and collect their results in one CSV file.
 
-An experiment is a dataset, a config, options and a seed. Those in the results file are not
-repeated; interrupted ones resume from their last checkpoint. Sparse detectors are evaluated twice,
-without and with NMS, since variants have to be compared at equal post-processing. A dataset is
-a folder with ``images/{train,val}`` and ``annotations/instances_{train,val}.json``, or ``shapes``.
+An experiment is a dataset, a config, a seed and options. Those in the results file are not
+repeated; interrupted ones resume from their last checkpoint. A dataset is a folder with
+``images/{train,val}`` and ``annotations/instances_{train,val}.json``, or ``shapes``. A file of
+experiments has one a line, with comments after #:
+
+    bccd small/sparse_rcnn_dla_lite0_100pro 1 SOLVER.MAX_ITER 3000
 
     python tools/experiments.py --data DATA --sets bccd aquarium \
-        --configs small/sparse_rcnn_R18_50pro --seeds 1 2 3
+        --configs small/sparse_rcnn_lite0_100pro --seeds 1 2 3 --jobs 2
+    python tools/experiments.py --data DATA --list docs/experiments.txt --jobs 6 --seconds 520
     python tools/experiments.py --table            # mean and standard deviation over seeds
     python tools/experiments.py --plot results.png # the same as a chart
+
+Every experiment writes ``experiment.log`` into its folder below ``output/experiments``.
 """
 
 import argparse
+import contextlib
 import csv
 import itertools
 import json
-import platform
+import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, median, stdev
-from typing import Any
+from statistics import mean, stdev
 
-import dsrcnn  # before detectron2
-
-# isort: split
-import torch
 from draw_results import draw_results
-from torch import Tensor
-from torchvision.ops import box_convert, box_iou
+from experiment_run import METRICS, ROOT, Experiment
 
-from dsrcnn.config.validate import architecture_of
-from dsrcnn.engine.main import evaluate
-from dsrcnn.evaluation.coco import coco_ground_truth
-from dsrcnn.modeling.meta_arch.base import SparseDetector
-from dsrcnn.visualization.curves import read_metrics
-
-ROOT = Path(__file__).resolve().parents[1]
-METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP90"]
-SYNTHETIC = "shapes"  # needs no folder and no options: configs of quick/ name it
 MEASURED = [*METRICS, "duplicates", "s_per_it"]
 FIELDS = ["set", "config", "opts", "seed", "nms", *MEASURED, "iterations", "minutes", "machine"]
 FIELDS += ["torch", "revision"]
+SCRIPT = Path(__file__).with_name("experiment_run.py")
+_GRACE = 300.0  # seconds for saving the state of a training run, or for finishing an evaluation
+
+
+def read_experiments(path: Path) -> list[Experiment]:
+    """Read a file of experiments, one a line: dataset, config, seed, ``KEY VALUE ...``.
+
+    Raises:
+        SystemExit: for a line that is none.
+    """
+    experiments = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:  # of quotes
+            words = [line]
+        if not words:
+            continue
+        if len(words) < 3 or len(words) % 2 == 0 or not words[2].isdigit():
+            raise SystemExit(
+                f"{path}, line {number}: {line!r} is no experiment; write dataset, config, seed "
+                "and KEY VALUE pairs."
+            )
+        experiments.append(Experiment(words[0], words[1], int(words[2]), tuple(words[3:])))
+    return experiments
 
 
 def read_results(path: Path) -> list[dict[str, str]]:
@@ -57,107 +74,158 @@ def read_results(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def data_options(folder: Path) -> list[str]:
-    """Return the overrides that make a folder the dataset of a run."""
-    if folder.name == SYNTHETIC:
-        return []
-    custom = {
-        "NAME": folder.name,
-        "TRAIN_JSON": folder / "annotations/instances_train.json",
-        "TRAIN_IMAGES": folder / "images/train",
-        "TEST_JSON": folder / "annotations/instances_val.json",
-        "TEST_IMAGES": folder / "images/val",
-    }
-    return [str(x) for k, v in custom.items() for x in (f"DATASETS.CUSTOM.{k}", v)]
+def append_results(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Append rows, below a header in a new file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.is_file()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
-def machine() -> str:
-    """Describe the device."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+def unfinished(experiments: Sequence[Experiment], results: Path) -> list[Experiment]:
+    """Return the experiments without a row, each once, in order."""
+    done = {(r["set"], r["config"], r["seed"], r["opts"]) for r in read_results(results)}
+    return [
+        e
+        for e in dict.fromkeys(experiments)
+        if (e.set, e.config, str(e.seed), " ".join(e.opts)) not in done
+    ]
 
 
-def revision() -> str:
-    """Return the short hash of the commit."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+class Job:
+    """A running experiment.
+
+    Attributes:
+        experiment: what runs.
+        folder: of its log and rows.
+    """
+
+    def __init__(self, experiment: Experiment, data: Path, threads: int) -> None:
+        """Start the process, in a group of its own that signals reach as a whole."""
+        self.experiment, self.folder = experiment, experiment.folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._rows = self.folder / "rows.json"
+        self._start = time.monotonic()
+        self._rows.unlink(missing_ok=True)  # of an earlier attempt
+        command = [
+            sys.executable,
+            str(SCRIPT),
+            "--data",
+            str(data),
+            "--rows",
+            str(self._rows),
+            "--",
+        ]
+        command += [experiment.set, experiment.config, str(experiment.seed), *experiment.opts]
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        with (self.folder / "experiment.log").open("a") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+
+    @property
+    def minutes(self) -> float:
+        """Wall time so far."""
+        return (time.monotonic() - self._start) / 60
+
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
+
+    def rows(self) -> list[dict[str, object]] | None:
+        """Results of a process that has ended; None if it failed or was stopped."""
+        if self._process.returncode or not self._rows.is_file():
+            return None
+        rows: list[dict[str, object]] = json.loads(self._rows.read_text())
+        return rows
+
+    def last_line(self) -> str:
+        """Last line of the log."""
+        lines = (self.folder / "experiment.log").read_text(errors="replace").splitlines()
+        errors = [line for line in lines if line.startswith("error:")]
+        return (errors or lines or [""])[-1]
+
+    def stop(self) -> None:
+        """Let training save its state and end; an evaluation is finished."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End what is left of the group."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
 
-def run(data: Path, name: str, config: str, seed: int, opts: list[str]) -> list[dict[str, object]]:
-    """Train one experiment, evaluate it without and with NMS, and return its rows."""
-    variant = "_".join(opts).replace("/", "-") if opts else "plain"
-    if len(variant) > 100:  # file systems limit names
-        variant = f"{variant[:90]}_{zlib.crc32(variant.encode()):08x}"
-    output = ROOT / "output/experiments" / name / config / variant / f"seed{seed}"
-    command = [sys.executable, "train_net.py", "--config-file", config, "--resume"]
-    options = [*data_options(data / name), "SEED", str(seed), "OUTPUT_DIR", str(output), *opts]
-    start = time.perf_counter()
-    subprocess.run([*command, *options], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    minutes = (time.perf_counter() - start) / 60
-    entries = read_metrics(output / "metrics.json")
-    common = {
-        **{"set": name, "config": config, "seed": seed, "opts": " ".join(opts)},
-        "s_per_it": f"{median(e['time'] for e in entries if 'time' in e):.3f}",
-        "iterations": entries[-1]["iteration"],
-        "minutes": f"{minutes:.1f}",
-        "machine": machine(),
-        "torch": torch.__version__,
-        "revision": revision(),
-    }
-    architecture = architecture_of(dsrcnn.load_cfg(output / "config.yaml"))
-    settings = ("off", "on") if issubclass(architecture, SparseDetector) else ("on",)
-    return [{**common, **measure(output, data / name, nms)} for nms in settings]
-
-
-def measure(output: Path, data: Path, nms: str) -> dict[str, object]:
-    """Evaluate the trained model of a run with NMS "off" or "on"."""
-    folder = output / f"nms_{nms}"
-    opts = ["MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", folder]
-    opts += ["MODEL.SparseRCNN.NMS.ENABLED", nms == "on"]
-    box = evaluate(dsrcnn.load_cfg(output / "config.yaml", list(map(str, opts))))["bbox"]
-    detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
-    if data.name == SYNTHETIC:
-        truth = coco_ground_truth("shapes_val")
-    else:
-        truth = json.loads((data / "annotations/instances_val.json").read_text())
-    duplicates = duplicates_per_object(detections, truth["annotations"])
-    metrics = {m: f"{box[m]:.2f}" for m in METRICS}
-    return {"nms": nms, **metrics, "duplicates": f"{duplicates:.2f}"}
-
-
-def duplicates_per_object(
-    detections: Iterable[dict[str, Any]], annotations: Iterable[dict[str, Any]]
-) -> float:
-    """Mean number of detections of an object beyond the first; 0 without objects.
-
-    A detection belongs to the object of its class and image with the largest IoU, if that is at
-    least 0.5. Detections with a score below 0.3 and crowds do not count.
+def run_all(
+    experiments: Sequence[Experiment], data: Path, results: Path, *, jobs: int, seconds: float
+) -> int:
+    """Run experiments, `jobs` at a time, and append their rows as each ends.
 
     Args:
-        detections: COCO results: ``image_id``, ``category_id``, ``bbox`` (XYWH) and ``score``.
-        annotations: COCO annotations.
+        experiments: in the order to start them.
+        data: folder of the datasets.
+        results: CSV file.
+        jobs: processes at a time; they share the threads of the machine.
+        seconds: limit after which training runs save their state and stop.
+
+    Returns:
+        Number of experiments that failed.
     """
-    objects = _boxes_by_class(a for a in annotations if not a.get("iscrowd"))
-    detected = _boxes_by_class(d for d in detections if d["score"] >= 0.3)
-    duplicates = 0
-    for key in objects.keys() & detected.keys():
-        overlap, nearest = box_iou(detected[key], objects[key]).max(dim=1)
-        counts = nearest[overlap >= 0.5].bincount(minlength=len(objects[key]))
-        duplicates += int((counts - 1).clamp(min=0).sum())
-    return duplicates / max(1, sum(map(len, objects.values())))
+    waiting = unfinished(experiments, results)
+    end, failed, total = time.monotonic() + seconds, 0, len(waiting)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    running: list[Job] = []
+    _say(f"{total} experiments, {jobs} at a time")
+    try:
+        while (waiting or running) and time.monotonic() < end:
+            while waiting and len(running) < jobs:
+                running.append(Job(waiting.pop(0), data, threads))
+                _say(f"started {running[-1].experiment}")
+            time.sleep(0.2)
+            failed += _collect(running, results, stopped=False)
+    finally:  # at the limit, or Ctrl-C
+        stopping = time.monotonic()
+        for job in running:
+            job.stop()
+        while running and time.monotonic() < stopping + _GRACE:
+            failed += _collect(running, results, stopped=True)
+            time.sleep(0.2)
+        for job in running:
+            job.kill()
+    left = len(unfinished(experiments, results))
+    _say(f"{total - left} of {total} done, {failed} failed")
+    return failed
 
 
-def _boxes_by_class(entries: Iterable[dict[str, Any]]) -> dict[tuple[Any, Any], Tensor]:
-    """Boxes (N, 4) xyxy by image and category."""
-    grouped: dict[tuple[Any, Any], list[list[float]]] = defaultdict(list)
-    for entry in entries:
-        grouped[entry["image_id"], entry["category_id"]].append(entry["bbox"])
-    return {
-        key: box_convert(torch.tensor(boxes, dtype=torch.float64), "xywh", "xyxy")
-        for key, boxes in grouped.items()
-    }
+def _collect(running: list[Job], results: Path, *, stopped: bool) -> int:
+    """Take what has ended from `running`; return how many of them failed."""
+    failed = 0
+    for job in [job for job in running if job.ended()]:
+        running.remove(job)
+        rows = job.rows()
+        if rows is not None:
+            append_results(results, rows)
+            figures = ", ".join(f"AP {row['AP']} with NMS {row['nms']}" for row in rows)
+            _say(f"done after {job.minutes:.1f} min: {job.experiment}: {figures}")
+        elif stopped:
+            _say(f"stopped, to be continued: {job.experiment}")
+        else:
+            failed += 1
+            _say(f"failed: {job.experiment}: {job.last_line()} ({job.folder / 'experiment.log'})")
+    return failed
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -184,42 +252,42 @@ def _mean_and_deviation(values: list[float], name: str) -> str:
     return f"{mean(values):.{digits}f}{deviation}"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiments that have no results yet and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="folder of the datasets")
+    parser.add_argument("--list", type=Path, metavar="FILE", help="file of experiments")
     parser.add_argument("--sets", nargs="+", default=[])
     parser.add_argument("--configs", nargs="+", default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE ... for every run")
+    parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE ... for every experiment")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="experiments at a time")
+    text = "stop after this time; the same command continues"
+    parser.add_argument("--seconds", type=float, default=float("inf"), metavar="N", help=text)
     parser.add_argument("--results", type=Path, default=ROOT / "docs/results.csv")
     parser.add_argument("--table", action="store_true", help="only print the table")
     parser.add_argument("--plot", type=Path, help="only draw the results into this file")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.plot:
         draw_results(read_results(args.results), args.plot)
-        return
-    if not args.table and not args.data:
-        parser.error("write --data, the folder of the datasets")
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    experiments = itertools.product(args.seeds, args.sets, args.configs)
-    for seed, name, config in [] if args.table else experiments:
-        rows = read_results(args.results)
-        key = (name, config, str(seed), " ".join(args.opts))
-        if any((r["set"], r["config"], r["seed"], r["opts"]) == key for r in rows):
-            continue
-        print(f"{name} {config} seed {seed} ...", flush=True)
-        new = run(args.data.resolve(), name, config, seed, args.opts)
-        is_new = not args.results.is_file()
-        with args.results.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerows(new)
+        return 0
+    failed = 0
+    if not args.table:
+        if not args.data:
+            parser.error("write --data, the folder of the datasets")
+        if args.jobs < 1:
+            parser.error(f"--jobs is {args.jobs}; write 1 or more")
+        grid = itertools.product(args.seeds, args.sets, args.configs)
+        experiments = [Experiment(s, c, seed, tuple(args.opts)) for seed, s, c in grid]
+        listed = read_experiments(args.list) if args.list else []
+        listed = [e._replace(opts=(*e.opts, *args.opts)) for e in listed]
+        options = {"jobs": args.jobs, "seconds": args.seconds}
+        failed = run_all([*listed, *experiments], args.data.resolve(), args.results, **options)
     print(table(read_results(args.results)))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,11 +1,9 @@
-"""Experiments, their chart, and the conversion of DPG to static proposals."""
+"""An experiment, charts of experiments, and the conversion of DPG to static proposals."""
 
-import csv
 import importlib
 import shutil
 import sys
 
-import cv2
 import pytest
 import torch
 from conftest import REPOSITORY, SMALL, TINY, batch, tiny_cfg, write_coco
@@ -20,46 +18,18 @@ def load(monkeypatch):
     return importlib.import_module
 
 
-def test_experiments_run_once_each_and_are_averaged_over_seeds(tmp_path, monkeypatch, capsys, load):
-    experiments = load("experiments")
-    ran = []
-
-    def fake_run(data, name, config, seed, opts):
-        ran.append((name, config, seed))
-        values = dict.fromkeys(experiments.MEASURED, f"{10.0 * seed:.2f}")
-        result = {"set": name, "config": config, "seed": seed, "opts": " ".join(opts), **values}
-        result |= {"iterations": 5, "minutes": "1.0", "machine": "m", "torch": "t"}
-        return [{**result, "nms": nms} for nms in ("off", "on")]
-
-    monkeypatch.setattr(experiments, "run", fake_run)
-    results = tmp_path / "results.csv"
-    arguments = ["experiments.py", "--data", str(tmp_path), "--sets", "a", "--configs", "c"]
-    arguments += ["--results", str(results), "--seeds"]
-    for seeds in (["1"], ["1", "3"]):
-        monkeypatch.setattr(sys, "argv", [*arguments, *seeds])
-        experiments.main()
-    assert ran == [("a", "c", 1), ("a", "c", 3)]  # seed 1 was there already
-    with results.open() as file:
-        assert [r["AP"] for r in csv.DictReader(file)] == ["10.00", "10.00", "30.00", "30.00"]
-    assert "| a | c | on | 1, 3 | 20.0 ± 14.1 |" in capsys.readouterr().out
-    picture = tmp_path / "results.png"
-    monkeypatch.setattr(sys, "argv", [*arguments, "1", "--plot", str(picture)])
-    experiments.main()
-    assert cv2.imread(str(picture)).std() > 5
-
-
 def test_an_experiment_trains_and_is_evaluated_without_and_with_nms(tmp_path, monkeypatch, load):
-    experiments = load("experiments")
+    experiment_run = load("experiment_run")
     data = tmp_path / "data" / "tiny"
     for split in ("train", "val"):
         write_coco(data / f"annotations/instances_{split}.json", data / f"images/{split}")
-    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    monkeypatch.setattr(experiment_run, "ROOT", tmp_path)
     shutil.copy(REPOSITORY / "train_net.py", tmp_path)
-    opts = [*SMALL, "SOLVER.MAX_ITER", "6"]
-    rows = experiments.run(tmp_path / "data", "tiny", "small/sparse_rcnn_dla_R18_50pro", 3, opts)
+    names = ("tiny", "small/sparse_rcnn_dla_R18_50pro", 3, (*SMALL, "SOLVER.MAX_ITER", "6"))
+    rows = experiment_run.run(experiment_run.Experiment(*names), tmp_path / "data")
     assert [r["nms"] for r in rows] == ["off", "on"]
     for r in rows:
-        assert set(r) <= set(experiments.FIELDS)
+        assert set(r) <= set(load("experiments").FIELDS)
         assert 0 <= float(r["AP"]) <= 100
         assert float(r["duplicates"]) >= 0
         assert r["iterations"] == 6
@@ -82,7 +52,7 @@ ANNOTATIONS = [entry(0), entry(50), entry(0, category=2), entry(80, iscrowd=1)]
     ([entry(80), entry(80)], 0),
 ])  # fmt: skip
 def test_detections_of_an_object_beyond_the_first_are_duplicates(load, detections, expected):
-    duplicates_per_object = load("experiments").duplicates_per_object
+    duplicates_per_object = load("experiment_run").duplicates_per_object
     assert duplicates_per_object(detections, ANNOTATIONS) == pytest.approx(expected)
     assert duplicates_per_object(detections, []) == 0
 

@@ -1,0 +1,132 @@
+"""The runner of experiments: once each, several at a time, within a time limit, continued."""
+
+import csv
+import importlib
+import os
+import threading
+import time
+
+import cv2
+import pytest
+from conftest import REPOSITORY
+
+# Stands for training: writes two rows, in as many seconds as the option SLEEP says. When it is
+# told to stop it leaves a file, like the checkpoint of a training run.
+FAKE = """
+import json, pathlib, signal, sys, time
+rows, name, config, seed = sys.argv[4], *sys.argv[6:9]
+opts = dict(zip(sys.argv[9::2], sys.argv[10::2]))
+def stop(*_):
+    pathlib.Path(rows).with_name("stopped").write_text("")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+print("started", seed, flush=True)
+if opts.get("FAIL"):
+    print("error: no such key")
+    sys.exit(2)
+time.sleep(float(opts.get("SLEEP", 0)))
+keys = "AP AP50 AP75 APs APm APl AP90 duplicates s_per_it".split()
+values = dict.fromkeys(keys, f"{10.0 * int(seed):.2f}")
+row = {"set": name, "config": config, "seed": int(seed), "opts": " ".join(sys.argv[9:]), **values,
+       "iterations": 5, "minutes": "1.0", "machine": "m", "torch": "t", "revision": "r"}
+pathlib.Path(rows).write_text(json.dumps([{**row, "nms": nms} for nms in ("off", "on")]))
+"""
+
+
+@pytest.fixture
+def experiments(tmp_path, monkeypatch):
+    """The script, with a fake training run, writing to a temporary folder."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
+    module = importlib.import_module("experiments")
+    (tmp_path / "fake.py").write_text(FAKE)
+    monkeypatch.setattr(module, "SCRIPT", tmp_path / "fake.py")
+    monkeypatch.setattr(importlib.import_module("experiment_run"), "ROOT", tmp_path)
+    return module
+
+
+def run(experiments, folder, *arguments):
+    common = ["--data", str(folder), "--results", str(folder / "results.csv")]
+    return experiments.main([*common, *map(str, arguments)])
+
+
+def rows_of(folder):
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_experiments_run_once_each_and_are_averaged_over_seeds(experiments, tmp_path, capsys):
+    grid = ("--sets", "a", "--configs", "c", "--seeds")
+    for seeds, started in (((1,), 1), ((1, 3), 1), ((1, 3), 0)):
+        assert run(experiments, tmp_path, *grid, *seeds) == 0
+        output = capsys.readouterr().out
+        assert output.count("started") == started
+    assert [r["AP"] for r in rows_of(tmp_path)] == ["10.00", "10.00", "30.00", "30.00"]
+    assert "| a | c | on | 1, 3 | 20.0 ± 14.1 |" in output
+    picture = tmp_path / "results.png"
+    run(experiments, tmp_path, "--plot", picture)
+    assert cv2.imread(str(picture)).std() > 5
+
+
+def test_a_file_names_experiments_and_further_options_are_part_of_their_names(
+    experiments, tmp_path
+):
+    file = tmp_path / "list.txt"
+    file.write_text("# first\na small/c 1 A.B 3\n\na small/c 2 A.B '(1, 2)'  # second\n")
+    assert run(experiments, tmp_path, "--list", file, "--opts", "C", "4") == 0
+    assert [(r["seed"], r["opts"]) for r in rows_of(tmp_path)][::2] == [
+        ("1", "A.B 3 C 4"), ("2", "A.B (1, 2) C 4"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["a c", "a c one", "a c 1 KEY", "a c 1 'KEY"])
+def test_lines_that_are_no_experiments_are_refused(experiments, tmp_path, line):
+    file = tmp_path / "list.txt"
+    file.write_text(f"a c 1\n{line}\n")
+    with pytest.raises(
+        SystemExit, match=r"line 2: .* is no experiment; write dataset, config, see"
+    ):
+        experiments.read_experiments(file)
+
+
+def test_jobs_run_at_the_same_time_and_rows_are_written_as_each_ends(experiments, tmp_path):
+    """The first takes longest, so its row is the last one."""
+    file = tmp_path / "list.txt"
+    file.write_text("a c 1 SLEEP 3\na c 2\na c 3\n")
+    start = time.monotonic()
+    thread = threading.Thread(target=run, args=(experiments, tmp_path, "--list", file, "--jobs", 3))
+    thread.start()
+    while not (tmp_path / "results.csv").is_file() and time.monotonic() < start + 20:
+        time.sleep(0.05)
+    assert "1" not in {r["seed"] for r in rows_of(tmp_path)}
+    thread.join()
+    assert [r["seed"] for r in rows_of(tmp_path)][-1] == "1"
+
+
+def test_runs_stop_at_the_limit_and_the_same_command_continues_them(experiments, tmp_path, capsys):
+    listed = ("--sets", "a", "--configs", "c", "--seeds", 1, 2, "--opts", "SLEEP", "60")
+    assert run(experiments, tmp_path, *listed, "--seconds", 3) == 0
+    output = capsys.readouterr().out
+    assert "stopped, to be continued: a c 1 SLEEP 60" in output
+    assert "0 of 2 done, 0 failed" in output
+    folder = experiments.Experiment("a", "c", 1, ("SLEEP", "60")).folder
+    assert (folder / "stopped").is_file()  # the process had time to save its state
+    assert not (tmp_path / "results.csv").exists()
+
+
+def test_a_failed_run_is_reported_and_others_go_on(experiments, tmp_path, capsys):
+    file = tmp_path / "list.txt"
+    file.write_text("a c 1 FAIL 1\na c 2\n")
+    assert run(experiments, tmp_path, "--list", file) == 1
+    output = capsys.readouterr().out
+    assert "failed: a c 1 FAIL 1: error: no such key (" in output
+    assert "1 of 2 done, 1 failed" in output
+    assert [r["seed"] for r in rows_of(tmp_path)] == ["2", "2"]
+
+
+def test_threads_of_the_machine_are_shared_by_the_jobs(experiments, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    (tmp_path / "fake.py").write_text(FAKE + "\nimport os; print(os.environ['OMP_NUM_THREADS'])\n")
+    run(experiments, tmp_path, "--sets", "a", "--configs", "c", "--seeds", 1, "--jobs", 4)
+    log = experiments.Experiment("a", "c", 1).folder / "experiment.log"
+    assert log.read_text().split() == ["started", "1", "2"]
