@@ -15,21 +15,33 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..modeling import SparseRCNN
 from ..modeling.proposals import DynamicProposals
-from ..modeling.proposals.dynamic import mixing_statistics
+from ..modeling.proposals.dynamic import mixture_statistics
 from ..structures import box_cxcywh_to_xyxy
 from ..visualization.curves import draw_curves
 from ..visualization.draw import draw_proposals, hstack, vstack
 from .images import Report, as_bgr, load_predictor, save_image, training_images
+from .mixtures import annotated_test_images, draw_permutation_test, permutation_test
 
 
 @torch.no_grad()
-def draw_initial_proposals(cfg: CfgNode, output: str | Path, *, images: int = 4) -> Report:
+def draw_initial_proposals(
+    cfg: CfgNode,
+    output: str | Path,
+    *,
+    images: int = 4,
+    permutations: int = 0,
+    num_images: int = 100,
+) -> Report:
     """Write ``proposals.png`` and ``weights.png`` for images of the training set.
 
     The first shows the proposals DPG mixes for each image, and below them the mean of the experts;
     the second shows the weights. With ``metrics.json`` in ``OUTPUT_DIR`` there is also
     ``curves.png``: temperature, entropy and variation over training. Statistics are those of
-    `mixing_statistics`.
+    `mixture_statistics`.
+
+    With `permutations`, ``permutations.png`` and further statistics compare the loss of
+    `num_images` test images with their own mixtures to that with mixtures of other images, see
+    `permutation_test`.
     """
     if not cfg.MODEL.SparseRCNN.DPG.ENABLED:
         raise ConfigError(
@@ -60,7 +72,13 @@ def draw_initial_proposals(cfg: CfgNode, output: str | Path, *, images: int = 4)
         with suppress(DataError):  # of a run that was cut off at its start
             draw_curves(metrics, folder / "curves.png")
             files.append(folder / "curves.png")
-    return Report(files, {k: v.item() for k, v in mixing_statistics(weights).items()})
+    statistics = {k: v.item() for k, v in mixture_statistics(weights, mixed).items()}
+    if permutations:
+        test_set = annotated_test_images(cfg, num_images)
+        test = permutation_test(model, test_set, permutations=permutations)
+        files.append(draw_permutation_test(test, folder / "permutations.png"))
+        statistics |= test.statistics()
+    return Report(files, statistics)
 
 
 @torch.no_grad()

@@ -39,12 +39,16 @@ def _score(text: str) -> float:
 _ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")  # of Matplotlib
 _THRESHOLD: _Options = {"threshold": (0.3, _score, "least score")}
 _NUM_IMAGES: _Options = {"num_images": (100, positive_int, "test images to count objects in")}
+_PERMUTATIONS: _Options = {
+    "permutations": (0, positive_int, "mixtures of other images to test those of test images with"),
+    "num_images": (100, positive_int, "test images of that test"),
+}
 _TIMES: _Options = {"times": (4, positive_int, "versions of an image")}
 _DRAWINGS = {
     "predictions": _Drawing(draw_predictions, 8, _THRESHOLD),
     "augmented": _Drawing(draw_augmented, 4, _TIMES, weights=False),
     "assignment": _Drawing(draw_assignments, 4, {}),
-    "proposals": _Drawing(draw_initial_proposals, 4, {}),
+    "proposals": _Drawing(draw_initial_proposals, 4, _PERMUTATIONS),
     "anchors": _Drawing(draw_generated_anchors, 4, {}),
     "recollection": _Drawing(draw_recollection, 4, {**_NUM_IMAGES, **_THRESHOLD}),
 }
@@ -119,7 +123,7 @@ def _describe(result: Path | list[Path] | Report | RecollectionReport, output: P
         return f"{len(result)} pictures in {output}"
     lines = [", ".join(map(str, result.files))]
     if isinstance(result, Report):
-        lines.append(", ".join(f"{k} {v:.3g}" for k, v in result.statistics.items()))
+        lines.append(", ".join(f"{k} {v:.4g}" for k, v in result.statistics.items()))
         return "\n".join(lines)
     counts = zip(result.detected, result.lost, strict=True)
     for stage, (detected, lost) in enumerate(counts, start=1):

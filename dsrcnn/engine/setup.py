@@ -32,7 +32,6 @@ from .resume import check_folder, check_resume
 
 _LOGGER = logging.getLogger(__name__)
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "Pillow", "pycocotools", "faster-coco-eval")
-_MIN_IMAGES_FOR_DPG = 4
 # Opened by their names, where a named pipe would block; checkpoints replace what is there.
 _FILES = ("config.yaml", "environment.txt", "environment.jsonl", "log.txt", "metrics.json")
 
@@ -235,16 +234,3 @@ def resolve_solver(cfg: CfgNode) -> CfgNode:
         _LOGGER.info("SEED is drawn: %d.", cfg.SEED)
     cfg.freeze()
     return cfg
-
-
-def warn_of_few_images(cfg: CfgNode) -> None:
-    """Warn if batches, or their parts, have too few images for DPG to learn from."""
-    dpg = cfg.MODEL.SparseRCNN.DPG
-    images = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE
-    if dpg.ENABLED and dpg.LOGIT_NORM and images < _MIN_IMAGES_FOR_DPG:
-        _LOGGER.warning(
-            "DPG compares the %d images of a step (SOLVER.IMS_PER_BATCH / SOLVER.ACCUMULATE) with "
-            "each other; below %d it learns little or nothing. Raise the one or lower the other, "
-            "or save memory by MODEL.ACTIVATION_CHECKPOINT instead.",
-            *(images, _MIN_IMAGES_FOR_DPG),
-        )

@@ -45,7 +45,7 @@ from .eval_hooks import BestModel, EarlyStop, Evaluation, draw_predictions, vali
 from .hooks import AverageNorms, Checkpoints, ProgressBar, Writers, precise_norms
 from .interrupt import StopSignals
 from .processes import wrap_ddp
-from .setup import device_name, resolve_solver, warn_of_few_images
+from .setup import device_name, resolve_solver
 from .train_loop import TrainLoop, unwrapped
 from .weight_io import remove_partial_files
 from .writers import build_writers
@@ -79,7 +79,6 @@ class Trainer(DefaultTrainer):
         self._signals = StopSignals()
         self._last_eval_results: dict[str, Any] = {}
         self.cfg = cfg = resolve_solver(cfg)
-        warn_of_few_images(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)

@@ -1,4 +1,4 @@
-"""Batch norms: fixed statistics, statistics over all processes, and frozen ones."""
+"""Batch norms: preserved statistics, running ones in training, and frozen ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.utils import comm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..utils.distributed import reduce_mean
 
 
 @contextmanager
@@ -32,14 +32,16 @@ def preserve_bn_stats(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-class ImageNorm(nn.BatchNorm1d):
-    """Standardize every channel over the images of all processes.
+class RunningNorm(nn.BatchNorm1d):
+    """Standardize every channel by running statistics, in training as in evaluation.
 
-    Unlike ``SyncBatchNorm`` it also works on CPUs and with a single image in training, which is
-    standardized by the running statistics of earlier ones before it updates them.
+    An image's output does not depend on the others of its batch, and single images will do. The
+    statistics are those of earlier training steps, over the images of all processes; gradients
+    treat them as constants. They change only in passes with gradients, so that passes that merely
+    count or estimate other statistics leave them alone.
 
     Attributes:
-        frozen: use running statistics in training, too, and do not update them.
+        frozen: do not update the statistics in training.
     """
 
     def __init__(self, channels: int) -> None:
@@ -50,36 +52,25 @@ class ImageNorm(nn.BatchNorm1d):
         """(B, C) to (B, C), in the precision of the input."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        if not self.training or self.frozen:
-            return self._standardize(x, self.running_mean, self.running_var)
-        if len(x) == 1 and comm.get_world_size() == 1:
-            mean, variance = self.running_mean.clone(), self.running_var.clone()
-            self._update(x[0], (x[0] - mean).square())
-            return self._standardize(x, mean, variance)
-        count = x.new_full((1,), len(x))
-        total, count = _sum_over_processes(torch.cat([x.sum(dim=0), count])).split([x.shape[1], 1])
-        mean = total / count
-        squares = _sum_over_processes((x - mean).square().sum(dim=0))
-        self._update(mean, squares / (count - 1))
-        return self._standardize(x, mean, squares / count)
-
-    def _standardize(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        # Copies: what the backward pass keeps must not change.
+        mean, variance = self.running_mean.clone(), self.running_var.clone()
+        if self.training and not self.frozen and self.momentum and torch.is_grad_enabled():
+            self._update(x.detach(), mean)
         return (x - mean) * (variance + self.eps).rsqrt()
 
     @torch.no_grad()
-    def _update(self, mean: Tensor, variance: Tensor) -> None:
+    def _update(self, x: Tensor, mean: Tensor) -> None:
+        """Average with the batch; at first with equal weights for all steps."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        momentum = self.momentum or 0.0
-        self.running_mean.lerp_(mean.to(self.running_mean), momentum)
-        self.running_var.lerp_(variance.to(self.running_var), momentum)
-        if momentum and self.num_batches_tracked is not None:
-            self.num_batches_tracked += 1
-
-
-def _sum_over_processes(value: Tensor) -> Tensor:
-    """Sum over processes, with the gradients of all of them."""
-    return value if comm.get_world_size() == 1 else all_reduce(value)
+        assert self.num_batches_tracked is not None
+        # Around the running mean: the variance of one image around its own would be 0.
+        moments = reduce_mean(torch.stack([x.sum(dim=0), (x - mean).square().sum(dim=0)]))
+        mean_of_batch, variance = moments / reduce_mean(x.new_full((), len(x)))
+        momentum = (1 / (self.num_batches_tracked + 2)).clamp(min=self.momentum).to(mean)
+        self.running_mean.lerp_(mean_of_batch.to(mean), momentum)
+        self.running_var.lerp_(variance.to(mean), momentum)
+        self.num_batches_tracked += 1
 
 
 class FrozenNormConv2d(nn.Conv2d):

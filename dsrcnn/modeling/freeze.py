@@ -7,7 +7,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from ..errors import ConfigError
-from ..layers.norm import ImageNorm
+from ..layers.norm import RunningNorm
 from .backbone.timm_backbone import freeze_norms_of_timm
 
 
@@ -32,7 +32,7 @@ def freeze_modules(model: nn.Module, names: Sequence[str]) -> None:
             parent, _, child = name.rpartition(".")
             setattr(modules[parent], child, frozen)
         frozen.requires_grad_(False)
-        for norm in (m for m in frozen.modules() if isinstance(m, ImageNorm)):
+        for norm in (m for m in frozen.modules() if isinstance(m, RunningNorm)):
             norm.frozen = True
     if names and not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"MODEL.FREEZE {tuple(names)} leaves nothing to train; name fewer.")

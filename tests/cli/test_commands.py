@@ -115,13 +115,15 @@ def test_assignments_are_drawn_by_matcher_and_stage(output, tmp_path):
 def test_proposals_of_a_dpg_model_are_drawn_with_statistics(tmp_path, capsys):
     options = [*coco_options(tmp_path), f"{NODE}.DPG.ENABLED", "True", "OUTPUT_DIR", str(tmp_path)]
     assert run([*QUICK, *SMALL, *options]) == 0
-    assert main(["draw", "proposals", str(tmp_path), "--images", "3"]) == 0
+    arguments = ["draw", "proposals", str(tmp_path), "--images", "3", "--permutations", "3"]
+    assert main([*arguments, "--num-images", "4"]) == 0
     printed = capsys.readouterr().out
-    for name in ("proposals.png", "weights.png", "curves.png"):
+    for name in ("proposals.png", "weights.png", "curves.png", "permutations.png"):
         assert str(tmp_path / "proposals" / name) in printed
         assert cv2.imread(str(tmp_path / "proposals" / name)).std() > 5
     assert "entropy" in printed
     assert "variation" in printed
+    assert "own is lower by deviations" in printed
 
 
 def test_anchors_of_asag_are_drawn_by_level(tmp_path, capsys):

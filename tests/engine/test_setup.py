@@ -5,7 +5,7 @@ import torch
 from conftest import QUICK, SMALL, coco_options, quick_cfg
 
 from dsrcnn.engine.main import run
-from dsrcnn.engine.setup import resolve_solver, warn_of_few_images
+from dsrcnn.engine.setup import resolve_solver
 
 
 def test_a_resolved_config_stays_as_it_is(tmp_path):
@@ -26,13 +26,6 @@ def test_a_batch_that_grows_with_the_processes_scales_the_learning_rate_once(tmp
     resolved = resolve_solver(cfg)
     assert resolved.SOLVER.IMS_PER_BATCH == 4
     assert pytest.approx(0.002) == resolved.SOLVER.BASE_LR
-
-
-@pytest.mark.parametrize(("images", "warns"), [(2, True), (4, False)])
-def test_dpg_with_few_images_gives_a_warning(tmp_path, caplog, images, warns):
-    options = ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATE", 4 // images]
-    warn_of_few_images(quick_cfg(tmp_path, *options, "MODEL.SparseRCNN.DPG.ENABLED", True))
-    assert ("DPG compares the 2 images of a step" in caplog.text) == warns
 
 
 def test_every_start_of_a_run_is_recorded(tmp_path):

@@ -48,7 +48,7 @@ def source(**kwargs):
     """Dynamic proposals of six boxes and eight channels."""
     torch.manual_seed(0)
     defaults = {"num_proposals": 6, "channels": 8, "hidden": 16, "resize": 5, "norm": "none"}
-    defaults |= {"temperature": TemperatureSchedule(1.0, 1.0, 0), "logit_norm": False}
+    defaults |= {"temperature": TemperatureSchedule(1.0, 1.0, 0)}
     return DynamicProposals(**{**defaults, **kwargs})
 
 

@@ -1,9 +1,22 @@
 """DPG in the detector: checkpoints, gradients, batches, training steps and the log."""
 
+import copy
+
 import pytest
 import torch
 from conftest import batch
-from detectors import DPG, SIZES, enable, model_of, options, pyramid, sizes, train_step, weights_of
+from detectors import (
+    DPG,
+    SIZES,
+    enable,
+    model_of,
+    options,
+    pyramid,
+    sizes,
+    source,
+    train_step,
+    weights_of,
+)
 from detectron2.utils.events import EventStorage
 
 from dsrcnn.errors import ConfigError
@@ -125,10 +138,8 @@ def test_losses_train_experts_and_network_with_every_norm(norm):
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("valid_region", [True, False])
-def test_images_of_equal_padded_size_have_the_same_proposals_alone_and_in_a_batch(valid_region):
-    model = model_of(*DPG, *options("DPG.VALID_REGION", valid_region, "DPG.TAU_END", 1.0)).eval()
-    model.proposals.fc2.weight.data.mul_(30)
+def test_images_of_equal_padded_size_have_the_same_proposals_alone_and_in_a_batch():
+    model = model_of(*DPG).eval()
     inputs, weights = batch([(64, 90), (60, 96)], [0, 0]), []
     for images in (model.preprocess_image(x) for x in (inputs, inputs[:1])):
         with torch.no_grad():
@@ -139,7 +150,7 @@ def test_images_of_equal_padded_size_have_the_same_proposals_alone_and_in_a_batc
 
 def test_strides_follow_the_levels_in_use():
     levels = ["MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"]]
-    model = model_of(*DPG, *options("DPG.VALID_REGION", True), *levels)
+    model = model_of(*DPG, *levels)
     assert model.proposals.strides == [8, 16, 32]
     assert all(torch.isfinite(v) for v in model(INPUTS).values())
 
@@ -182,12 +193,35 @@ def test_a_resumed_model_continues_with_the_saved_temperature():
     assert temperature.item() == pytest.approx(30 - 26 * 0.3)
 
 
-def test_temperature_and_mixture_are_logged_every_period():
+NAMES = {"tau", "gain", "entropy", "variation", "box_variation", "dead", "spread"}
+
+
+def test_temperature_gain_and_mixture_are_logged_every_period():
     model = model_of(*DPG)
-    for iteration, names in ((18, set()), (19, {"tau", "entropy", "variation", "dead", "spread"})):
+    for iteration, names in ((18, set()), (19, NAMES)):
         with EventStorage(iteration) as storage:
             model(INPUTS)
         logged = {k.removeprefix("dpg/"): v[0] for k, v in storage.latest().items()}
         assert set(logged) == names
     assert logged["tau"] == pytest.approx(30, rel=1e-3)
     assert 0 <= logged["variation"] <= 1
+    assert logged["gain"] == pytest.approx(model.proposals.logit_norm.gain.item())
+
+
+def test_the_pyramid_gets_no_gradient_from_the_network():
+    model, features = model_of(*DPG), [x.requires_grad_() for x in pyramid(channels=32)]
+    boxes, mixed = model.proposals(features, sizes())
+    loss = boxes.sum() + mixed.square().sum()
+    assert torch.autograd.grad(loss, model.proposals.fc1.weight, retain_graph=True)[0].any()
+    assert torch.autograd.grad(loss, features, allow_unused=True) == (None,) * 4
+
+
+def test_training_and_evaluation_mix_alike():
+    model = source(hidden=64)  # without batch norms in the staircase
+    inputs = pyramid(4), sizes(4)
+    for seed in range(20):
+        model(pyramid(4, seed=seed), sizes(4))
+    trained = copy.deepcopy(model)(*inputs)
+    torch.testing.assert_close(model.eval()(*inputs), trained)
+    alone = [model([x[i : i + 1] for x in inputs[0]], inputs[1][:1]).features for i in range(4)]
+    torch.testing.assert_close(torch.cat(alone), trained.features)

@@ -1,7 +1,5 @@
 """Initial boxes; DPG: mixture of experts, its network, temperature and statistics."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,14 +9,14 @@ from detectors import DPG, enable, options, pyramid, sizes, source, weights_of
 from dsrcnn.config import read_cfg
 from dsrcnn.errors import ConfigError
 from dsrcnn.modeling.proposals import DynamicProposals, TemperatureSchedule
-from dsrcnn.modeling.proposals.dynamic import mixing_statistics
+from dsrcnn.modeling.proposals.dynamic import mixture_statistics
 from dsrcnn.modeling.proposals.learned import initial_boxes
 from dsrcnn.modeling.proposals.staircase import StairStep, fuse_levels, resize_nearest
 
 
 @pytest.mark.parametrize("tau", [1e-8, 0.01, 1.0, 30.0, 1e8])
 def test_weights_are_equal_at_high_temperature_and_select_an_expert_at_low(tau):
-    model = source(temperature=TemperatureSchedule(tau, tau, 0))
+    model = source(temperature=TemperatureSchedule(tau, tau, 0)).eval()
     weights = weights_of(model, pyramid(), sizes())
     assert weights.shape == (2, 4, 6)
     assert (weights >= 0).all()
@@ -57,19 +55,6 @@ def test_proposals_differ_from_each_other_and_between_images():
     assert not torch.allclose(features[0], features[1])
 
 
-def test_without_standardization_only_the_temperature_keeps_initial_weights_from_selecting():
-    """The paper's sum over a thousand channels; the public attempt has no temperature."""
-    opts = enable("DPG", "STANDARDIZE", False, "LOGIT_NORM", False)
-    model = DynamicProposals(read_cfg("coco/sparse_rcnn_R50_300pro_3x", opts))
-    features = [0.5 * x for x in pyramid(height=256, width=320, channels=256)]
-    entropies = []
-    for temperature in (model.temperature, TemperatureSchedule(1.0, 1.0, 0)):
-        model.temperature = temperature
-        weights = weights_of(model, features, sizes(height=256, width=320))
-        entropies.append(mixing_statistics(weights)["entropy"].item())
-    assert entropies[0] > 0.3 > entropies[1]
-
-
 def test_staircase_halves_and_concatenates_the_levels():
     steps = torch.nn.ModuleList(StairStep(8 * i, "none") for i in (1, 2, 3))
     features = pyramid(1, 800, 1344)
@@ -88,25 +73,26 @@ def test_network_follows_the_paper(staircase):
     model, features = source(resize=30, staircase=staircase), pyramid()
     levels = [fuse_levels(features, model.stair)] if staircase else features
     square = torch.cat([F.interpolate(x, size=(30, 30)) for x in levels], dim=1)
-    x = square.sum(dim=1).flatten(1)
-    x = (x - x.mean(dim=1, keepdim=True)) / x.std(dim=1, keepdim=True, correction=0)
-    expected = model.fc2(F.relu(model.fc1(x))).view(2, 4, 6)
+    # Statistics of the norms are 0 and 1 at the start.
+    hidden = F.relu(model.fc1(square.sum(dim=1).flatten(1)))
+    logits = model.fc2(hidden).view(2, 4, 6)
+    expected = 0.3 * (logits - logits.mean(dim=1, keepdim=True))
     torch.testing.assert_close(model.logits(features, sizes()), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("extent", [(1, 1), (7, 11), (30, 30), (25, 42), (100, 64)])
 def test_resizing_is_nearest_neighbor(extent):
-    maps = torch.randn(2, *extent)
+    maps, whole = torch.randn(2, *extent), torch.tensor([extent, extent])
     expected = F.interpolate(maps.double().unsqueeze(1), size=(30, 30)).squeeze(1).float()
     # Torch rounds a float where `resize_nearest` divides integers.
-    assert (resize_nearest(maps, 30) == expected).float().mean() > 0.93
+    assert (resize_nearest(maps, 30, whole) == expected).float().mean() > 0.93
 
 
 def test_resizing_the_valid_region_agrees_with_resizing_it_alone():
     maps, valid = torch.randn(2, 9, 12), torch.tensor([[9, 7], [4, 12]])
     resized = resize_nearest(maps, 30, valid)
-    assert torch.equal(resized[0], resize_nearest(maps[:1, :9, :7], 30)[0])
-    assert torch.equal(resized[1], resize_nearest(maps[1:, :4, :12], 30)[0])
+    assert torch.equal(resized[0], resize_nearest(maps[:1, :9, :7], 30, valid[:1])[0])
+    assert torch.equal(resized[1], resize_nearest(maps[1:, :4, :12], 30, valid[1:])[0])
 
 
 @pytest.mark.parametrize("staircase", [True, False])
@@ -114,21 +100,22 @@ def test_valid_region_excludes_the_padding_of_the_batch(staircase):
     image = sizes(1, 60, 50)  # alone it is padded to 64 x 64
     alone = pyramid(1, 64, 64)
     padded = [F.pad(x, (0, x.shape[3], 0, x.shape[2] // 2), value=7.0) for x in alone]
-    for valid_region in (True, False):
-        model = source(staircase=staircase, valid_region=valid_region)
-        for step in model.stair:  # 3x3 convolutions read the padding at the border of the image
-            step.conv.weight.data *= F.pad(torch.ones(1, 1), (1, 1, 1, 1))
-        logits = model.logits(alone, image)
-        assert torch.allclose(model.logits(padded, image), logits, atol=1e-5) == valid_region
+    model = source(staircase=staircase)
+    for step in model.stair:  # 3x3 convolutions read the padding at the border of the image
+        step.conv.weight.data *= F.pad(torch.ones(1, 1), (1, 1, 1, 1))
+    model.eval()
+    expected = model.logits(alone, image)
+    torch.testing.assert_close(model.logits(padded, image), expected, atol=1e-5, rtol=0)
 
 
 def test_parameter_counts_agree_with_the_published_ones():
     """What DPG adds to 300 proposals of R50."""
     proposals = DynamicProposals(read_cfg("coco/sparse_rcnn_R50_300pro_3x", enable("DPG")))
     parts = {n: sum(p.numel() for p in m.parameters()) for n, m in proposals.named_children()}
-    assert parts == {"stair": 13_824 + 3_072, "fc1": 1_351_500, "fc2": 1_801_200, "logit_norm": 0}
+    assert parts == {"stair": 13_824 + 3_072, "map_norm": 0, "fc1": 1_351_500,
+                     "hidden_norm": 0, "fc2": 1_800_000, "logit_norm": 1_200 + 1}  # fmt: skip
     total = sum(p.numel() for p in proposals.parameters())
-    assert total - 300 * 260 == 3_403_596
+    assert total - 300 * 260 == 3_403_596 + 1  # the gain
 
 
 def test_temperature_falls_linearly_with_the_iterations_and_stays_at_its_end():
@@ -163,69 +150,78 @@ def test_statistics_distinguish_selection_from_mixture_and_images_from_each_othe
         (by_image, 0, 1, 0.5),
         (torch.cat([equal[:1], fixed[:1]]), 0.5, 0.75, 0),
     ):
-        statistics = {k: v.item() for k, v in mixing_statistics(weights).items()}
+        boxes = torch.zeros(len(weights), 6, 4)
+        boxes[0] = 0.3
+        statistics = {k: v.item() for k, v in mixture_statistics(weights, boxes).items()}
+        deviation = 0.3 / len(weights) ** 0.5  # of one value that differs from the others
         expected = {"entropy": entropy, "variation": variation, "dead": dead}
-        assert statistics == pytest.approx(expected, abs=1e-6)
-    assert "variation" not in mixing_statistics(equal[:1])  # nothing to compare with
+        assert statistics == pytest.approx({**expected, "box_variation": deviation}, abs=1e-6)
+    # A single image has nothing to compare with.
+    assert set(mixture_statistics(equal[:1], boxes[:1])) == {"entropy", "dead"}
 
 
-def statistics_after_training(steps, features_of, *opts, test=None):
-    """Statistics of the mixture after learning features that are the same for all images."""
+def statistics_after_training(goal_of, steps=200):
+    """Statistics of mixtures for new images after learning features that `goal_of` images gives."""
     torch.manual_seed(0)
-    model = DynamicProposals(tiny_cfg(*options("NUM_PROPOSALS", 20), *enable("DPG", *opts)))
+    opts = enable("DPG", "HIDDEN", 200, "TAU_START", 1.0, "TAU_END", 1.0)
+    model = DynamicProposals(tiny_cfg(*options("NUM_PROPOSALS", 20), *opts))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    goal = torch.randn(1, 20, 32)
     for step in range(steps):
-        features = features_of(step)
-        loss = (model(features, sizes(len(features[0]))).features - goal).square().sum()
+        images = bright_images(step)
+        loss = (model(images, sizes(4)).features - goal_of(images)).square().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    if test is not None:
-        features = test
-        model.eval()
-    weights = weights_of(model, features, sizes(len(features[0])))
-    return {k: v.item() for k, v in mixing_statistics(weights).items()}
+    model.eval()
+    weights = weights_of(model, bright_images(-1), sizes(4))
+    statistics = mixture_statistics(weights, model.mix(weights)[0])
+    return {k: v.item() for k, v in statistics.items()} | {"gain": model.logit_norm.gain.item()}
 
 
-def test_logit_norm_keeps_common_features_from_dominating_the_selection():
-    features_of = lambda step: [x.abs() for x in pyramid(4, channels=32, seed=step)]  # noqa: E731
-    settings = ("TAU_ITERS", 0, "TAU_END", 1.0, "HIDDEN", 200)
-    test = pyramid(16, channels=32, seed=-1)
-    collapsed, alive = (
-        statistics_after_training(200, features_of, "LOGIT_NORM", norm, *settings, test=test)
-        for norm in (False, True)
-    )
-    assert alive["variation"] > 0.2 > 0.05 > collapsed["variation"]
-    assert alive["dead"] == 0
+def bright_images(seed):
+    """Pyramids whose sums over channels are large everywhere and larger on the left or right."""
+    features = [20 * x.abs() for x in pyramid(4, channels=32, seed=seed)]
+    left = torch.rand(4, generator=torch.Generator().manual_seed(seed + 99)) > 0.5
+    for x in features:
+        half = x.shape[3] // 2
+        x[left, :, :, :half] *= 2
+        x[~left, :, :, half:] *= 2
+    return features
 
 
-def test_without_standardization_forty_steps_select_one_expert_for_all_images():
-    features = [20 * x.abs() for x in pyramid(channels=32)]  # sums of about a thousand
-    settings = ("LOGIT_NORM", False, "TAU_ITERS", 167, "STANDARDIZE")
-    alive, collapsed = (
-        statistics_after_training(40, lambda _: features, *settings, x) for x in (True, False)
-    )
-    assert alive["entropy"] > 0.5 > 0.05 > collapsed["entropy"]
-    assert alive["variation"] > 0.005 > 0.001 > collapsed["variation"]
-    assert alive["dead"] == 0 < 0.5 < collapsed["dead"]
+GOALS = torch.randn(2, 20, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_logits_have_mean_0_and_variance_1_over_the_images_of_a_batch():
-    logits = source(logit_norm=True).logits(pyramid(8), sizes(8)).flatten(1)
-    torch.testing.assert_close(logits.mean(dim=0), torch.zeros(24), atol=1e-5, rtol=0)
-    torch.testing.assert_close(logits.var(dim=0, correction=0), torch.ones(24), atol=0.05, rtol=0)
+def one_goal(images):
+    return GOALS[0]
 
 
-def test_logits_of_a_single_image_are_compared_with_earlier_images():
-    model = source(logit_norm=True)
-    for seed in range(40):
+def goal_by_side(images):
+    brightness = images[0].mean(dim=(1, 2)).unflatten(1, (2, -1)).mean(dim=2)
+    return GOALS[brightness.argmax(dim=1)]
+
+
+def test_what_images_have_in_common_does_not_select_one_expert_for_all_of_them():
+    """The same goal for all images is reached by the bias and the experts, not by the network."""
+    statistics = statistics_after_training(one_goal)
+    assert statistics["dead"] == 0
+    assert statistics["entropy"] > 0.9
+
+
+def test_the_gain_falls_where_images_need_the_same_proposals_and_rises_where_they_differ():
+    same, different = map(statistics_after_training, (one_goal, goal_by_side))
+    assert same["gain"] < 0.28 < 0.32 < different["gain"]
+    assert same["variation"] < different["variation"]
+
+
+def test_logits_vary_over_images_by_the_gain_and_around_the_bias():
+    model = source(hidden=64)
+    for seed in range(100):
         model.logits(pyramid(4, seed=seed), sizes(4))
-    inputs = pyramid(1, seed=99), sizes(1)
-    expected = copy.deepcopy(model).eval().logits(*inputs)
-    logits = model.logits(*inputs)
-    torch.testing.assert_close(logits, expected)
-    assert logits.abs().max() > 0.1
+    model.eval().logit_norm.bias.data.normal_()
+    logits = model.logits(pyramid(200, seed=-1), sizes(200))
+    torch.testing.assert_close(logits.mean(dim=0), model.logit_norm.bias, atol=0.15, rtol=0)
+    torch.testing.assert_close(logits.std(dim=0), torch.full((4, 6), 0.3), atol=0.12, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 5, 50, 300])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...layers.norm import ImageNorm
+from ...layers.norm import RunningNorm
 from ...structures import Proposals, at_least_float32, box_cxcywh_to_xyxy
 from ...utils.events import ScalarLog
 from ..decoder.rcnn_head import stride_of
@@ -24,6 +24,7 @@ from .learned import initial_boxes
 from .staircase import StairStep, fuse_levels, resize_nearest
 
 _LOGGER = logging.getLogger(__name__)
+_INITIAL_GAIN = 0.3  # mixtures of two images then differ by a total variation of about 0.1
 
 
 class TemperatureSchedule(NamedTuple):
@@ -51,35 +52,45 @@ class TemperatureSchedule(NamedTuple):
 
 
 class LogitNorm(nn.Module):
-    """Standardize every logit over images, in float32.
+    """Standardize every logit over images; a gain for all and a bias for each are learned.
 
-    The mean over experts, which a softmax ignores, is subtracted before: otherwise all logits of an
-    image could rise and fall together while the experts keep equal weights.
+    The gain says how far the mixtures of images differ, the bias what they have in common. Without
+    the norm both grow out of the same weights, and the common part wins: it has the same gradient
+    on every image, and soon all images select the same experts.
+
+    Attributes:
+        gain: (), logits are that much apart on different images.
+        bias: (E, P).
     """
 
     def __init__(self, experts: int, proposals: int) -> None:
         super().__init__()
-        self.norm = ImageNorm(experts * proposals)
+        self.norm = RunningNorm(experts * proposals)
+        self.gain = nn.Parameter(torch.tensor(_INITIAL_GAIN))
+        self.bias = nn.Parameter(torch.zeros(experts, proposals))
 
     def forward(self, logits: Tensor) -> Tensor:
-        """(B, E, P) to (B, E, P)."""
-        logits = at_least_float32(logits)
+        """(B, E P) to (B, E, P)."""
+        logits = logits.view(-1, *self.bias.shape)
+        # A softmax ignores the mean over the experts, which would count as variation.
         relative = logits - logits.mean(dim=1, keepdim=True)
-        return self.norm(relative.flatten(1)).view_as(logits)
+        return self.gain * self.norm(relative.flatten(1)).view_as(logits) + self.bias
 
 
 @torch.no_grad()
-def mixing_statistics(weights: Tensor) -> dict[str, Tensor]:
+def mixture_statistics(weights: Tensor, boxes: Tensor) -> dict[str, Tensor]:
     """Measure whether a mixture of experts selects, and whether it depends on the image.
 
     Args:
         weights: (B, E, P), summing to 1 over the experts.
+        boxes: (B, P, 4) mixed boxes, as fractions of the image.
 
     Returns:
         Scalars: ``entropy``, mean over images and proposals, 1 for equal weights and 0 for one
         expert alone; ``dead``, fraction of the experts of all proposals with a weight below 0.01 on
         every image; with several images ``variation``, mean total-variation distance between the
-        weights of two images, from 0 (all get the same proposals) to 1.
+        weights of two images, from 0 (all get the same proposals) to 1, and ``box_variation``, mean
+        standard deviation of the boxes over images.
     """
     images, experts, _ = weights.shape
     plogp = weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
@@ -89,6 +100,7 @@ def mixing_statistics(weights: Tensor) -> dict[str, Tensor]:
         by_proposal = weights.permute(2, 0, 1)
         distance = torch.cdist(by_proposal, by_proposal, p=1.0) / 2
         statistics["variation"] = distance.sum(dim=(1, 2)).mean() / (images * (images - 1))
+        statistics["box_variation"] = boxes.std(dim=0).mean()
     return statistics
 
 
@@ -118,14 +130,11 @@ class DynamicProposals(ProposalSource):
         strides: Sequence[int] = (4, 8, 16, 32),
         num_experts: int = 4,
         boxes: str = "image",
-        box_jitter: float = 0.0,
+        box_jitter: float = 0.2,
         staircase: bool = True,
         norm: str = "BN",
-        standardize: bool = True,
         resize: int = 30,
         hidden: int = 1500,
-        logit_norm: bool = True,
-        valid_region: bool = False,
         tiling_noise: float = 0.0,
         log: ScalarLog | None = None,
     ) -> None:
@@ -139,20 +148,11 @@ class DynamicProposals(ProposalSource):
             num_experts: ``E``.
             boxes: see `initial_boxes`.
             box_jitter: standard deviation of the noise on the initial boxes of the experts,
-                relative to the box.
+                relative to the box. With equal boxes, weights could never move a box.
             staircase: False resizes every level separately instead.
             norm: of the staircase, see `StairStep`.
-            standardize: give the map of every image zero mean and unit variance. Without it a few
-                optimizer steps move all logits so far that the softmax selects one expert forever.
             resize: side of the map that the linear layers see.
             hidden: width between them.
-            logit_norm: standardize every logit over the images of all processes. Without it the
-                part common to all images grows much faster than the differences between them, until
-                they all get the same experts and the others stop learning. Two images differ by a
-                sign only, which has no gradient: use batches of at least four.
-            valid_region: resize the image only, padded as it would be alone, without the padding of
-                the batch. Other images of the batch then affect proposals only through the backbone
-                at the image border, and not at all if padded sizes are equal.
             tiling_noise: standard deviation of the noise on features when a static model is loaded.
                 Identical experts receive identical gradients, so the mixing weights would never
                 matter.
@@ -168,11 +168,14 @@ class DynamicProposals(ProposalSource):
         self.expert_features = nn.Parameter(torch.randn(num_experts, num_proposals, channels))
         steps = range(1, len(strides)) if staircase else ()
         self.stair = nn.ModuleList(StairStep(channels * i, norm) for i in steps)
+        # Both layers see how an image differs from others. What all have in common is much larger,
+        # and a step of the optimizer, with the same sign on every image, would move it most.
+        self.map_norm = RunningNorm(resize**2)
         self.fc1 = nn.Linear(resize**2, hidden)
-        self.fc2 = nn.Linear(hidden, num_experts * num_proposals)
-        self.logit_norm = LogitNorm(num_experts, num_proposals) if logit_norm else nn.Identity()
-        self.standardize, self.resize, self.valid_region = standardize, resize, valid_region
-        self.strides, self.temperature = list(strides), temperature
+        self.hidden_norm = RunningNorm(hidden)
+        self.fc2 = nn.Linear(hidden, num_experts * num_proposals, bias=False)
+        self.logit_norm = LogitNorm(num_experts, num_proposals)
+        self.resize, self.strides, self.temperature = resize, list(strides), temperature
         self.tiling_noise = tiling_noise
         self.log = log or ScalarLog(0)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -193,11 +196,8 @@ class DynamicProposals(ProposalSource):
             "box_jitter": dpg.BOX_JITTER,
             "staircase": dpg.STAIRCASE,
             "norm": dpg.NORM,
-            "standardize": dpg.STANDARDIZE,
             "resize": dpg.RESIZE,
             "hidden": dpg.HIDDEN,
-            "logit_norm": dpg.LOGIT_NORM,
-            "valid_region": dpg.VALID_REGION,
             "temperature": TemperatureSchedule(dpg.TAU_START, dpg.TAU_END, annealing),
             "tiling_noise": dpg.TILING_NOISE,
             "log": ScalarLog(cfg.LOG.PERIOD),
@@ -215,11 +215,11 @@ class DynamicProposals(ProposalSource):
         """
         logits = self.logits(features, sizes)
         weights = self.mixing_weights(logits)
-        if self.training and self.log.is_due():
-            spread = logits.std(dim=1, correction=0).mean()
-            statistics = {"tau": self.current_temperature(), **mixing_statistics(weights)}
-            self.log.write("dpg", {**statistics, "spread": spread})
         boxes, mixed = self.mix(weights)
+        if self.training and self.log.is_due():
+            scalars = {"tau": self.current_temperature(), "gain": self.logit_norm.gain.detach()}
+            scalars["spread"] = logits.detach().std(dim=1, correction=0).mean()
+            self.log.write("dpg", scalars | mixture_statistics(weights, boxes))
         return Proposals(box_cxcywh_to_xyxy(boxes) * sizes.unsqueeze(1), mixed)
 
     def end_iteration(self) -> None:
@@ -227,7 +227,12 @@ class DynamicProposals(ProposalSource):
         self.step += 1
 
     def logits(self, features: list[Tensor], sizes: Tensor) -> Tensor:
-        """Compute the logits of the experts (B, E, P); arguments as for `forward`."""
+        """Compute the logits of the experts (B, E, P); arguments as for `forward`.
+
+        The pyramid gets no gradient from here: summed over a thousand channels, it would outweigh
+        that of detection.
+        """
+        features = [x.detach() for x in features]
         if len(self.stair):
             square = self._to_square(fuse_levels(features, self.stair), sizes, self.strides[-1])
         else:
@@ -235,15 +240,11 @@ class DynamicProposals(ProposalSource):
             levels = zip(features, self.strides, strict=True)
             squares = torch.stack([self._to_square(x, sizes, stride) for x, stride in levels])
             square = squares.sum(dim=0)
-        flat = square.flatten(1)
-        if self.standardize:
-            flat = F.layer_norm(flat, flat.shape[1:])
-        hidden = F.relu(self.fc1(flat))
         # Not in half precision: images differ by little compared with what they have in common.
-        with torch.autocast(hidden.device.type, enabled=False):
-            logits = self.fc2(hidden.to(self.fc2.weight.dtype))
-            shaped: Tensor = self.logit_norm(logits.view(-1, *self.expert_boxes.shape[:2]))
-        return shaped
+        with torch.autocast(square.device.type, enabled=False):
+            hidden = F.relu(self.fc1(self.map_norm(square.flatten(1)).to(self.fc1.weight)))
+            logits: Tensor = self.logit_norm(self.fc2(self.hidden_norm(hidden)))
+        return at_least_float32(logits)
 
     def mixing_weights(self, logits: Tensor) -> Tensor:
         """Apply the softmax over the experts to logits (B, E, P), in float32."""
@@ -268,12 +269,11 @@ class DynamicProposals(ProposalSource):
 
     def _to_square(self, x: Tensor, sizes: Tensor, stride: int) -> Tensor:
         """Sum a level (B, C, H, W) over channels and resize it to (B, resize, resize)."""
-        valid = None
-        if self.valid_region:
-            # Size of the level if the image came alone, padded to the coarsest stride.
-            coarse = self.strides[-1]
-            padded = (sizes[:, :2].flip(-1) / coarse).ceil() * coarse
-            valid = (padded / stride).round().long()
+        # Without the padding of the batch, as if the image came alone, padded to the coarsest
+        # stride: others then affect its proposals only through the backbone at its border.
+        coarse = self.strides[-1]
+        padded = (sizes[:, :2].flip(-1) / coarse).ceil() * coarse
+        valid = (padded / stride).round().long()
         # In float32: the sum of a thousand channels exceeds the range of half precision.
         return resize_nearest(at_least_float32(x).sum(dim=1), self.resize, valid)
 

@@ -38,22 +38,19 @@ def fuse_levels(features: list[Tensor], steps: nn.ModuleList) -> Tensor:
     return x
 
 
-def resize_nearest(maps: Tensor, size: int, valid: Tensor | None = None) -> Tensor:
-    """Resize maps to squares by nearest neighbor.
+def resize_nearest(maps: Tensor, size: int, valid: Tensor) -> Tensor:
+    """Resize the valid part of maps to squares by nearest neighbor.
 
     Args:
         maps: (B, H, W).
         size: side of the square.
         valid: (B, 2) height and width of the image in the top left corner; the rest, padding of the
-            batch, is left out. None for the whole map.
+            batch, is left out.
 
     Returns:
         (B, size, size).
     """
     index = torch.arange(size, device=maps.device)
-    if valid is None:
-        rows, columns = (index * extent // size for extent in maps.shape[1:])
-        return maps[:, rows.unsqueeze(1), columns]
     rows, columns = (index * extent.unsqueeze(-1) // size for extent in valid.unbind(-1))
     image = torch.arange(len(maps), device=maps.device).view(-1, 1, 1)
     return maps[image, rows.unsqueeze(2), columns.unsqueeze(1)]
