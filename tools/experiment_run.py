@@ -77,7 +77,7 @@ def run(experiment: Experiment, data: Path) -> list[dict[str, object]]:
     subprocess.run([*command, *options], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     entries = read_metrics(output / "metrics.json")
     seconds = median(e["time"] for e in entries if "time" in e)
-    iterations = entries[-1]["iteration"]
+    iterations = int(entries[-1]["iteration"])
     common = {
         **{"set": experiment.set, "config": experiment.config, "seed": experiment.seed},
         "opts": " ".join(experiment.opts),

@@ -74,7 +74,9 @@ def _add_dla(cfg: CfgNode) -> None:
     node.TOP_Q = 8  # dynamic units: the sum of this many largest IoUs of a ground truth
     node.STATIC_UNITS = 0  # above 0: replaces the estimate; UNIT_STEP still applies
     node.UNIT_STEP = 0.5  # units-increasing strategy: units subtracted for each stage that follows
-    node.MAX_POSITIVE_FRACTION = 0.8  # largest fraction of an image's proposals that is positive
+    node.MAX_POSITIVE_FRACTION = (
+        0.8  # largest positive fraction of proposals, unless objects need more
+    )
     node.EPSILON = 0.1  # entropic regularization, in units of the cost
     node.ITERATIONS = 50  # Sinkhorn iterations
     node.NORMALIZER = "positives"  # divisor of the losses: positives, or gt (ground truths)
@@ -99,7 +101,7 @@ def _add_dpg(cfg: CfgNode) -> None:
 def _add_nms(cfg: CfgNode) -> None:
     # Class-wise NMS at inference.
     node = cfg.MODEL.SparseRCNN.NMS = CfgNode()
-    node.ENABLED = None  # None: on with one-to-many assignment, off with one-to-one
+    node.ENABLED = None  # None: on with one-to-many assignment, and with SQR.START 1
     node.THRESHOLD = 0.7  # IoU above which the lower score is removed
 
 

@@ -106,9 +106,11 @@ def test_a_proposal_may_be_detected_with_two_classes():
 @pytest.mark.parametrize(("opts", "expected"), [
     ([], None), (DLA, 0.7), (enable("DLA", "MATCHER", "SimOTAMatcher"), 0.7),
     (enable("DLA", "MATCHER", "HungarianMatcher"), None),
+    ([*enable("SQR"), *options("NUM_HEADS", 3)], 0.7), (enable("SQR", "START", 2), None),
+    (enable("SQR", "MODE", "dense"), 0.7), (enable("SQR", "START", 1, "ENABLED", False), None),
     ([*DLA, *options("NMS.ENABLED", False)], None), (enable("NMS", "THRESHOLD", 0.5), 0.5),
 ])  # fmt: skip
-def test_nms_is_on_with_one_to_many_assignment_unless_configured(opts, expected):
+def test_nms_is_on_where_training_makes_duplicates_unless_configured(opts, expected):
     settings = DetectionSettings.from_config(tiny_cfg(*opts, "TEST.DETECTIONS_PER_IMAGE", 3))
     assert settings == DetectionSettings(limit=3, nms_threshold=expected)
 

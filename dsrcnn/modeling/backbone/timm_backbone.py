@@ -1,8 +1,11 @@
 """Networks of timm that have feature maps of strides 4, 8, 16 and 32."""
 
 import difflib
+import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -184,7 +187,8 @@ def _create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
     elif not path.endswith(".npz") or not os.path.isfile(path):
         overlay = {"state_dict": read_file(path)}
     file = {"pretrained": True, "pretrained_cfg_overlay": overlay}
-    with torch.random.fork_rng(devices=[]):
+    # timm warns of the classifier, which is never needed; what is missing is checked below.
+    with torch.random.fork_rng(devices=[]), _quiet(logging.getLogger("timm")):
         bodies = []
         for source in (file, {}):
             torch.manual_seed(_UNLIKELY_SEED)
@@ -241,6 +245,17 @@ def _use_group_norms(body: nn.Module) -> None:
                 rest = [getattr(norm, part, nn.Identity()) for part in ("drop", "act")]
                 rest = [part for part in rest if not isinstance(part, nn.Identity)]
                 setattr(parent, name, nn.Sequential(new, *rest) if rest else new)
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Suppress a logger's warnings inside."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def freeze_norms_of_timm(module: nn.Module) -> nn.Module:

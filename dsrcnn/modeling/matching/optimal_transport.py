@@ -63,7 +63,7 @@ def assign_from_plan(plan: Tensor) -> Tensor:
     return winner.masked_fill(winner == background, -1)
 
 
-def limit_positives(assignment: Tensor, plan: Tensor, limit: int) -> Tensor:
+def limit_positives(assignment: Tensor, plan: Tensor, limit: Tensor) -> Tensor:
     """Keep the `limit` positives with the largest row-normalized entries, background for the rest.
 
     `assign_from_plan` may assign more proposals than there are units where many ground truths
@@ -72,7 +72,7 @@ def limit_positives(assignment: Tensor, plan: Tensor, limit: int) -> Tensor:
     Args:
         assignment: (..., P) int64.
         plan: (..., R, P).
-        limit: largest number of positives of an image.
+        limit: (...) largest number of positives of an image.
 
     Returns:
         (..., P) int64.
@@ -80,7 +80,7 @@ def limit_positives(assignment: Tensor, plan: Tensor, limit: int) -> Tensor:
     entries = _rescale_rows(plan).take_along_dim(assignment.clamp(min=0).unsqueeze(-2), dim=-2)
     entries = entries.squeeze(-2).masked_fill(assignment < 0, -1)
     rank = entries.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return assignment.masked_fill(rank >= limit, -1)
+    return assignment.masked_fill(rank >= limit.unsqueeze(-1), -1)
 
 
 @MATCHER_REGISTRY.register()
@@ -112,7 +112,7 @@ class OptimalTransportMatcher(UnitMatcher):
         units = self.units(iou, targets.mask, stage)
         problem = transport_problem(cost, units, targets.mask)
         plan = sinkhorn(*problem, epsilon=self.epsilon, iterations=self.iterations)
-        limit = self.units.max_positives(cost.shape[-1])
+        limit = targets.mask.sum(dim=-1).clamp(min=self.units.max_positives(cost.shape[-1]))
         if stats is not None:
             stats |= unit_statistics(units, targets.mask)
             stats["column_error"] = column_error(plan).amax(dim=-1)

@@ -1,8 +1,8 @@
 """Units: how many proposals each ground truth supplies (arXiv 2205.02101, section 3.1).
 
 A ground truth that many proposals already fit gets many units (dynamic-k estimation), early stages
-get fewer than late ones (units-increasing strategy), and some of the proposals always stay
-background (the 80 % cap).
+get fewer than late ones (units-increasing strategy), and some of the proposals stay background
+(the 80 % cap) unless there are that many objects.
 
 Notation: ``...`` any leading axes.
 """
@@ -24,7 +24,8 @@ class UnitRule(NamedTuple):
         top_q: number of the largest IoUs of a ground truth that are summed.
         static_units: if above 0, replaces the sum of IoUs; `unit_step` still applies.
         unit_step: units subtracted for each stage that follows; 0 for the same in all stages.
-        max_positive_fraction: largest fraction of an image's proposals that is positive.
+        max_positive_fraction: largest fraction of an image's proposals that is positive, unless
+            more ground truths need one each.
     """
 
     num_stages: int
@@ -77,14 +78,15 @@ def assign_units(
 
     The cap scales all ground truths of an image by one factor. Since every ground truth gets at
     least 1 after it, a crowd may still exceed the cap; then the units beyond the first are scaled
-    down. With more ground truths than ``max_positives``, those that fit proposals best get 1 and
-    the others 0; ties go to the first.
+    down. A crowd of more than ``max_positives`` gets 1 each: to learn an object as background costs
+    more than a few negatives are worth. With more ground truths than proposals, those that fit
+    proposals best get 1 and the others 0; ties go to the first.
 
     Args:
         iou: (..., M, P) with proposals, finite.
         mask: (..., M) bool, True for real ground truths.
         offset: (..., 1) or a number, subtracted for the stage.
-        max_positives: largest sum of the units of an image.
+        max_positives: largest sum of the units of an image, unless there are more ground truths.
         top_q: number of the largest IoUs that are summed as the estimate; all if there are fewer.
         static_units: replaces the estimate if above 0.
 
@@ -97,7 +99,7 @@ def assign_units(
     room = (max_positives - mask.sum(dim=-1, keepdim=True)).clamp(min=0)
     units = 1 + _floor(_scale_to(units - 1, mask, room))
     order_by_fit = fit.masked_fill(~mask, -1).argsort(dim=-1, descending=True, stable=True)
-    supplied = mask & (order_by_fit.argsort(dim=-1) < max_positives)
+    supplied = mask & (order_by_fit.argsort(dim=-1) < iou.shape[-1])
     return units.masked_fill(~supplied, 0).long()
 
 
