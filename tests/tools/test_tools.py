@@ -1,6 +1,7 @@
 """An experiment, charts of experiments, and the conversion of DPG to static proposals."""
 
 import importlib
+import json
 import shutil
 import sys
 
@@ -115,3 +116,19 @@ def test_a_mixture_that_is_the_same_for_all_images_can_be_frozen_without_loss(
         frozen, _ = static.raw_predictions(inputs)
     torch.testing.assert_close(frozen.logits, expected.logits, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(frozen.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
+
+
+def test_the_time_to_a_target_ap_is_that_of_the_iterations_before_the_first_evaluation_with_it(
+    tmp_path, capsys, load
+):
+    times = [{"iteration": i, "time": 2.0 if i % 40 else 9.0, "total_loss": 1.0} for i in (19, 29)]
+    results = {99: 12.0, 149: 45.3, 199: 44.0, 249: 50.0}
+    entries = [*times, *({"iteration": i, "bbox/AP": ap} for i, ap in results.items())]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, entries)))
+    script, file = load("time_to_ap"), tmp_path / "rows.csv"
+    for _ in range(2):
+        script.main([str(tmp_path), "--target", "45", "--results", str(file)])
+    assert "AP 45.30, iterations 150, s_per_it 2.000, minutes 5.0" in capsys.readouterr().out
+    assert len(file.read_text().splitlines()) == 3
+    with pytest.raises(SystemExit, match=r"AP of 60; the best of 4 has 50.0. Train longer"):
+        script.main([str(tmp_path), "--target", "60"])

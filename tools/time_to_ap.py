@@ -1,0 +1,105 @@
+#!/usr/bin/env python
+r"""Minutes of training until a target AP: one number that later versions must not worsen.
+
+    dsrcnn train --config-file small/sparse_rcnn_lite0_100pro DATASETS.CUSTOM.FOLDER bccd \
+        TEST.EVAL_PERIOD 50 MODEL.SparseRCNN.NMS.ENABLED True OUTPUT_DIR output/bccd
+    python tools/time_to_ap.py output/bccd --target 45 --results docs/minutes_to_ap.csv
+
+Minutes are those of the iterations, without start and evaluations. Compare rows of one machine
+only.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from experiment_run import machine, revision
+
+import dsrcnn  # before detectron2
+
+# isort: split
+import torch
+
+from dsrcnn.visualization.curves import read_metrics
+
+FIELDS = ["version", "revision", "target", "AP", "iterations", "s_per_it", "minutes", "machine"]
+FIELDS += ["torch"]
+
+
+class Reached(NamedTuple):
+    """The first evaluation with at least the target AP.
+
+    Attributes:
+        ap: of that evaluation.
+        iterations: trained until then.
+        seconds: of an iteration, the median.
+    """
+
+    ap: float
+    iterations: int
+    seconds: float
+
+    @property
+    def minutes(self) -> float:
+        """Time of the iterations."""
+        return self.seconds * self.iterations / 60
+
+
+def time_to_ap(entries: Sequence[dict[str, float]], target: float) -> Reached:
+    """Find the first evaluation with at least `target` AP.
+
+    Args:
+        entries: of ``metrics.json``, see `read_metrics`.
+        target: AP, 0 to 100.
+
+    Raises:
+        SystemExit: if no evaluation has it.
+    """
+    evaluated = [e for e in entries if "bbox/AP" in e]
+    for entry in evaluated:
+        if entry["bbox/AP"] >= target:
+            seconds = median(e["time"] for e in entries if "time" in e)
+            return Reached(entry["bbox/AP"], int(entry["iteration"]) + 1, seconds)
+    best = max((e["bbox/AP"] for e in evaluated), default=float("nan"))
+    raise SystemExit(
+        f"No evaluation has an AP of {target:g}; the best of {len(evaluated)} has {best:.1f}. "
+        "Train longer, or lower --target."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure a run, print the result and append it to a file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="output folder of the training run")
+    parser.add_argument("--target", type=float, default=45.0, help="AP (default: %(default)s)")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="CSV file to append a row to")
+    args = parser.parse_args(argv)
+    reached = time_to_ap(read_metrics(args.run / "metrics.json"), args.target)
+    row = {
+        "version": dsrcnn.__version__,
+        "revision": revision(),
+        "target": f"{args.target:g}",
+        "AP": f"{reached.ap:.2f}",
+        "iterations": reached.iterations,
+        "s_per_it": f"{reached.seconds:.3f}",
+        "minutes": f"{reached.minutes:.1f}",
+        "machine": machine(),
+        "torch": torch.__version__,
+    }
+    print(", ".join(f"{k} {v}" for k, v in row.items()))
+    if args.results:
+        is_new = not args.results.is_file()
+        with args.results.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()
