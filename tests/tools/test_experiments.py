@@ -10,6 +10,8 @@ import cv2
 import pytest
 from conftest import REPOSITORY
 
+from dsrcnn.config import read_cfg
+
 # Stands for training: writes two rows, in as many seconds as the option SLEEP says. When it is
 # told to stop it leaves a file, like the checkpoint of a training run.
 FAKE = """
@@ -130,3 +132,10 @@ def test_threads_of_the_machine_are_shared_by_the_jobs(experiments, tmp_path, mo
     run(experiments, tmp_path, "--sets", "a", "--configs", "c", "--seeds", 1, "--jobs", 4)
     log = experiments.Experiment("a", "c", 1).folder / "experiment.log"
     assert log.read_text().split() == ["started", "1", "2"]
+
+
+def test_the_list_of_the_documentation_has_configs_and_keys_that_exist(experiments):
+    listed = experiments.read_experiments(REPOSITORY / "docs/experiments.txt")
+    assert len(listed) == len(set(listed)) > 100
+    for config, opts in {(e.config, e.opts) for e in listed}:
+        read_cfg(config, list(opts))
