@@ -36,7 +36,7 @@ def test_the_guide_to_custom_data_works_line_by_line(tmp_path):
     guide = (REPOSITORY / "docs/CUSTOM_DATA.md").read_text()
     for line in re.search(r"```\n(.*?)```", guide, re.DOTALL)[1].strip().splitlines():
         words = [sys.executable, str(REPOSITORY / "dsrcnn_command.py"), *shlex.split(line)[1:]]
-        if "small/sparse_rcnn_R18_50pro" in words:
+        if "small/sparse_rcnn_lite0_100pro" in words:
             words += SHORT
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr[-2000:]}"

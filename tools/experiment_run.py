@@ -37,7 +37,7 @@ SYNTHETIC = "shapes"  # needs no folder and no options: configs of quick/ name i
 
 
 class Experiment(NamedTuple):
-    """What names a run.
+    """Names of the parts of a run.
 
     Attributes:
         set: folder of the dataset below that of all datasets, or ``shapes``.

@@ -74,9 +74,7 @@ def _add_dla(cfg: CfgNode) -> None:
     node.TOP_Q = 8  # dynamic units: the sum of this many largest IoUs of a ground truth
     node.STATIC_UNITS = 0  # above 0: replaces the estimate; UNIT_STEP still applies
     node.UNIT_STEP = 0.5  # units-increasing strategy: units subtracted for each stage that follows
-    node.MAX_POSITIVE_FRACTION = (
-        0.8  # largest positive fraction of proposals, unless objects need more
-    )
+    node.MAX_POSITIVE_FRACTION = 0.8  # largest positive fraction, unless there are more objects
     node.EPSILON = 0.1  # entropic regularization, in units of the cost
     node.ITERATIONS = 50  # Sinkhorn iterations
     node.NORMALIZER = "positives"  # divisor of the losses: positives, or gt (ground truths)
