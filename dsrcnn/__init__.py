@@ -4,6 +4,8 @@ Importing this package makes Detectron2 0.6 work on current torch (`dsrcnn.compa
 every component, so ``MODEL.META_ARCHITECTURE: SparseRCNN`` works in any Detectron2 program.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .compat import ensure_compatible
 
 ensure_compatible()  # before anything below imports Detectron2
@@ -13,4 +15,16 @@ from .config.defaults import add_dsrcnn_config  # noqa: E402
 from .config.load import load_cfg  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ["__version__", "add_dsrcnn_config", "load_cfg"]
+if TYPE_CHECKING:
+    from .inference import Detector, Result, load
+
+__all__ = ["Detector", "Result", "__version__", "add_dsrcnn_config", "load", "load_cfg"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what predicts when it is used first; training needs none of it."""
+    if name in ("Detector", "Result", "load"):
+        from . import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

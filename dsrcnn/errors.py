@@ -46,6 +46,10 @@ class CheckpointError(DsrcnnError, OSError):
     """Checkpoint that could not be written; earlier ones are untouched."""
 
 
+class MissingPackageError(DsrcnnError, ImportError):
+    """Optional package that is not installed."""
+
+
 class LoaderError(DsrcnnError, RuntimeError):
     """Process that loads images has died."""
 

@@ -6,7 +6,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # isort: split
-import dsrcnn  # noqa: F401  (patches Detectron2 before anything else imports it)
+import dsrcnn  # patches Detectron2 before anything else imports it
 
 # isort: split
 import json
@@ -21,6 +21,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -228,3 +229,54 @@ def write_image(tmp_path):
         return str(path)
 
     return write
+
+
+ANIMALS = ["cat", "dog", "bird", "fish", "bee"]
+LIVELY = 3.0  # makes scores of random weights differ
+
+
+def save_model(path, *opts):
+    """Write a weight file as training does; returns its config."""
+    torch.manual_seed(0)
+    opts = ("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 128, *opts)
+    cfg = tiny_cfg(*opts)
+    model = build_model(cfg)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "class_logits" in name:
+                parameter.mul_(LIVELY)
+            if "bboxes_delta.weight" in name:
+                parameter.mul_(0.1)
+    content = {"model": model.state_dict(), "config": cfg.dump(), "classes": ANIMALS}
+    torch.save(content, path)
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory):
+    """A weight file with config and class names."""
+    path = tmp_path_factory.mktemp("model") / "model_final.pth"
+    save_model(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def detector(model_file):
+    """The detector of the weight file."""
+    return dsrcnn.load(model_file, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder with images of three shapes, and one below it."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    names = ("a.png", "b.jpg", "c.png", "d.PNG", "more/e.png")
+    shapes = ((96, 64), (64, 96), (96, 64), (100, 70), (96, 64))
+    generator = torch.Generator().manual_seed(0)
+    for name, (width, height) in zip(names, shapes, strict=True):
+        pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes(b"")
+    return folder

@@ -18,7 +18,7 @@ from ..config import load_cfg
 from ..errors import DataError
 from ..utils.files import prepare_file, prepare_folder
 from ..visualization.curves import draw_curves
-from .options import add_model_arguments, find_model, output_path, positive_int
+from .options import add_model_arguments, find_model, fraction, output_path, positive_int
 
 _Options = dict[str, tuple[Any, Callable[[str], Any], str]]  # by name: default, type and help
 
@@ -30,14 +30,8 @@ class _Drawing(NamedTuple):
     weights: bool = True  # whether it needs weights
 
 
-def _score(text: str) -> float:
-    if not 0 <= float(text) <= 1:  # NaN included
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return float(text)
-
-
 _ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")  # of Matplotlib
-_THRESHOLD: _Options = {"threshold": (0.3, _score, "least score")}
+_THRESHOLD: _Options = {"threshold": (0.3, fraction, "least score")}
 _NUM_IMAGES: _Options = {"num_images": (100, positive_int, "test images to count objects in")}
 _PERMUTATIONS: _Options = {
     "permutations": (0, positive_int, "mixtures of other images to test those of test images with"),

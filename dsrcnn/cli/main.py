@@ -39,6 +39,12 @@ def _run(words: Sequence[str]) -> int:
         draw.add_arguments(parser, drawing)
         args = parser.parse_args(rest) if drawing == "curves" else parser.parse_overrides(rest)
         return draw.run(args, drawing)
+    if command == "predict":
+        from . import predict
+
+        parser = CommandParser(prog="dsrcnn predict", description=COMMANDS[command])
+        predict.add_arguments(parser)
+        return predict.run(parser.parse_overrides(rest))
     declare, run = _COMMANDS[command]
     parser = CommandParser(prog=f"dsrcnn {command}", description=COMMANDS[command])
     declare(parser)

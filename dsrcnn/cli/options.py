@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ..engine.resume import newest_first
-from ..errors import ConfigError, WeightsError
+from ..engine.resume import best_weights
+from ..errors import ConfigError
 
 _LARGEST = 1_000_000  # of numbers of pixels, images and the like
 
@@ -22,6 +22,21 @@ def positive_int(text: str) -> int:
         message = f"{shown!r} is not a number of at least 1 and at most {_LARGEST}"
         raise argparse.ArgumentTypeError(message)
     return int(digits)
+
+
+def fraction(text: str) -> float:
+    """Parse an argument that is a number from 0 to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:  # NaN included
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,17 +68,8 @@ def find_model(args: argparse.Namespace, *, weights: bool = True) -> tuple[str, 
         )
     opts = ["OUTPUT_DIR", str(folder)]  # the folder may have been moved
     if weights and "MODEL.WEIGHTS" not in args.opts:
-        opts += ["MODEL.WEIGHTS", str(_best_weights(folder))]
+        opts += ["MODEL.WEIGHTS", str(best_weights(folder))]
     return str(folder / "config.yaml"), [*opts, *args.opts]
-
-
-def _best_weights(folder: Path) -> Path:
-    """Return the best model of a run, or else the final or the last one."""
-    files = [folder / "model_best.pth", folder / "model_final.pth"]
-    for file in [*files, *map(Path, newest_first(folder))]:
-        if file.is_file():
-            return file
-    raise WeightsError(f"{folder} has no model_*.pth. Write MODEL.WEIGHTS <checkpoint>.")
 
 
 def output_path(args: argparse.Namespace, name: str) -> Path:

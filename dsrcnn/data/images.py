@@ -54,13 +54,21 @@ def _decode(name: str, image_format: str) -> np.ndarray:
         raise DataError(f"Image {name} {_cannot_be_read(fault)}.")
     try:
         with PathManager.open(name, "rb") as file, Image.open(file) as opened:
-            pixels = detection_utils.convert_PIL_to_numpy(_to_8_bits(opened), image_format)
-            return np.asarray(pixels)
+            return pixels_of(opened, image_format)
     except Exception as error:  # decoders raise anything on damaged files
         text = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"Image {name} cannot be read ({text}); replace the file or remove it."
         ) from error
+
+
+def pixels_of(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
+    """Convert a PIL image of any mode to (H, W, 3) uint8, rotated by its EXIF orientation.
+
+    Raises:
+        ValueError: for pixels of unknown range.
+    """
+    return np.asarray(detection_utils.convert_PIL_to_numpy(_to_8_bits(image), image_format))
 
 
 def _cannot_be_read(fault: str) -> str:

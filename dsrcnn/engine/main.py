@@ -74,6 +74,7 @@ class CommandParser(argparse.ArgumentParser):
         for word in unknown:
             if word.startswith("-") and not word.lstrip("-").replace(".", "", 1).isdigit():
                 self.error(f"unknown option {word}")
+        args.unknown = unknown
         args.opts = opts + unknown  # `read_cfg` reports unknown keys
         return args
 
@@ -213,19 +214,30 @@ def launch(args: argparse.Namespace) -> int:
 
 def _main(args: argparse.Namespace) -> None:
     """Train or evaluate; runs in every process."""
-    options = {"resume": args.resume, "overwrite": args.overwrite, "eval_only": args.eval_only}
     with plain_system_errors("A file cannot be read or written"):
-        cfg = setup_run(args.config_file, args.opts, **options)
         if args.eval_only:
+            cfg = setup_run(args.config_file, args.opts, resume=args.resume, eval_only=True)
             evaluate(cfg, resume=args.resume)
         else:
-            trainer = Trainer(cfg)
-            trainer.resume_or_load(resume=args.resume)
-            if comm.is_main_process():
-                if trainer.start_iter == 0:
-                    clear_folder(cfg.OUTPUT_DIR)
-                write_config(cfg)
-            trainer.train()
+            train(args.config_file, args.opts, resume=args.resume, overwrite=args.overwrite)
+
+
+def train(
+    config_file: str, opts: list[str], *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Train in this process; see `setup_run` for the arguments.
+
+    Returns:
+        The metrics of the last evaluation.
+    """
+    cfg = setup_run(config_file, opts, resume=resume, overwrite=overwrite)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    if comm.is_main_process():
+        if trainer.start_iter == 0:
+            clear_folder(cfg.OUTPUT_DIR)
+        write_config(cfg)
+    return trainer.train()
 
 
 def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:

@@ -203,3 +203,16 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, 
                     f"checkpoint, {tuple(parameter.shape)} in the model. Use the config of the "
                     "run, or leave out --resume."
                 )
+
+
+def best_weights(folder: Path) -> Path:
+    """Return the best model of a run, or else the final or the last one.
+
+    Raises:
+        WeightsError: if there is none.
+    """
+    files = [folder / "model_best.pth", folder / "model_final.pth"]
+    for file in [*files, *map(Path, newest_first(folder))]:
+        if file.is_file():
+            return file
+    raise WeightsError(f"{folder} has no model_*.pth. Write MODEL.WEIGHTS <checkpoint>.")

@@ -39,21 +39,14 @@ class DetectionSettings:
         """Read `TEST` and `MODEL.SparseRCNN`."""
         node = cfg.MODEL.SparseRCNN
         enabled = node.NMS.ENABLED
-        if enabled is None:
-            enabled = learns_duplicates(cfg)
+        if enabled is None:  # on where training assigns an object to several proposals
+            # With recollection from the second stage on, groups are matched separately, and
+            # different proposals of them get the same object.
+            recollects_early = node.SQR.MODE == "dense" or node.SQR.START == 1
+            is_recollected = node.SQR.ENABLED and recollects_early
+            enabled = matcher_class(cfg).one_to_many or is_recollected
         threshold = node.NMS.THRESHOLD if enabled else None
         return cls(cfg.TEST.DETECTIONS_PER_IMAGE, node.USE_FOCAL, threshold)
-
-
-def learns_duplicates(cfg: CfgNode) -> bool:
-    """Whether training assigns an object to several proposals, so that inference needs NMS.
-
-    One-to-many matchers do. So does recollection (SQR) from the second stage on: the groups of a
-    stage are matched separately, and different proposals of them get the same object.
-    """
-    sqr = cfg.MODEL.SparseRCNN.SQR
-    recollects_early = sqr.ENABLED and (sqr.MODE == "dense" or sqr.START == 1)
-    return matcher_class(cfg).one_to_many or bool(recollects_early)
 
 
 class Detections(NamedTuple):

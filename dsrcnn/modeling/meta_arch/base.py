@@ -164,7 +164,12 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         return [levels[name] for name in self.in_features]
 
     def postprocess(
-        self, predictions: Predictions, images: ImageBatch, batched_inputs: list[dict[str, Any]]
+        self,
+        predictions: Predictions,
+        images: ImageBatch,
+        batched_inputs: list[dict[str, Any]],
+        *,
+        detection: DetectionSettings | None = None,
     ) -> list[dict[str, Any]]:
         """Select the detections of the last prediction set, in pixels of the original images.
 
@@ -172,13 +177,15 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
             predictions: of the network.
             images: the network input.
             batched_inputs: with ``height`` and ``width`` of the original images.
+            detection: limits and NMS; None for those of the config.
 
         Returns:
             One dictionary with ``instances`` per image.
         """
         last = predictions.logits[-1], predictions.boxes[-1]
         sizes, mask = images.sizes, predictions.mask
-        detections = select_detections(*last, self.detection, sizes=sizes, mask=mask)
+        settings = detection or self.detection
+        detections = select_detections(*last, settings, sizes=sizes, mask=mask)
         records = enumerate(zip(images.image_sizes, batched_inputs, strict=True))
         return [
             {"instances": to_instances(detections, index, size, record)}

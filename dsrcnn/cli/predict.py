@@ -1,0 +1,183 @@
+"""``dsrcnn predict``: detections of images, folders, videos and cameras."""
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import ConfigError, DataError
+from ..inference.batching import Background
+from ..inference.detector import Detector, load
+from ..inference.results import Result
+from ..inference.saving import KINDS, Writer, build_writers, check_kinds
+from ..inference.sources import count_images, is_video, video_info
+from ..utils.files import prepare_folder
+from .options import fraction, positive_int
+
+_USAGE = "%(prog)s SOURCE ... --model MODEL [options] [KEY VALUE ...]"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.usage = _USAGE
+    text = "image, folder, pattern such as 'photos/*.jpg', video, or the number of a camera"
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=text)
+    text = (
+        "output folder of a training run, or a weight file (others than this package's: --config)"
+    )
+    parser.add_argument("--model", metavar="MODEL", help=text)
+    text = "YAML file or shipped name, for weight files without config"
+    parser.add_argument("--config", metavar="FILE", help=text)
+    text = "folder to write to (default: RUN/detections, or detections)"
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help=text)
+    text = f"what to write, of {','.join(KINDS)} (default: pictures,video,csv)"
+    parser.add_argument("--save", default="pictures,video,csv", metavar="KINDS", help=text)
+    text = "COCO json whose ids the results of --save coco get"
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help=text)
+    text = "least score (default: 0.3)"
+    parser.add_argument("--threshold", type=fraction, default=0.3, metavar="X", help=text)
+    text = "images at once (default: 4)"
+    parser.add_argument("--batch", type=positive_int, default=4, metavar="N", help=text)
+    text = "shorter side of the network input (default: INPUT.MIN_SIZE_TEST)"
+    parser.add_argument("--size", type=positive_int, metavar="N", help=text)
+    text = "predict large images in tiles of this side"
+    parser.add_argument("--tile", type=positive_int, metavar="N", help=text)
+    text = "overlap of tiles, as a fraction of their side (default: 0.2)"
+    parser.add_argument("--overlap", type=fraction, default=0.2, metavar="X", help=text)
+    text = "detections per image (default: TEST.DETECTIONS_PER_IMAGE)"
+    parser.add_argument("--max-detections", type=positive_int, metavar="N", help=text)
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation; slower")
+    parser.add_argument("--show", action="store_true", help="show pictures in a window; q ends")
+    parser.add_argument("--device", metavar="NAME", help="such as cpu or cuda:1")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict all sources, write what is asked for, and print a summary.
+
+    Returns:
+        0; 1 if an image could not be read.
+    """
+    sources = [*args.sources, *args.unknown]
+    opts = args.opts[: len(args.opts) - len(args.unknown)]
+    if not sources:
+        raise ConfigError("write SOURCE: an image, a folder, a video or the number of a camera.")
+    if not args.model:
+        raise ConfigError("write --model, the output folder of a training run or a weight file.")
+    kinds = [kind for kind in args.save.split(",") if kind]
+    output = args.output or Path(args.model if os.path.isdir(args.model) else ".") / "detections"
+    check_kinds(kinds)
+    if kinds:
+        prepare_folder(output, "--output")
+    model, weights = (args.config, args.model) if args.config else (args.model, None)
+    detector = load(model, weights, device=args.device, opts=opts)
+    writers = build_writers(kinds, output, detector.classes, args.annotations)
+    return _Job(detector, args, sources, writers).run()
+
+
+class _Job:
+    """A run over all sources, with its counts and times."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        args: argparse.Namespace,
+        sources: list[str],
+        writers: list[Writer],
+    ) -> None:
+        self.detector, self.args, self.writers = detector, args, writers
+        self.sources = [int(word) if word.isdecimal() else word for word in sources]
+        self.images = self.detections = 0
+        self.drawing_seconds = 0.0
+
+    def run(self) -> int:
+        """Predict; whatever ends it, what was done is written."""
+        start = time.perf_counter()
+        written: list[Path] = []
+        saving = Background(self._save, ahead=8)
+        try:
+            with tqdm(total=self._expected(), unit="image", disable=None) as bar:
+                for result in self._results():
+                    self.images += 1
+                    self.detections += len(result)
+                    saving.put(result)
+                    bar.update()
+                    if self.args.show and not _show(result):
+                        break
+        finally:
+            try:
+                saving.close()
+            finally:
+                written = [path for writer in self.writers for path in writer.close()]
+        self._summarize(time.perf_counter() - start, written)
+        return 1 if self.detector.skipped else 0
+
+    def _results(self) -> Iterator[Result]:
+        args = self.args
+        source = self.sources[0] if len(self.sources) == 1 else self.sources
+        results: Iterator[Result] = self.detector.predict(
+            source,
+            threshold=args.threshold,
+            batch=args.batch,
+            size=args.size,
+            tile=args.tile,
+            overlap=args.overlap,
+            tta=args.tta,
+            max_detections=args.max_detections,
+            stream=True,
+        )
+        return results
+
+    def _expected(self) -> int | None:
+        """Number of images, as far as it is known without reading them; None for cameras."""
+        total = 0
+        for source in self.sources:
+            if isinstance(source, int):
+                return None
+            if is_video(source):
+                with suppress(DataError):  # reported when it is read
+                    total += video_info(source).frames
+            else:
+                total += count_images(source)
+        return total
+
+    def _save(self, result: Result) -> None:
+        start = time.perf_counter()
+        for writer in self.writers:
+            writer.write(result)
+        self.drawing_seconds += time.perf_counter() - start
+
+    def _summarize(self, seconds: float, written: list[Path]) -> None:
+        skipped = len(self.detector.skipped)
+        text = f"{self.images} images, {self.detections} detections"
+        if skipped:
+            text += f", {skipped} skipped"
+        if self.images:
+            each = {**self.detector.seconds, "writing": self.drawing_seconds}
+            parts = ", ".join(f"{k} {1000 * v / self.images:.0f}" for k, v in each.items())
+            text += f" in {seconds:.1f} s: {self.images / seconds:.1f} images/s (ms: {parts})"
+        print(text)
+        for path in written:
+            print(path)
+
+
+def _show(result: Result) -> bool:
+    """Show a picture; returns False after the key q or Escape.
+
+    Raises:
+        ConfigError: if OpenCV has no windows.
+    """
+    try:
+        cv2.imshow("dsrcnn", np.ascontiguousarray(np.asarray(result.plot())[..., ::-1]))
+        wait = 1 if result.frame is not None else 0
+        return cv2.waitKey(wait) & 0xFF not in (ord("q"), 27)
+    except cv2.error as error:
+        raise ConfigError(
+            "--show needs windows, which this OpenCV or machine does not have. Leave it out, or "
+            "pip uninstall opencv-python-headless and pip install opencv-python."
+        ) from error

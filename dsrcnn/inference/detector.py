@@ -1,0 +1,202 @@
+"""A trained detector: ``dsrcnn.load(...).predict(...)``."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from ..config.load import load_cfg, read_cfg
+from ..config.validate import num_classes_key
+from ..data.datasets.custom import class_names
+from ..engine.checkpoint import Checkpointer
+from ..engine.main import evaluate, train
+from ..engine.resume import best_weights
+from ..engine.weight_io import read_any
+from ..errors import ConfigError, WeightsError
+from .predictor import Predictor
+
+_WEIGHT_FILES = (".pth", ".pkl", ".safetensors")
+# A model is used where its training data are not.
+_NO_DATA = [
+    "DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "DATASETS.CUSTOM.FOLDER", "",
+    "DATASETS.CUSTOM.NAME", "",
+    "DATASETS.CUSTOM.TRAIN_JSON", "", "DATASETS.CUSTOM.TEST_JSON", "",
+]  # fmt: skip
+
+
+def load(
+    model: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    device: str | None = None,
+    opts: Sequence[object] = (),
+) -> "Detector":
+    """Load a trained detector.
+
+    Args:
+        model: output folder of a training run, whose best or else last weights are taken; or a
+            weight file of this package, which contains its config; or a config, as a path or a
+            shipped name, together with `weights`.
+        weights: ``.pth``, ``.pkl`` or ``.safetensors``, official checkpoints included.
+        device: such as ``cuda:1``; None for CUDA if there is any.
+        opts: overrides ``KEY, VALUE, KEY, VALUE ...``.
+
+    Raises:
+        ConfigError: if there is no such model, or it needs `weights`.
+        WeightsError: if the weights are missing, damaged or do not fill the model.
+    """
+    path, options = os.fspath(model), [*opts]
+    if device is not None:
+        options += ["MODEL.DEVICE", device]
+    with tempfile.TemporaryDirectory() as folder:
+        config: str | Path = path
+        if os.path.isdir(path):
+            config = Path(path) / "config.yaml"
+            if not config.is_file():
+                raise ConfigError(
+                    f"{config} does not exist. Give the output folder of a training run, a weight "
+                    "file, or a config with weights."
+                )
+            weights = weights or best_weights(Path(path))
+        elif path.endswith(_WEIGHT_FILES):
+            weights = path
+            config = Path(folder) / "config.yaml"
+            config.write_text(_config_in(path), encoding="utf-8")
+        elif weights is None and "MODEL.WEIGHTS" not in opts:
+            read_cfg(path, opts)  # a name that does not exist is the better message
+            raise ConfigError(
+                f"The model {path!r} is a config; give weights, too: a file that was trained with "
+                "it. A run folder or a weight file of a run alone will do."
+            )
+        if weights is not None:
+            options += ["MODEL.WEIGHTS", os.fspath(weights)]
+        return Detector(*_load_cfg(config, options))
+
+
+def _config_in(path: str) -> str:
+    content = read_any(path)
+    config = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(config, str):
+        raise WeightsError(
+            f"{path!r} has weights but no config, so its model is unknown. Give the config, too: "
+            "dsrcnn.load('coco/sparse_rcnn_R50_100pro_3x', weights=...), on the command line "
+            "--config."
+        )
+    return config
+
+
+def _load_cfg(config: str | Path, opts: list[object]) -> tuple[CfgNode, list[str]]:
+    """Read a config without its datasets; returns it with the class names that are known."""
+    cfg = read_cfg(config, opts)
+    datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    names = next((n for n in map(class_names, datasets) if n), [])
+    key = num_classes_key(cfg)
+    options = [*opts, *_NO_DATA]
+    if key is not None and _value(cfg, key) == 0:
+        content = read_any(cfg.MODEL.WEIGHTS, trust=cfg.MODEL.TRUST_WEIGHTS)
+        names = _classes_in(content)
+        if not names:
+            raise ConfigError(
+                f"{key} is 0, from the data, and {cfg.MODEL.WEIGHTS} has no class names. Write "
+                f"{key} and the number of classes the model was trained with."
+            )
+        options += [key, len(names)]
+    return load_cfg(config, options), names
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _classes_in(content: Any) -> list[str]:
+    """Class names in the content of a weight file, none if there are none."""
+    names = content.get("classes") if isinstance(content, dict) else None
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
+
+
+class Detector(Predictor):
+    """A trained detector.
+
+    `predict` is that of `Predictor`.
+    """
+
+    def __init__(self, cfg: CfgNode, classes: Sequence[str] = ()) -> None:
+        """Build the model and load ``MODEL.WEIGHTS``; see `load`.
+
+        Class names in the weights replace `classes`; without any they are numbers.
+        """
+        bare = cfg.clone()
+        bare.defrost()
+        bare.MODEL.WEIGHTS = ""
+        bare.MODEL.TIMM.PRETRAINED, bare.MODEL.TIMM.WEIGHTS = False, ""  # included in the file
+        model = build_model(bare)
+        average, trust = cfg.MODEL.EMA.ENABLED, cfg.MODEL.TRUST_WEIGHTS
+        checkpointer = Checkpointer(model, strict=True, prefer_average=average, trust=trust)
+        content = checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        key = num_classes_key(cfg)
+        count = _value(cfg, key) if key else len(classes)
+        known = _classes_in(content) or list(classes)
+        known = known if len(known) == count else [str(label) for label in range(count)]
+        super().__init__(cfg.clone(), model, known)
+
+    def __repr__(self) -> str:
+        """Name the architecture, the weights and the classes."""
+        name, weights = self.cfg.MODEL.META_ARCHITECTURE, self.cfg.MODEL.WEIGHTS
+        return f"Detector({name}, {len(self.classes)} classes, weights={weights!r})"
+
+    def evaluate(
+        self, data: str | os.PathLike[str] | None = None, **overrides: Any
+    ) -> dict[str, Any]:
+        """Evaluate on the test set of the config, or on the ``val`` split of a folder.
+
+        Args:
+            data: folder in the layout of COCO, Pascal VOC or YOLO.
+            **overrides: config keys, ``**{"TEST.DETECTIONS_PER_IMAGE": 300}``.
+
+        Returns:
+            Metrics by task, such as ``{"bbox": {"AP": ...}}``.
+        """
+        with _config_file(self.cfg) as path:
+            return evaluate(load_cfg(path, self._opts(data, overrides)))
+
+    def train(
+        self, data: str | os.PathLike[str] | None = None, *, output: str, **overrides: Any
+    ) -> "Detector":
+        """Fine-tune on a folder, from these weights, in this process.
+
+        Args:
+            data: folder in the layout of COCO, Pascal VOC or YOLO; None if `overrides` name data.
+            output: folder of the run.
+            **overrides: config keys, ``**{"SOLVER.MAX_ITER": 3000}``.
+
+        Returns:
+            The trained detector, with the best weights of the run if it has such.
+        """
+        key = num_classes_key(self.cfg)
+        classes = {key: 0} if key and data is not None else {}
+        with _config_file(self.cfg) as path:
+            opts = self._opts(data, {**classes, "OUTPUT_DIR": output, **overrides})
+            train(path, [str(word) for word in opts])
+        return load(output, device=self.cfg.MODEL.DEVICE)
+
+    def _opts(
+        self, data: str | os.PathLike[str] | None, overrides: Mapping[str, Any]
+    ) -> list[object]:
+        folder = {} if data is None else {"DATASETS.CUSTOM.FOLDER": os.path.abspath(data)}
+        return [word for pair in {**folder, **overrides}.items() for word in pair]
+
+
+@contextmanager
+def _config_file(cfg: CfgNode) -> Iterator[str]:
+    """Write a config to a temporary file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "config.yaml")
+        Path(path).write_text(cfg.dump(), encoding="utf-8")
+        yield path

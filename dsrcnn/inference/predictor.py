@@ -1,0 +1,316 @@
+"""Prediction: images of any kind to results, in batches, tiles or with augmentation."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from torch import nn
+
+from ..data.transforms.geometric import Resize
+from ..errors import ConfigError, DataError
+from ..modeling.meta_arch.base import SparseDetector
+from ..modeling.tta import TestTimeAugmentation
+from .batching import map_ahead, map_batches
+from .results import Result, StageDetections
+from .sources import Frame, Reader, is_single, readers
+from .tiling import make_tiles, merge_tiles
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Settings(NamedTuple):
+    """Settings of a prediction, see `Detector.predict`."""
+
+    threshold: float
+    batch: int
+    size: int | None
+    tile: int | None
+    overlap: float
+    tta: bool
+    max_detections: int | None
+    stages: bool
+    bgr: bool
+    stream: bool
+
+
+class _Prepared(NamedTuple):
+    """An image that was read and resized."""
+
+    frame: Frame
+    record: dict[str, Any]  # model input
+
+
+_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, scores, labels
+
+
+class Predictor:
+    """Predicts with a model.
+
+    Attributes:
+        cfg: config of the model.
+        model: in evaluation mode.
+        classes: class names by label.
+        seconds: spent on reading and resizing, in threads, and by the model, so far.
+        skipped: errors of the images that the last prediction left out.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module, classes: Sequence[str]) -> None:
+        self.cfg, self.model, self.classes = cfg, model.eval(), list(classes)
+        self.seconds = {"reading": 0.0, "model": 0.0}
+        self.skipped: list[DataError] = []
+        self._tta: nn.Module | None = None  # built when it is used first
+
+    def predict(
+        self,
+        source: Any,
+        *,
+        threshold: float = 0.3,
+        batch: int = 4,
+        size: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        tta: bool = False,
+        max_detections: int | None = None,
+        stages: bool = False,
+        bgr: bool = False,
+        stream: bool = False,
+    ) -> Any:
+        """Detect objects.
+
+        Images that cannot be read are reported and left out; a single one is an error.
+
+        Args:
+            source: see `readers`: a path of an image or video, a pattern, a folder, a PIL image, an
+                array, a tensor, the number of a camera, or an iterable of any of them.
+            threshold: least score.
+            batch: images at once. Only images of equal padded size share a batch, so results do not
+                depend on it.
+            size: shorter side of the network input in pixels; None for ``INPUT.MIN_SIZE_TEST``. The
+                limit of the longer side grows with it.
+            tile: side in pixels of the tiles that an image is predicted in; None for no tiles.
+            overlap: of neighboring tiles, as a fraction of their side.
+            tta: test-time augmentation (``TEST.AUG``); much slower.
+            max_detections: of an image; None for ``TEST.DETECTIONS_PER_IMAGE``.
+            stages: also return the detections of every stage of a cascade.
+            bgr: channel order of arrays.
+            stream: return an iterator, for videos, cameras and more images than fit into memory.
+
+        Returns:
+            The result of a single image; otherwise a list in the order of the source, or an
+            iterator with `stream`.
+
+        Raises:
+            ConfigError: for a setting out of range.
+            DataError: if a single source, or all of several, cannot be read.
+        """
+        settings = Settings(
+            *(threshold, batch, size, tile, overlap, tta, max_detections, stages, bgr, stream)
+        )
+        self._check(settings)
+        if stream:
+            return self._stream(source, settings)
+        if isinstance(source, int) and not isinstance(source, bool):
+            raise ConfigError("A camera has no end; write stream=True and stop the loop yourself.")
+        results = list(self._stream(source, settings))
+        return results[0] if is_single(source) else results
+
+    def _check(self, settings: Settings) -> None:
+        """Raise a `ConfigError` for settings out of range."""
+        limits: dict[str, tuple[float, float]] = {
+            "threshold": (0, 1), "batch": (1, 10_000), "size": (1, 100_000),
+            "tile": (16, 1_000_000), "overlap": (0, 0.9), "max_detections": (1, 1_000_000),
+        }  # fmt: skip
+        for name, (low, high) in limits.items():
+            value = getattr(settings, name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (is_number and low <= value <= high):
+                raise ConfigError(f"{name} is {value!r}; write a number from {low:g} to {high:g}.")
+        is_cascade = isinstance(self.model, SparseDetector)
+        if settings.stages and not is_cascade:
+            name = self.cfg.MODEL.META_ARCHITECTURE
+            raise ConfigError(f"stages needs a cascade; {name} has none. Leave it out.")
+        if settings.tta and (settings.stages or settings.tile):
+            raise ConfigError("tta cannot be combined with stages or tile; leave one of them out.")
+
+    def _stream(self, source: Any, settings: Settings) -> Iterator[Result]:
+        """Predict images in order; skip and report those that cannot be read."""
+        prepare = self._prepare_whole if settings.tile is None else self._read
+        run = partial(self._run, settings=settings)
+        count = 0
+        self.skipped = []
+
+        def prepared() -> Iterator[tuple[object, _Prepared]]:
+            todo = readers(source, bgr=settings.bgr)
+            work = partial(prepare, settings=settings)
+            for future in map_ahead(work, todo, workers=2, ahead=2 * settings.batch + 2):
+                error = future.exception()
+                if isinstance(error, DataError):
+                    self.skipped.append(error)
+                    if not is_single(source):
+                        _LOGGER.warning("Skipped: %s", error)
+                    continue
+                item = future.result()
+                yield self._padded_size(item), item
+
+        if settings.tile is None:
+            size = 1 if settings.tta else settings.batch
+            results = map_batches(run, prepared(), size=size, window=4 * size)
+        else:
+            results = (self._predict_tiles(item.frame, settings) for _, item in prepared())
+        for result in results:
+            count += 1
+            yield result
+        if self.skipped and not count:
+            raise self.skipped[0]
+
+    def _read(self, reader: Reader, settings: Settings) -> _Prepared:
+        with self._clock("reading"):
+            return _Prepared(reader(), {})
+
+    def _prepare_whole(self, reader: Reader, settings: Settings) -> _Prepared:
+        with self._clock("reading"):
+            return self._prepare(reader(), settings)
+
+    @contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def _prepare(self, frame: Frame, settings: Settings) -> _Prepared:
+        """Resize an image as evaluation does."""
+        image = frame.image
+        if self.cfg.INPUT.FORMAT == "BGR":
+            image = image[..., ::-1]
+        height, width = image.shape[:2]
+        if not settings.tta:
+            resize = Resize(self._resizing(settings.size))
+            image = resize.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return _Prepared(frame, {"image": tensor, "height": height, "width": width})
+
+    def _resizing(self, size: int | None) -> T.ResizeShortestEdge:
+        node = self.cfg.INPUT
+        shortest, longest = node.MIN_SIZE_TEST, node.MAX_SIZE_TEST
+        if size is not None:
+            longest = round(longest * size / shortest) if shortest else longest
+            shortest = size
+        return T.ResizeShortestEdge(shortest, longest, "choice")
+
+    def _padded_size(self, item: _Prepared) -> object:
+        """Size of the network input of an image alone; equal ones share a batch."""
+        if not item.record:
+            return None
+        backbone: Any = self.model.backbone
+        step = max(backbone.size_divisibility, 1)
+        least = self.model.pad_to if isinstance(self.model, SparseDetector) else 0
+        sides = item.record["image"].shape[1:]
+        return tuple(-(-max(side, least) // step) * step for side in sides)
+
+    def _run(self, items: list[_Prepared], settings: Settings) -> list[Result]:
+        """Predict a batch."""
+        records = [item.record for item in items]
+        with self._clock("model"), torch.inference_mode():
+            if settings.tta:
+                outputs = self._augmented(records)
+                by_stage: list[list[Instances]] | None = None
+            else:
+                outputs, by_stage = self._forward(records, settings)
+        results = []
+        for index, (item, instances) in enumerate(zip(items, outputs, strict=True)):
+            stages = None
+            if by_stage is not None:
+                parts = [_to_arrays(stage[index], settings) for stage in by_stage]
+                stages = [StageDetections(*part) for part in parts]
+            results.append(
+                self._result(item.frame, _to_arrays(instances, settings), settings, stages)
+            )
+        return results
+
+    def _forward(
+        self, records: list[dict[str, Any]], settings: Settings
+    ) -> tuple[list[Instances], list[list[Instances]] | None]:
+        """Detections of images, and those of every stage if they are asked for."""
+        model = self.model
+        if not isinstance(model, SparseDetector):
+            return [x["instances"] for x in model(records)], None
+        predictions, images = model.raw_predictions(records, all_stages=settings.stages)
+        detection = model.detection
+        if settings.max_detections is not None:
+            detection = replace(detection, limit=settings.max_detections)
+        outputs = model.postprocess(predictions, images, records, detection=detection)
+        final = [x["instances"] for x in outputs]
+        if not settings.stages:
+            return final, None
+        by_stage = []
+        for index in range(len(predictions.logits)):
+            part = predictions._replace(
+                logits=predictions.logits[index : index + 1],
+                boxes=predictions.boxes[index : index + 1],
+                stage=predictions.stage[index : index + 1],
+            )
+            outputs = model.postprocess(part, images, records, detection=detection)
+            by_stage.append([x["instances"] for x in outputs])
+        return final, by_stage
+
+    def _augmented(self, records: list[dict[str, Any]]) -> list[Instances]:
+        if self._tta is None:
+            self._tta = TestTimeAugmentation(self.cfg, self.model)
+        return [x["instances"] for x in self._tta(records)]
+
+    def _predict_tiles(self, frame: Frame, settings: Settings) -> Result:
+        """Predict an image in tiles."""
+        height, width = frame.image.shape[:2]
+        assert settings.tile is not None
+        tiles = make_tiles(height, width, settings.tile, settings.overlap)
+        items = (self._prepare(Frame(tile.crop(frame.image)), settings) for tile in tiles)
+        run = partial(self._run, settings=settings)
+        keyed = ((self._padded_size(item), item) for item in items)
+        parts = list(map_batches(run, keyed, size=settings.batch, window=settings.batch))
+        arrays = [(part.boxes, part.scores, part.labels) for part in parts]
+        boxes, scores, labels = merge_tiles(tiles, arrays, (height, width))
+        most = settings.max_detections or self.cfg.TEST.DETECTIONS_PER_IMAGE
+        kept = slice(most if most >= 0 else None)
+        return self._result(frame, (boxes[kept], scores[kept], labels[kept]), settings)
+
+    def _result(
+        self,
+        frame: Frame,
+        arrays: _Arrays,
+        settings: Settings,
+        stages: list[StageDetections] | None = None,
+    ) -> Result:
+        # Files are read again if they are drawn; frames of videos are kept one at a time only.
+        is_kept = frame.path is None or settings.stream
+        image = frame.image if is_kept and (frame.number is None or settings.stream) else None
+        height, width = frame.image.shape[:2]
+        return Result(
+            *arrays,
+            classes=self.classes,
+            size=(height, width),
+            path=frame.path,
+            frame=frame.number,
+            stages=stages,
+            _image=image,
+        )
+
+
+def _to_arrays(instances: Instances, settings: Settings) -> _Arrays:
+    """Boxes (K, 4), scores (K,) and labels (K,) from the threshold on, best first."""
+    scores = instances.scores.float().cpu()
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= settings.threshold][: settings.max_detections]
+    parts = (instances.pred_boxes.tensor.float(), instances.scores.float(), instances.pred_classes)
+    boxes, scores, labels = (part.cpu()[order].numpy() for part in parts)
+    return boxes, scores, labels

@@ -1,0 +1,216 @@
+"""Detections of an image, and their conversion to other libraries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from ..data.images import read_image
+from ..errors import DataError, MissingPackageError
+
+if TYPE_CHECKING:
+    import supervision
+
+
+@dataclass(frozen=True)
+class StageDetections:
+    """Detections of one stage of a cascade: boxes (K, 4), scores and labels (K,)."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Result:
+    """Detections of an image, best first.
+
+    Attributes:
+        boxes: (K, 4) float32 xyxy in pixels of the image.
+        scores: (K,) float32, 0 to 1.
+        labels: (K,) int64, indices of `classes`.
+        classes: names of all classes of the model.
+        size: height and width of the image in pixels.
+        path: file of the image or video; None for an image in memory or a camera.
+        frame: number of the frame in a video or camera, from 0; None for other images.
+        stages: detections of every stage of a cascade, if they were asked for.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    classes: Sequence[str]
+    size: tuple[int, int]
+    path: str | None = None
+    frame: int | None = None
+    stages: list[StageDetections] | None = None
+    _image: np.ndarray | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of detections."""
+        return len(self.scores)
+
+    @property
+    def names(self) -> list[str]:
+        """Class name of every detection."""
+        return [self.classes[label] for label in self.labels]
+
+    @property
+    def image(self) -> np.ndarray:
+        """The image (H, W, 3) uint8 RGB; that of a file is read again.
+
+        Raises:
+            DataError: if the file is gone, or the frame was not kept.
+        """
+        if self._image is not None:
+            return self._image
+        if self.path is None or self.frame is not None:
+            raise DataError(
+                "The frames of a video are kept with stream=True only, one at a time. Draw in "
+                "the loop over predict(..., stream=True)."
+            )
+        return read_image({"file_name": self.path}, "RGB")
+
+    def plot(self, *, stage: int | None = None) -> Image.Image:
+        """Draw boxes with class names and scores on the image.
+
+        Args:
+            stage: draw the detections of a stage, from 0, instead of the final ones.
+
+        Raises:
+            MissingPackageError: if supervision is not installed.
+        """
+        detections = self.to_supervision(stage=stage)
+        return Image.fromarray(draw_detections(self.image, detections))
+
+    def save(self, path: str | Path) -> Path:
+        """Write `plot` to a file and return its path; the ending is the format.
+
+        Raises:
+            DataError: if it cannot be written.
+        """
+        path = Path(path)
+        picture = self.plot()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+        except (OSError, ValueError) as error:  # Pillow raises ValueError for unknown endings
+            raise DataError(f"Picture {path} cannot be written: {error}.") from error
+        return path
+
+    def to_coco(
+        self, image_id: int | str = 0, category_ids: Sequence[int | str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Convert to entries of COCO results: ``bbox`` (XYWH), ``score``, ``category_id``.
+
+        Args:
+            image_id: of the image in the annotations.
+            category_ids: by label; None for label + 1.
+        """
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category_ids[label] if category_ids else int(label) + 1,
+                "bbox": [round(float(v), 3) for v in (x1, y1, x2 - x1, y2 - y1)],
+                "score": round(float(score), 5),
+            }
+            for (x1, y1, x2, y2), score, label in zip(
+                self.boxes, self.scores, self.labels, strict=True
+            )
+        ]
+
+    def to_supervision(self, *, stage: int | None = None) -> "supervision.Detections":
+        """Convert to supervision's `Detections`, with ``class_name`` in its data.
+
+        Raises:
+            MissingPackageError: if supervision is not installed.
+        """
+        sv = import_supervision()
+        part = self if stage is None else self._stage(stage)
+        names = np.array([self.classes[label] for label in part.labels], dtype=str)
+        return sv.Detections(
+            xyxy=part.boxes.reshape(-1, 4),
+            confidence=part.scores,
+            class_id=part.labels,
+            data={"class_name": names},
+        )
+
+    def _stage(self, stage: int) -> StageDetections:
+        if self.stages is None:
+            raise DataError("The result has no stages; write predict(..., stages=True).")
+        return self.stages[stage]
+
+    def to_instances(self) -> Instances:
+        """Convert to Detectron2's `Instances`."""
+        instances = Instances(self.size)
+        instances.pred_boxes = Boxes(torch.from_numpy(self.boxes.copy()))
+        instances.scores = torch.from_numpy(self.scores.copy())
+        instances.pred_classes = torch.from_numpy(self.labels.copy())
+        return instances
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Convert to a dictionary for each detection, with plain numbers and texts."""
+        rows = zip(self.names, self.labels, self.scores, self.boxes, strict=True)
+        return [
+            {
+                "path": self.path,
+                "frame": self.frame,
+                "name": name,
+                "label": int(label),
+                "score": float(score),
+                **dict(zip(("x1", "y1", "x2", "y2"), map(float, box), strict=True)),
+            }
+            for name, label, score, box in rows
+        ]
+
+    def to_pandas(self) -> Any:
+        """Convert to a pandas ``DataFrame``: a row per detection, the columns of `to_dict`.
+
+        Raises:
+            MissingPackageError: if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingPackageError(
+                "Data frames need the package pandas: pip install pandas"
+            ) from error
+        columns = ["path", "frame", "name", "label", "score", "x1", "y1", "x2", "y2"]
+        return pd.DataFrame(self.to_dict(), columns=columns)
+
+
+def import_supervision() -> Any:
+    """Import supervision.
+
+    Raises:
+        MissingPackageError: if it is not installed.
+    """
+    try:
+        import supervision
+    except ImportError as error:
+        raise MissingPackageError(
+            "Pictures of predictions need the package supervision: pip install 'dsrcnn[predict]'"
+        ) from error
+    return supervision
+
+
+def draw_detections(image: np.ndarray, detections: "supervision.Detections") -> np.ndarray:
+    """Draw boxes with names and scores on a copy of an RGB image; texts avoid each other."""
+    sv = import_supervision()
+    height, width = image.shape[:2]
+    thickness = sv.calculate_optimal_line_thickness((width, height))
+    scale = sv.calculate_optimal_text_scale((width, height))
+    names, scores = detections.data["class_name"], np.asarray(detections.confidence)
+    labels = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+    boxes = sv.BoxAnnotator(thickness=thickness)
+    texts = sv.LabelAnnotator(
+        text_scale=scale, text_padding=max(2, round(8 * scale)), smart_position=True
+    )
+    scene = np.ascontiguousarray(image[..., ::-1])  # supervision draws on BGR
+    scene = texts.annotate(boxes.annotate(scene, detections), detections, labels=labels)
+    return np.ascontiguousarray(scene[..., ::-1])

@@ -1,0 +1,271 @@
+"""Writing of results while they arrive: pictures, videos, COCO, CSV."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import cv2
+import numpy as np
+
+from ..engine.weight_io import write_atomically
+from ..errors import ConfigError, DataError
+from .results import Result
+from .sources import video_info
+
+KINDS = ("pictures", "video", "coco", "csv")
+_COLUMNS = ("image", "frame", "class", "label", "score", "x1", "y1", "x2", "y2")
+
+
+class Writer(Protocol):
+    """Receives every result, then `close`, which returns what was written."""
+
+    def write(self, result: Result) -> None:
+        """Write one result."""
+
+    def close(self) -> list[Path]:
+        """Finish the files; called after errors, too, so that nothing done is lost."""
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raise a `ConfigError` for a kind that is none of `KINDS`."""
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ConfigError(f"--save names {unknown[0]!r}; write some of {', '.join(KINDS)}.")
+
+
+def build_writers(
+    kinds: Sequence[str], folder: Path, classes: Sequence[str], annotations: Path | None = None
+) -> list[Writer]:
+    """Build the writers of ``--save``.
+
+    Args:
+        kinds: of `KINDS`.
+        folder: to write to.
+        classes: class names of the model.
+        annotations: COCO json whose ids of images and categories the COCO results get.
+
+    Raises:
+        ConfigError: for another kind.
+        DataError: if the annotations cannot be used.
+    """
+    check_kinds(kinds)
+    builders: dict[str, Callable[[], Writer]] = {
+        "pictures": lambda: PictureWriter(folder / "pictures", with_videos="video" not in kinds),
+        "video": lambda: VideoWriter(folder),
+        "coco": lambda: (
+            ResultsWriter(folder, classes, annotations)
+            if annotations
+            else CocoWriter(folder, classes)
+        ),
+        "csv": lambda: CsvWriter(folder / "detections.csv"),
+    }
+    return [builders[kind]() for kind in dict.fromkeys(kinds)]
+
+
+class Names:
+    """Gives every source a file name of its own, as similar to that of the source as possible."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, str] = {}  # of sources, by name
+        self._count = 0
+
+    def __call__(self, path: str | None) -> str:
+        """Return a name without ending; repeated calls with a path give the same."""
+        if path is None:
+            self._count += 1
+            return f"image_{self._count:05d}"
+        stem = Path(path).stem or "image"
+        name, number = stem, 1
+        while self._paths.setdefault(name, path) != path:
+            number += 1
+            name = f"{stem}_{number}"
+        return name
+
+
+class PictureWriter:
+    """Draws every image into a JPEG; frames of videos get the number of the frame."""
+
+    def __init__(self, folder: Path, *, with_videos: bool = True) -> None:
+        self.folder, self.with_videos = folder, with_videos
+        self._names, self._count = Names(), 0
+
+    def write(self, result: Result) -> None:
+        """Draw one result."""
+        if result.frame is not None and not self.with_videos:
+            return
+        name = self._names(result.path) if result.frame is None else f"{_video_name(result)}"
+        if result.frame is not None:
+            name = f"{name}_{result.frame:06d}"
+        result.save(self.folder / f"{name}.jpg")
+        self._count += 1
+
+    def close(self) -> list[Path]:
+        """Return the folder."""
+        return [self.folder] if self._count else []
+
+
+def _video_name(result: Result) -> str:
+    return Path(result.path).stem if result.path else "camera"
+
+
+class VideoWriter:
+    """Draws the frames of every video or camera into an MP4 file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._names, self._files = Names(), list[Path]()
+        self._source: str | None = None
+        self._video: cv2.VideoWriter | None = None
+
+    def write(self, result: Result) -> None:
+        """Draw one frame; the first of another video begins another file."""
+        if result.frame is None:
+            return
+        source = result.path or "camera"
+        if self._video is None or source != self._source:
+            self._open(source, result)
+        assert self._video is not None
+        picture = np.asarray(result.plot())
+        self._video.write(np.ascontiguousarray(picture[..., ::-1]))
+
+    def _open(self, source: str, result: Result) -> None:
+        self._release()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{self._names(source)}_predicted.mp4"
+        fps = video_info(source).fps if result.path else 25.0
+        height, width = result.size
+        self._video = cv2.VideoWriter(
+            str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height)
+        )
+        if not self._video.isOpened():
+            self._video = None
+            raise DataError(f"Video {path} cannot be written; check the folder and free space.")
+        self._source = source
+        self._files.append(path)
+
+    def _release(self) -> None:
+        if self._video is not None:
+            self._video.release()
+            self._video = None
+
+    def close(self) -> list[Path]:
+        """Finish the last video."""
+        self._release()
+        return self._files
+
+
+class CocoWriter:
+    """Writes a COCO dataset of the images and detections, which annotation tools can import."""
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        self.path = folder / "detections.json"
+        self._classes = classes
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def write(self, result: Result) -> None:
+        """Add one image."""
+        image_id = len(self._images) + 1
+        height, width = result.size
+        name = result.path or f"image {image_id}"
+        image = {"id": image_id, "file_name": name, "height": height, "width": width}
+        if result.frame is not None:
+            image["frame"] = result.frame
+        self._images.append(image)
+        for entry in result.to_coco(image_id):
+            area = round(entry["bbox"][2] * entry["bbox"][3], 3)
+            number = len(self._annotations) + 1
+            self._annotations.append({"id": number, **entry, "area": area, "iscrowd": 0})
+
+    def close(self) -> list[Path]:
+        """Write the file."""
+        categories = [{"id": i, "name": name} for i, name in enumerate(self._classes, start=1)]
+        content = {
+            "images": self._images, "categories": categories, "annotations": self._annotations,
+        }  # fmt: skip
+        _write_json(self.path, content)
+        return [self.path]
+
+
+class ResultsWriter:
+    """Writes COCO results with the ids of an annotation file, as evaluation tools expect them."""
+
+    def __init__(self, folder: Path, classes: Sequence[str], annotations: Path) -> None:
+        """Read the ids.
+
+        Raises:
+            DataError: if the file is no COCO json, or lacks a class of the model.
+        """
+        self.path = folder / "results.json"
+        try:
+            content = json.loads(annotations.read_text(encoding="utf-8"))
+            images = {str(x["file_name"]): x["id"] for x in content["images"]}
+            categories = {str(x["name"]): x["id"] for x in content["categories"]}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DataError(
+                f"--annotations {annotations} cannot be used ({error!r}); write a COCO json."
+            ) from error
+        missing = [name for name in classes if name not in categories]
+        if missing:
+            raise DataError(
+                f"--annotations {annotations} has no category {missing[0]!r}, a class of the "
+                "model. Write the file whose classes the model was trained with."
+            )
+        self._images = {os.path.normpath(name): number for name, number in images.items()}
+        self._by_name = {os.path.basename(name): number for name, number in images.items()}
+        self._ids = [categories[name] for name in classes]
+        self._results: list[dict[str, Any]] = []
+
+    def write(self, result: Result) -> None:
+        """Add one image.
+
+        Raises:
+            DataError: if it is not in the annotations.
+        """
+        path = os.path.normpath(result.path or "")
+        image_id = self._images.get(path, self._by_name.get(os.path.basename(path)))
+        if image_id is None:
+            raise DataError(f"Image {path!r} is not in --annotations; predict its images only.")
+        self._results += result.to_coco(image_id, self._ids)
+
+    def close(self) -> list[Path]:
+        """Write the file."""
+        _write_json(self.path, self._results)
+        return [self.path]
+
+
+class CsvWriter:
+    """Writes a row for every detection, at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def write(self, result: Result) -> None:
+        """Add the rows of an image."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("w", newline="", encoding="utf-8")
+            csv.writer(self._file).writerow(_COLUMNS)
+        rows = csv.writer(self._file)
+        for entry in result.to_dict():
+            box = [f"{entry[key]:.2f}" for key in ("x1", "y1", "x2", "y2")]
+            number = "" if result.frame is None else result.frame
+            known = [result.path or "", number, entry["name"], entry["label"]]
+            rows.writerow([*known, f"{entry['score']:.4f}", *box])
+        self._file.flush()
+
+    def close(self) -> list[Path]:
+        """Close the file."""
+        if self._file is None:
+            return []
+        self._file.close()
+        return [self.path]
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(json.dumps(content).encode()))

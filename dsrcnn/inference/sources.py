@@ -1,0 +1,277 @@
+"""Images to predict: files, folders, patterns, images in memory, videos and cameras."""
+
+import glob
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data.images import pixels_of, read_image
+from ..errors import DataError
+
+_LOGGER = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2",
+)  # fmt: skip
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
+_EXPECTED = (
+    "a path, a pattern, a folder, a PIL image, an array (H, W, 3), a tensor (3, H, W), the number "
+    "of a camera, or a list of them"
+)
+
+
+class Frame(NamedTuple):
+    """An image, and where it comes from.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        path: file of the image or video; None for an image in memory or a camera.
+        number: of the frame in a video or camera, from 0; None for other images.
+    """
+
+    image: np.ndarray
+    path: str | None = None
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Text for messages."""
+        where = self.path or ("camera" if self.number is not None else "image in memory")
+        return where if self.number is None else f"{where}, frame {self.number}"
+
+
+Reader = Callable[[], Frame]  # reads an image, maybe in another thread; may raise a `DataError`
+
+
+def is_single(source: Any) -> bool:
+    """Whether a source is one image, so that its prediction is one result and not a list."""
+    if isinstance(source, (str, os.PathLike)):
+        path = str(source)
+        return not (os.path.isdir(path) or _is_pattern(path) or is_video(path))
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return source.ndim < 4
+    return isinstance(source, Image.Image)
+
+
+def is_video(path: str) -> bool:
+    """Whether a path or address is that of a video, by its ending or protocol."""
+    return path.lower().endswith(VIDEO_SUFFIXES) or path.startswith(("rtsp://", "rtmp://"))
+
+
+def readers(source: Any, *, bgr: bool = False) -> Iterator[Reader]:
+    """List the images of a source, in order, as functions that read them.
+
+    Frames of videos and cameras are decoded by this iterator, one after the other.
+
+    Args:
+        source: a path of an image or video, a pattern such as ``photos/*.jpg``, a folder (all
+            images in it and below, sorted), a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of
+            uint8, a tensor (3, H, W) of uint8 or of floats in 0..1, the number of a camera, or an
+            iterable of any of them.
+        bgr: channel order of arrays.
+
+    Raises:
+        DataError: for a source of another type, or one that has no images.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        yield from _readers_of_path(os.fspath(source))
+    elif isinstance(source, (bool, float, bytes, dict)) or source is None:
+        raise DataError(f"The source is {source!r}; give {_EXPECTED}.")
+    elif isinstance(source, int):
+        yield from _frames(source)
+    elif isinstance(source, (Image.Image, np.ndarray, torch.Tensor)):
+        if not isinstance(source, Image.Image) and source.ndim == 4:
+            for image in source:
+                yield _reader_of_image(image, bgr)
+        else:
+            yield _reader_of_image(source, bgr)
+    elif isinstance(source, Iterable):
+        for part in source:
+            try:
+                yield from readers(part, bgr=bgr)
+            except DataError as error:  # the others are predicted
+                yield _failing(error)
+    else:
+        raise DataError(f"The source is of type {type(source).__name__}; give {_EXPECTED}.")
+
+
+def _readers_of_path(path: str) -> Iterator[Reader]:
+    if is_video(path):
+        yield from _frames(path)
+    elif os.path.isdir(path):
+        files = sorted(str(p) for p in Path(path).rglob("*") if _is_image_file(p))
+        if not files:
+            raise DataError(
+                f"Folder {path!r} has no image ({', '.join(IMAGE_SUFFIXES[:4])}, ...) in it or "
+                "below. Correct the path."
+            )
+        for file in files:
+            yield _reader_of_file(file)
+    elif _is_pattern(path):
+        matches = sorted(glob.glob(path, recursive=True))
+        if not matches:
+            raise DataError(f"No file matches {path!r}. Correct the pattern.")
+        for match in matches:
+            yield from _readers_of_path(match)
+    else:
+        yield _reader_of_file(path)
+
+
+def count_images(path: str) -> int:
+    """Number of images of a path, pattern or folder, without reading them."""
+    if os.path.isdir(path):
+        return sum(_is_image_file(p) for p in Path(path).rglob("*"))
+    return len(glob.glob(path, recursive=True)) if _is_pattern(path) else 1
+
+
+def _is_pattern(path: str) -> bool:
+    return glob.has_magic(path) and not os.path.exists(path)
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _reader_of_file(path: str) -> Reader:
+    return lambda: Frame(read_image({"file_name": path}, "RGB"), path)
+
+
+def _reader_of_image(image: Any, bgr: bool) -> Reader:
+    return lambda: Frame(to_rgb(image, bgr=bgr))
+
+
+def _failing(error: DataError) -> Reader:
+    def read() -> Frame:
+        raise error
+
+    return read
+
+
+def to_rgb(image: Any, *, bgr: bool = False) -> np.ndarray:
+    """Convert an image in memory to (H, W, 3) uint8 RGB; see `readers`.
+
+    Raises:
+        DataError: for another type, shape or range.
+    """
+    if isinstance(image, Image.Image):
+        try:
+            pixels = pixels_of(image)
+        except Exception as error:  # a damaged file that is decoded now
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"The PIL image cannot be used ({text}).") from error
+    elif isinstance(image, torch.Tensor):
+        pixels = _pixels_of_tensor(image)
+    else:
+        pixels = image
+        if pixels.dtype != np.uint8:
+            raise DataError(
+                f"The array has values of type {pixels.dtype}; give uint8 from 0 to 255, or a "
+                "tensor of floats from 0 to 1."
+            )
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or 0 in pixels.shape:
+        raise DataError(
+            f"The image has shape {tuple(image.shape)}; give an array (H, W), (H, W, 3) or "
+            "(H, W, 4), or a tensor (3, H, W)."
+        )
+    is_array = isinstance(image, np.ndarray)
+    return np.ascontiguousarray(pixels[..., 2::-1] if bgr and is_array else pixels[..., :3])
+
+
+def _pixels_of_tensor(image: torch.Tensor) -> np.ndarray:
+    """Convert (C, H, W) to (H, W, C) uint8."""
+    if image.is_floating_point():
+        low, high = (image.min().item(), image.max().item()) if image.numel() else (0.0, 0.0)
+        if not (low >= 0 and high <= 1):  # NaN included
+            raise DataError(
+                f"The tensor has values from {low:.4g} to {high:.4g}; give floats from 0 to 1, or "
+                "uint8 from 0 to 255."
+            )
+        image = (image * 255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise DataError(
+            f"The tensor has values of type {image.dtype}; give uint8, or floats from 0 to 1."
+        )
+    if image.ndim == 3:
+        image = image.permute(1, 2, 0)
+    return image.detach().cpu().numpy()
+
+
+class VideoInfo(NamedTuple):
+    """Size of a video.
+
+    Attributes:
+        frames: by the file's header, 0 if unknown.
+        fps: frames per second.
+    """
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+
+
+def video_info(path: str | int) -> VideoInfo:
+    """Read the header of a video, or ask a camera.
+
+    Raises:
+        DataError: if it cannot be opened.
+    """
+    capture = _open(path)
+    try:
+        keys = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_COUNT)
+        width, height, frames = (int(capture.get(key)) for key in keys)
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        return VideoInfo(width, height, max(frames, 0), fps if 0 < fps < 1000 else 25.0)
+    finally:
+        capture.release()
+
+
+def _open(path: str | int) -> cv2.VideoCapture:
+    if isinstance(path, str) and "://" not in path and not os.path.isfile(path):
+        raise DataError(f"Video {path} does not exist. Correct the path.")
+    # OpenCV prints a warning of its own for every absent camera.
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        capture = cv2.VideoCapture(path)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    if not capture.isOpened():
+        capture.release()
+        if isinstance(path, int):
+            raise DataError(f"Camera {path} cannot be opened. Check its number and permissions.")
+        raise DataError(f"Video {path} cannot be opened; the file is damaged or no video.")
+    return capture
+
+
+def _frames(path: str | int) -> Iterator[Reader]:
+    """Decode a video or camera frame by frame; a file that is cut short ends with a warning."""
+    expected = video_info(path).frames if isinstance(path, str) else 0
+    capture = _open(path)
+    number = 0
+    try:
+        while True:
+            complete, image = capture.read()
+            if not complete:
+                break
+            rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            frame = Frame(rgb, path if isinstance(path, str) else None, number)
+            yield lambda frame=frame: frame  # type: ignore[misc]
+            number += 1
+    finally:
+        capture.release()
+    if number == 0:
+        raise DataError(f"Video {path} has no frame that can be decoded.")
+    if number < expected - 1:  # headers may count one too many
+        _LOGGER.warning("Video %s ends after %d of %d frames.", path, number, expected)

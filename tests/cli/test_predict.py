@@ -1,0 +1,125 @@
+"""``dsrcnn predict``: sources, files that it writes, summary, exit status."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ANIMALS, refusal
+from PIL import Image
+
+from dsrcnn.cli.main import main
+
+
+def predict(*words):
+    return main(["predict", *map(str, words), "--device", "cpu"])
+
+
+def test_a_folder_becomes_pictures_tables_and_a_coco_file(photos, model_file, tmp_path, capsys):
+    words = ("--model", model_file, "--output", tmp_path / "out", "--save", "pictures,coco,csv")
+    assert predict(photos, *words, "--threshold", "0") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("5 images, ")
+    assert "images/s (ms: reading " in printed
+    out = tmp_path / "out"
+    pictures = sorted(p.name for p in (out / "pictures").iterdir())
+    assert pictures == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]
+    assert Image.open(out / "pictures/d.jpg").size == (100, 70)
+    coco = json.loads((out / "detections.json").read_text())
+    assert [x["name"] for x in coco["categories"]] == ANIMALS
+    assert [x["file_name"] for x in coco["images"]][:2] == [f"{photos}/a.png", f"{photos}/b.jpg"]
+    rows = list(csv.DictReader((out / "detections.csv").open()))
+    assert len(rows) == len(coco["annotations"]) > 5
+    x, _, width, _ = coco["annotations"][0]["bbox"]
+    assert float(rows[0]["x2"]) == pytest.approx(x + width, abs=0.02)
+    assert rows[0]["class"] == ANIMALS[int(rows[0]["label"])]
+
+
+def test_results_with_the_ids_of_an_annotation_file(photos, model_file, tmp_path):
+    content = {
+        "images": [{"id": 10 * i, "file_name": n} for i, n in enumerate(("c.png", "a.png"), 1)],
+        "categories": [{"id": 100 + i, "name": name} for i, name in enumerate(reversed(ANIMALS))],
+    }
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    words = ("--model", model_file, "--output", tmp_path, "--save", "coco", "--threshold", "0")
+    words += ("--annotations", tmp_path / "gt.json")
+    assert predict(photos / "a.png", photos / "c.png", *words) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(dict.fromkeys(r["image_id"] for r in results)) == [20, 10]
+    assert {r["category_id"] for r in results} <= set(range(100, 105))
+    assert predict(photos / "b.jpg", *words) == 2
+
+
+def test_videos_become_videos_and_sources_may_stand_anywhere(photos, model_file, tmp_path):
+    clip = str(tmp_path / "clip.mp4")
+    writer = cv2.VideoWriter(clip, cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for i in range(6):
+        writer.write(np.full((48, 64, 3), 40 * i, np.uint8))
+    writer.release()
+    words = (photos / "a.png", "--model", model_file, clip, "--output", tmp_path / "out")
+    assert predict(*words, "INPUT.MIN_SIZE_TEST", "32", photos / "c.png") == 0
+    capture = cv2.VideoCapture(str(tmp_path / "out/clip_predicted.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 6
+    assert capture.get(cv2.CAP_PROP_FPS) == 10
+    assert sorted(p.name for p in (tmp_path / "out/pictures").iterdir()) == ["a.jpg", "c.jpg"]
+
+
+def test_sources_with_equal_names_do_not_replace_each_other(photos, model_file, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/a.png").write_bytes((photos / "a.png").read_bytes())
+    words = ("--model", model_file, "--output", tmp_path / "out", "--save", "pictures")
+    assert predict(photos / "a.png", tmp_path / "other/a.png", *words) == 0
+    assert sorted(p.name for p in (tmp_path / "out/pictures").iterdir()) == ["a.jpg", "a_2.jpg"]
+
+
+def test_images_that_cannot_be_read_are_skipped_and_give_status_1(
+    photos, model_file, tmp_path, capsys
+):
+    (tmp_path / "bad.jpg").write_text("no image")
+    words = ("--model", model_file, "--output", tmp_path / "out", "--save", "csv")
+    assert predict(photos / "a.png", tmp_path / "bad.jpg", *words) == 1
+    assert "1 images" in (printed := capsys.readouterr().out)
+    assert "1 skipped" in printed
+
+
+def test_what_was_done_is_written_if_the_job_is_interrupted(
+    photos, model_file, tmp_path, monkeypatch
+):
+    from dsrcnn.inference.predictor import Predictor
+
+    stream = Predictor._stream
+
+    def interrupted(self, source, settings):
+        for i, result in enumerate(stream(self, source, settings)):
+            if i == 2:
+                raise KeyboardInterrupt
+            yield result
+
+    monkeypatch.setattr(Predictor, "_stream", interrupted)
+    words = ("--model", model_file, "--output", tmp_path, "--save", "coco,csv", "--threshold", "0")
+    assert predict(photos, *words) == 130
+    assert len(json.loads((tmp_path / "detections.json").read_text())["images"]) == 2
+    rows = list(csv.DictReader((tmp_path / "detections.csv").open()))
+    assert len({row["image"] for row in rows}) == 2
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ([], "write SOURCE: an image"), (["a.jpg"], "write --model, the output folder"),
+    (["a.jpg", "--model", "nowhere"], "Config file 'nowhere' does not exist"),
+    (["missing.jpg", "--model", "MODEL"], "Image missing.jpg does not exist"),
+    (["missing.mp4", "--model", "MODEL"], "Video missing.mp4 does not exist"),
+    (["a.jpg", "--model", "MODEL", "--save", "png"], "--save names 'png'; write some of pictures"),
+    (["a.jpg", "--model", "MODEL", "--threshold", "high"], "'high' is not a number from 0 to 1"),
+    (["a.jpg", "--model", "MODEL", "--threshold", "2"], "'2' is not a number from 0 to 1"),
+    (["a.jpg", "--model", "MODEL", "--batch", "0"], "'0' is not a number of at least 1"),
+    (["a.jpg", "--model", "MODEL", "--tile", "3"], "tile is 3; write a number from 16"),
+    (["a.jpg", "--model", "MODEL", "--annotations", "missing.json", "--save", "coco"],
+     "--annotations missing.json cannot be used"),
+    (["a.jpg", "--model", "MODEL", "--whatever"], "unknown option --whatever"),
+    (["a.jpg", "--model", "MODEL", "MODEL.DEVISE", "cpu"], "MODEL.DEVISE"),
+])  # fmt: skip
+def test_bad_input_is_one_line(words, message, model_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [str(model_file) if word == "MODEL" else word for word in words]
+    assert message in refusal(capsys, "predict", *words)

@@ -1,0 +1,137 @@
+"""Sources of images: kinds, order, formats, and what is refused."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dsrcnn.errors import DataError
+from dsrcnn.inference.sources import count_images, is_single, readers, to_rgb, video_info
+
+
+def frames(source, **options):
+    return [reader() for reader in readers(source, **options)]
+
+
+def test_folders_patterns_and_lists_give_their_images_in_order(photos, tmp_path):
+    names = lambda source: [str(f.path).removeprefix(f"{photos}/") for f in frames(source)]  # noqa: E731
+    assert names(photos) == ["a.png", "b.jpg", "c.png", "d.PNG", "more/e.png"]
+    assert names(f"{photos}/*.png") == ["a.png", "c.png"]
+    assert names([f"{photos}/c.png", photos / "a.png"]) == ["c.png", "a.png"]
+    assert names(f"{photos}/**/*.png") == ["a.png", "c.png", "more/e.png"]
+    assert [count_images(str(x)) for x in (photos, f"{photos}/*.png", photos / "a.png")] == [
+        5,
+        2,
+        1,
+    ]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
+    path = tmp_path / "a[1].png"
+    Image.new("RGB", (4, 3)).save(path)
+    assert is_single(str(path))
+    assert frames(str(path))[0].image.shape == (3, 4, 3)
+
+
+PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+TENSOR = torch.from_numpy(PIXELS).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize(("image", "expected"), [
+    (PIXELS, PIXELS), (Image.fromarray(PIXELS), PIXELS), (TENSOR, PIXELS), (TENSOR / 255, PIXELS),
+    (PIXELS[..., 0], PIXELS[..., [0, 0, 0]]), (PIXELS[..., :1], PIXELS[..., [0, 0, 0]]),
+    (np.dstack([PIXELS, PIXELS[..., :1]]), PIXELS), (TENSOR[:1], PIXELS[..., [0, 0, 0]]),
+    (Image.fromarray(PIXELS[..., 0]), PIXELS[..., [0, 0, 0]]),
+    (PIXELS[::-1, ::-1], PIXELS[::-1, ::-1]),
+])  # fmt: skip
+def test_images_in_memory_become_rgb_arrays(image, expected):
+    assert is_single(image)
+    pixels = frames(image)[0].image
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_the_channel_order_is_that_of_arrays_only():
+    np.testing.assert_array_equal(to_rgb(PIXELS, bgr=True), PIXELS[..., ::-1])
+    np.testing.assert_array_equal(to_rgb(TENSOR, bgr=True), PIXELS)
+
+
+def test_batches_of_arrays_and_tensors_are_several_images():
+    for batch in (np.stack([PIXELS, PIXELS + 1]), torch.stack([TENSOR, TENSOR + 1])):
+        assert not is_single(batch)
+        second = frames(batch)[1].image
+        np.testing.assert_array_equal(second, PIXELS + 1)
+
+
+@pytest.mark.parametrize(("source", "words"), [
+    (np.zeros((4, 4, 3)), "values of type float64; give uint8"),
+    (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\); give an array"),
+    (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"), (np.zeros(3, np.uint8), r"shape \(3,\)"),
+    (torch.full((3, 4, 4), 7.0), "values from 7 to 7; give floats from 0 to 1"),
+    (torch.full((3, 4, 4), float("nan")), "values from nan to nan"),
+    (torch.zeros(3, 4, 4, dtype=torch.int32), "type torch.int32; give uint8"),
+    (None, "The source is None; give a path"), (3.5, "source is 3.5"), (True, "source is True"),
+    ({"a": 1}, "The source is {'a': 1}"), (object(), "of type object; give a path"),
+    ("missing.jpg", "Image missing.jpg does not exist"),
+    ("missing.mp4", "Video missing.mp4 does not exist"),
+    ("none/*.jpg", "No file matches 'none/\\*.jpg'"),
+])  # fmt: skip
+def test_other_sources_are_refused(source, words):
+    with pytest.raises(DataError, match=words):
+        frames(source)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"has no image \(.jpg, .jpeg"):
+        frames(tmp_path)
+
+
+def test_faults_in_a_list_do_not_hide_the_others(photos, tmp_path):
+    todo = list(readers([photos / "a.png", None, tmp_path, photos / "c.png"]))
+    assert len(todo) == 4
+    for reader, words in ((todo[1], "The source is None"), (todo[2], "has no image")):
+        with pytest.raises(DataError, match=words):
+            reader()
+    assert todo[3]().path == str(photos / "c.png")
+
+
+@pytest.fixture
+def video(tmp_path):
+    """Seven frames of growing brightness."""
+    path = str(tmp_path / "clip.mkv")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 48))
+    for i in range(7):
+        writer.write(np.full((48, 64, 3), 30 * i, np.uint8))
+    writer.release()
+    return path
+
+
+def test_videos_give_their_frames(video):
+    assert not is_single(video)
+    decoded = frames(video)
+    assert [f.number for f in decoded] == list(range(7))
+    assert decoded[3].name == f"{video}, frame 3"
+    for i, frame in enumerate(decoded):
+        assert abs(frame.image.mean() - 30 * i) < 3
+    assert video_info(video) == (64, 48, 7, 5.0)
+
+
+def test_a_video_that_is_cut_short_gives_what_it_has_with_a_warning(video, caplog):
+    content = Path(video).read_bytes()
+    Path(video).write_bytes(content[: len(content) * 2 // 3])
+    decoded = frames(video)
+    assert 0 < len(decoded) < 7
+    assert f"Video {video} ends after {len(decoded)} of 7 frames." in caplog.text
+
+
+def test_files_that_are_no_videos_and_absent_cameras_are_refused(tmp_path):
+    path = tmp_path / "text.mp4"
+    path.write_text("no video")
+    with pytest.raises(DataError, match=r"text.mp4 cannot be opened; the file is damaged"):
+        frames(path)
+    with pytest.raises(DataError, match="Camera 97 cannot be opened"):
+        frames(97)
