@@ -89,8 +89,8 @@ def _add_dpg(cfg: CfgNode) -> None:
     node.NORM = "BN"  # norm of the staircase: BN, SyncBN, FrozenBN, GN or none
     node.RESIZE = 30  # side of the map the linear layers see
     node.HIDDEN = 1500  # width between the two linear layers
-    node.TAU_START = 30.0  # softmax temperature at the start
-    node.TAU_END = 4.0  # temperature after annealing and in evaluation
+    node.TAU_START = 1.0  # softmax temperature at the start
+    node.TAU_END = 1.0  # temperature after annealing and in evaluation
     node.TAU_ITERS = None  # iterations of linear annealing; None: 10 / 36 of SOLVER.MAX_ITER
     node.BOX_JITTER = 0.2  # relative noise on the initial boxes of the experts
     node.TILING_NOISE = 0.0  # noise on the features of the experts when a static model is loaded

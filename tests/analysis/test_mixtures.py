@@ -34,7 +34,7 @@ def trained():
     torch.manual_seed(1)
     node = "MODEL.SparseRCNN"
     opts = [f"{node}.DPG.ENABLED", True, f"{node}.DPG.HIDDEN", 64, f"{node}.NUM_HEADS", 1]
-    model = build_model(tiny_cfg(*opts, f"{node}.DPG.TAU_START", 1.0, f"{node}.DPG.TAU_END", 1.0))
+    model = build_model(tiny_cfg(*opts))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("proposals"))
     optimizer = torch.optim.AdamW(model.proposals.parameters(), lr=1e-2)
@@ -58,11 +58,11 @@ def test_mixtures_of_a_trained_model_fit_their_images_better_than_those_of_other
 @torch.no_grad()
 def test_mixtures_that_are_the_same_for_all_images_make_no_difference(trained):
     inputs = images_of_two_kinds(6, -1)
-    gain = trained.proposals.logit_norm.gain
-    before = gain.clone()
-    gain.zero_()
+    weight = trained.proposals.fc2.weight
+    before = weight.clone()
+    weight.zero_()
     result = permutation_test(trained, inputs, permutations=4)
-    gain.copy_(before)
+    weight.copy_(before)
     assert [*result.others, result.average] == pytest.approx([result.own] * 5, rel=1e-4)
 
 

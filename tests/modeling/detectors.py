@@ -49,7 +49,13 @@ def source(**kwargs):
     torch.manual_seed(0)
     defaults = {"num_proposals": 6, "channels": 8, "hidden": 16, "resize": 5, "norm": "none"}
     defaults |= {"temperature": TemperatureSchedule(1.0, 1.0, 0)}
-    return DynamicProposals(**{**defaults, **kwargs})
+    return wake(DynamicProposals(**{**defaults, **kwargs}))
+
+
+def wake(proposals):
+    """Let the mixtures of images differ, as after training; at the start they are equal."""
+    torch.nn.init.normal_(proposals.fc2.weight)
+    return proposals
 
 
 def pyramid(images=2, height=64, width=96, channels=8, seed=0):

@@ -99,8 +99,8 @@ def test_a_mixture_that_is_the_same_for_all_images_can_be_frozen_without_loss(
     dpg = ["MODEL.SparseRCNN.DPG.ENABLED", "True"]
     dpg += ["DATASETS.TRAIN", "('shapes_train',)", "DATASETS.TEST", "()"]
     dynamic = build_model(tiny_cfg(*dpg)).eval()
-    torch.nn.init.zeros_(dynamic.proposals.fc2.weight)  # unequal weights, the same for all images
-    torch.nn.init.normal_(dynamic.proposals.logit_norm.bias)
+    # Unequal weights, the same for all images: the weights of the last layer begin with zero.
+    torch.nn.init.normal_(dynamic.proposals.fc2.bias)
     source, target = tmp_path / "dynamic.pth", tmp_path / "static.pth"
     torch.save({"model": dynamic.state_dict()}, source)
     arguments = ["freeze_proposals.py", "--config-file", "coco/sparse_rcnn_R50_100pro_3x"]

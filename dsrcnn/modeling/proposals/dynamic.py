@@ -24,7 +24,6 @@ from .learned import initial_boxes
 from .staircase import StairStep, fuse_levels, resize_nearest
 
 _LOGGER = logging.getLogger(__name__)
-_INITIAL_GAIN = 0.3  # mixtures of two images then differ by a total variation of about 0.1
 
 
 class TemperatureSchedule(NamedTuple):
@@ -51,30 +50,25 @@ class TemperatureSchedule(NamedTuple):
         return self.start + (self.end - self.start) * progress
 
 
-class LogitNorm(nn.Module):
-    """Standardize every logit over images; a gain for all and a bias for each are learned.
+class ScaledLinear(nn.Linear):
+    """Linear layer with an equalized learning rate (Karras et al., arXiv 1710.10196, section 4.1).
 
-    The gain says how far the mixtures of images differ, the bias what they have in common. Without
-    the norm both grow out of the same weights, and the common part wins: it has the same gradient
-    on every image, and soon all images select the same experts.
-
-    Attributes:
-        gain: (), logits are that much apart on different images.
-        bias: (E, P).
+    AdamW moves every weight equally far in a step. In a layer of a thousand inputs they add up to a
+    large change for the images of the step and for no others. Dividing by the root of the number
+    of inputs makes the change small unless many steps agree.
     """
 
-    def __init__(self, experts: int, proposals: int) -> None:
-        super().__init__()
-        self.norm = RunningNorm(experts * proposals)
-        self.gain = nn.Parameter(torch.tensor(_INITIAL_GAIN))
-        self.bias = nn.Parameter(torch.zeros(experts, proposals))
+    def __init__(self, inputs: int, outputs: int, *, zero: bool = False) -> None:
+        """Initialize like ``nn.Linear``, with a bias of 0; with `zero`, weights are 0, too."""
+        super().__init__(inputs, outputs)
+        self.scale = inputs**-0.5
+        with torch.no_grad():
+            self.bias.zero_()
+            self.weight.mul_(0.0 if zero else 1 / self.scale)
 
-    def forward(self, logits: Tensor) -> Tensor:
-        """(B, E P) to (B, E, P)."""
-        logits = logits.view(-1, *self.bias.shape)
-        # A softmax ignores the mean over the experts, which would count as variation.
-        relative = logits - logits.mean(dim=1, keepdim=True)
-        return self.gain * self.norm(relative.flatten(1)).view_as(logits) + self.bias
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs) to (B, outputs)."""
+        return F.linear(x * self.scale, self.weight, self.bias)
 
 
 @torch.no_grad()
@@ -165,16 +159,18 @@ class DynamicProposals(ProposalSource):
         # Relative to the box, so that sizes stay positive.
         jittered = torch.cat([center + noise[0] * size, size * noise[1].exp()], dim=-1)
         self.expert_boxes = nn.Parameter(jittered)
-        self.expert_features = nn.Parameter(torch.randn(num_experts, num_proposals, channels))
+        # Their mean has the distribution of Sparse R-CNN's features.
+        features = torch.randn(num_experts, num_proposals, channels)
+        self.expert_features = nn.Parameter(features * num_experts**0.5)
         steps = range(1, len(strides)) if staircase else ()
         self.stair = nn.ModuleList(StairStep(channels * i, norm) for i in steps)
         # Both layers see how an image differs from others. What all have in common is much larger,
         # and a step of the optimizer, with the same sign on every image, would move it most.
         self.map_norm = RunningNorm(resize**2)
-        self.fc1 = nn.Linear(resize**2, hidden)
+        self.fc1 = ScaledLinear(resize**2, hidden)
         self.hidden_norm = RunningNorm(hidden)
-        self.fc2 = nn.Linear(hidden, num_experts * num_proposals, bias=False)
-        self.logit_norm = LogitNorm(num_experts, num_proposals)
+        # Zeros: mixtures differ only as far as training finds a use for it.
+        self.fc2 = ScaledLinear(hidden, num_experts * num_proposals, zero=True)
         self.resize, self.strides, self.temperature = resize, list(strides), temperature
         self.tiling_noise = tiling_noise
         self.log = log or ScalarLog(0)
@@ -217,7 +213,8 @@ class DynamicProposals(ProposalSource):
         weights = self.mixing_weights(logits)
         boxes, mixed = self.mix(weights)
         if self.training and self.log.is_due():
-            scalars = {"tau": self.current_temperature(), "gain": self.logit_norm.gain.detach()}
+            gain = self.fc2.weight.detach().norm(dim=1).mean() * self.fc2.scale
+            scalars = {"tau": self.current_temperature(), "gain": gain}
             scalars["spread"] = logits.detach().std(dim=1, correction=0).mean()
             self.log.write("dpg", scalars | mixture_statistics(weights, boxes))
         return Proposals(box_cxcywh_to_xyxy(boxes) * sizes.unsqueeze(1), mixed)
@@ -243,7 +240,9 @@ class DynamicProposals(ProposalSource):
         # Not in half precision: images differ by little compared with what they have in common.
         with torch.autocast(square.device.type, enabled=False):
             hidden = F.relu(self.fc1(self.map_norm(square.flatten(1)).to(self.fc1.weight)))
-            logits: Tensor = self.logit_norm(self.fc2(self.hidden_norm(hidden)))
+            logits: Tensor = self.fc2(self.hidden_norm(hidden)).view(
+                -1, *self.expert_boxes.shape[:2]
+            )
         return at_least_float32(logits)
 
     def mixing_weights(self, logits: Tensor) -> Tensor:
