@@ -27,11 +27,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NoReturn
 
 from draw_results import draw_results
 from experiment_run import METRICS, ROOT, Experiment
@@ -180,6 +182,10 @@ def run_all(
     Returns:
         Number of experiments that failed.
     """
+    if threading.current_thread() is threading.main_thread():
+        # Also in the background, where shells let programs ignore Ctrl-C.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
     waiting = unfinished(experiments, results)
     end, failed, total = time.monotonic() + seconds, 0, len(waiting)
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -204,6 +210,10 @@ def run_all(
     left = len(unfinished(experiments, results))
     _say(f"{total - left} of {total} done, {failed} failed")
     return failed
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _collect(running: list[Job], results: Path, *, stopped: bool) -> int:

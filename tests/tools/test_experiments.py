@@ -3,6 +3,9 @@
 import csv
 import importlib
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -113,6 +116,29 @@ def test_runs_stop_at_the_limit_and_the_same_command_continues_them(experiments,
     folder = experiments.Experiment("a", "c", 1, ("SLEEP", "60")).folder
     assert (folder / "stopped").is_file()  # the process had time to save its state
     assert not (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_runs_save_their_state_even_in_the_background(experiments, tmp_path, number):
+    code = (
+        "import sys, pathlib, signal; sys.path.insert(0, sys.argv[1]); import experiments as e; "
+        "import experiment_run; experiment_run.ROOT = pathlib.Path(sys.argv[2]); "
+        "e.SCRIPT = experiment_run.ROOT / 'fake.py'; e.main(sys.argv[3:])"
+    )
+    words = [sys.executable, "-c", code, str(REPOSITORY / "tools"), str(tmp_path), "--data", "."]
+    words += ["--results", str(tmp_path / "r.csv"), "--sets", "a", "--configs", "c"]
+    words += ["--seeds", "1", "--opts", "SLEEP", "60"]
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells do for background jobs
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, ignored)
+    folder = experiments.Experiment("a", "c", 1, ("SLEEP", "60")).folder
+    log = folder / "experiment.log"
+    while not (log.is_file() and "started" in log.read_text()):
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert "stopped, to be continued: a c 1 SLEEP 60" in process.communicate(timeout=30)[0]
+    assert process.returncode != 0
+    assert (folder / "stopped").is_file()
 
 
 def test_a_failed_run_is_reported_and_others_go_on(experiments, tmp_path, capsys):
