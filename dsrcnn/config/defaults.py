@@ -49,6 +49,7 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
     node.NUM_CLS = 1  # layers of the classification tower
     node.NUM_REG = 3  # layers of the box tower
     node.NUM_HEADS = 6  # stages of the cascade
+    node.INFERENCE_STAGES = 0  # stages that inference runs, an early exit; 0: all
     node.NUM_DYNAMIC = 2  # dynamic convolutions; only 2 is defined
     node.DIM_DYNAMIC = 64  # channels between them
     node.CLASS_WEIGHT = 2.0  # weight of the class loss and, without DLA, of the class cost
@@ -251,6 +252,7 @@ def _add_solver(cfg: CfgNode) -> None:
 
 
 def _add_evaluation(cfg: CfgNode) -> None:
+    cfg.TEST.MAX_DETECTIONS = 100  # of an image, that COCO metrics count; more for crowds
     cfg.TEST.LOSS = False  # log the losses on DATASETS.TEST as validation/*
     # The best model of a training run.
     node = cfg.TEST.BEST = CfgNode()

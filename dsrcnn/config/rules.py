@@ -114,6 +114,7 @@ SPARSE_RCNN: Table = {
     **dict.fromkeys(
         ("CLASS_WEIGHT", "GIOU_WEIGHT", "L1_WEIGHT", "NO_OBJECT_WEIGHT", "GAMMA"), at_least(0)
     ),
+    "INFERENCE_STAGES": at_least(0, 100),
     "PRIOR_PROB": INSIDE,
     "ALPHA": FRACTION,
     "DROPOUT": BELOW_ONE,
@@ -155,6 +156,7 @@ FIXED_IN_ASAG = {
     "MODEL.SparseRCNN.SQR.ENABLED": False,
     "MODEL.SparseRCNN.OVERLAP": "giou",
     "MODEL.SparseRCNN.DEEP_SUPERVISION": True,
+    "MODEL.SparseRCNN.INFERENCE_STAGES": 0,
     "MODEL.SparseRCNN.DROPOUT": 0.0,
     "MODEL.SparseRCNN.ACTIVATION": "gelu",
     "MODEL.SparseRCNN.USE_FOCAL": True,
@@ -277,6 +279,7 @@ TRAINING: Table = {
     "SOLVER.NO_DECAY": each(one_of("norm", "bias", "embedding"), "some of norm, bias, embedding"),
     **dict.fromkeys(("TEST.BEST.PATIENCE", "TEST.EVAL_PERIOD", "VIS_PERIOD"), at_least(0)),
     "TEST.DETECTIONS_PER_IMAGE": COUNT,
+    "TEST.MAX_DETECTIONS": at_least(1, 100_000),
     "TEST.EXPECTED_RESULTS": each(
         Allowed(_is_expected_result, ""), "entries such as ['bbox', 'AP', 38.5, 0.2]"
     ),

@@ -66,6 +66,16 @@ def check_config(cfg: CfgNode) -> None:
     check_model(cfg)
     _check_input(cfg)
     _check_training(cfg)
+    _check_evaluation(cfg)
+
+
+def _check_evaluation(cfg: CfgNode) -> None:
+    most, made = cfg.TEST.MAX_DETECTIONS, cfg.TEST.DETECTIONS_PER_IMAGE
+    if most > 100 and made < most:  # 100 is the default of both
+        raise ConfigError(
+            f"TEST.MAX_DETECTIONS is {most}, but the model makes {made} detections per image "
+            f"(TEST.DETECTIONS_PER_IMAGE). Write TEST.DETECTIONS_PER_IMAGE {most}, too."
+        )
 
 
 def check_model(cfg: CfgNode) -> None:
@@ -176,6 +186,13 @@ def check_cascade(cfg: CfgNode) -> None:
         raise ConfigError(
             f"{key}.SQR.START is {sqr.START}; write the number of plain stages, from 1 to "
             f"{node.NUM_HEADS} ({key}.NUM_HEADS)."
+        )
+    used = node.INFERENCE_STAGES
+    if used > node.NUM_HEADS or (0 < used < node.NUM_HEADS and not node.DEEP_SUPERVISION):
+        allowed = f"0 to {node.NUM_HEADS}" if node.DEEP_SUPERVISION else f"0 or {node.NUM_HEADS}"
+        raise ConfigError(
+            f"{key}.INFERENCE_STAGES is {used}; write {allowed}: a stage that predicts needs a "
+            f"loss ({key}.NUM_HEADS {node.NUM_HEADS}, DEEP_SUPERVISION {node.DEEP_SUPERVISION})."
         )
     if sqr.ENABLED and not node.DEEP_SUPERVISION:
         raise ConfigError(

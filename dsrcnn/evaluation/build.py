@@ -72,7 +72,7 @@ def _build(cfg: CfgNode, name: str, kind: str) -> DatasetEvaluator:
     # Detectron2's folder; several test sets must not overwrite each other's results there.
     folder = folder / name if len(cfg.DATASETS.TEST) > 1 else folder
     if kind == "coco":
-        return CocoEvaluator(name, folder)
+        return CocoEvaluator(name, folder, max_detections=cfg.TEST.MAX_DETECTIONS)
     if kind == "crowdhuman":
         return CrowdHumanEvaluator(name, folder)
     if kind == "lvis":

@@ -25,9 +25,10 @@ from ..data.datasets.validate import box_fault, is_learnable, to_xyxy
 from ..errors import DataError
 
 _LOGGER = logging.getLogger(__name__)
-_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_AREAS = {"AP": 0, "APs": 1, "APm": 2, "APl": 3}
+_IOU_50, _IOU_75, _IOU_90 = 0, 5, 8  # indices in the IoU thresholds 0.5, 0.55, ..., 0.95
+_RECALLS = (1, 10, 100)  # detections per image of average recall
 _XYWH = BoxMode.XYWH_ABS
-_IOU_90 = 8  # index of 0.9 in the IoU thresholds 0.5, 0.55, ..., 0.95
 
 
 def coco_ground_truth(name: str) -> dict[str, list]:
@@ -73,13 +74,17 @@ def _from_records(records: list[dict], classes: list[str]) -> dict[str, list]:
 
 
 class CocoEvaluator(DatasetEvaluator):
-    """Average precision as COCO defines it, in total, by object size and by class.
+    """Average precision and recall as COCO defines them, in total, by object size and by class.
 
     The detections go to ``coco_instances_results.json`` in `output_folder`, if there is one.
     """
 
-    def __init__(self, name: str, output_folder: str | Path | None = None) -> None:
+    def __init__(
+        self, name: str, output_folder: str | Path | None = None, *, max_detections: int = 100
+    ) -> None:
+        """Read the ground truth of a dataset; the best `max_detections` of an image count."""
         self.name = name
+        self.max_detections = max_detections
         self.output_folder = Path(output_folder) if output_folder else None
         content = coco_ground_truth(name)
         self._category_ids = [c["id"] for c in content["categories"]]
@@ -129,7 +134,7 @@ class CocoEvaluator(DatasetEvaluator):
         """Gather the detections of all processes and compute the metrics on the main process.
 
         Returns:
-            ``{"bbox": {"AP": ..., ..., "AP90": ..., "AP-<class>": ...}}`` in percent, NaN where
+            ``{"bbox": {"AP": ..., ..., "AR100": ..., "AP-<class>": ...}}`` in percent, NaN where
             there is nothing to measure; empty without labels and on other processes.
         """
         detections = list(itertools.chain(*comm.gather(self._detections)))
@@ -145,7 +150,7 @@ class CocoEvaluator(DatasetEvaluator):
             return OrderedDict()
         if not detections:
             _LOGGER.warning("%s: the model made no detections.", self.name)
-            names = [*_METRICS, "AP90", *(f"AP-{c}" for c in self._classes)]
+            names = [*self.metrics, *(f"AP-{c}" for c in self._classes)]
             return OrderedDict(bbox=dict.fromkeys(names, float("nan")))
         return OrderedDict(bbox=self._measure(detections))
 
@@ -157,26 +162,42 @@ class CocoEvaluator(DatasetEvaluator):
             ground_truth.createIndex()
             results = ground_truth.loadRes([{**d, **self._numbers(d)} for d in detections])
             evaluation = evaluation_class(ground_truth, results, iouType="bbox")
+            evaluation.params.maxDets = self._limits
             evaluation.evaluate()
             evaluation.accumulate()
-            evaluation.summarize()
-        result = {m: _percent(v) for m, v in zip(_METRICS, evaluation.stats[:6], strict=True)}
-        # (IoU thresholds, recalls, classes, areas, detection limits); -1 where there is no object
-        precision = evaluation.eval["precision"][:, :, :, 0, -1]
-        result["AP90"] = _mean_precision(precision[_IOU_90])
-        for index, name in enumerate(self._classes):
-            result[f"AP-{name}"] = _mean_precision(precision[:, :, index])
-        return result
+        # (IoU thresholds, recalls, classes, areas, limits), and without recalls; -1 where there is
+        # no object. `summarize` of the libraries knows a limit of 100 only.
+        precision = evaluation.eval["precision"][..., -1]
+        recall = evaluation.eval["recall"][:, :, 0]
+        whole = precision[..., 0]
+        parts = {
+            "AP": whole,
+            "AP50": whole[_IOU_50],
+            "AP75": whole[_IOU_75],
+            **{name: precision[..., area] for name, area in _AREAS.items() if area},
+            "AP90": whole[_IOU_90],
+            **{f"AR{limit}": recall[..., i] for i, limit in enumerate(self._limits)},
+            **{f"AP-{name}": whole[:, :, i] for i, name in enumerate(self._classes)},
+        }
+        return {name: _mean_in_percent(values) for name, values in parts.items()}
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics, without those of classes."""
+        average_precisions = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP90"]
+        return [*average_precisions, *(f"AR{limit}" for limit in self._limits)]
+
+    @property
+    def _limits(self) -> list[int]:
+        """Detections per image that are counted, ascending; precision uses the last."""
+        most = self.max_detections
+        return [*(limit for limit in _RECALLS if limit < most), most]
 
 
-def _percent(value: float) -> float:
-    return float(value) * 100 if value >= 0 else float("nan")
-
-
-def _mean_precision(precision: np.ndarray) -> float:
+def _mean_in_percent(values: np.ndarray) -> float:
     """Mean in percent of the entries that are not -1; NaN without any."""
-    measured = precision[precision > -1]
-    return _percent(measured.mean()) if measured.size else float("nan")
+    measured = values[values > -1]
+    return float(measured.mean()) * 100 if measured.size else float("nan")
 
 
 def _backend() -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from dsrcnn.data.datasets.shapes import CLASSES
 from dsrcnn.evaluation import CocoEvaluator
 
 NAME = "evaluated_in_test"
-METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP90"]
+METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP90", "AR1", "AR10", "AR100"]
 OBJECT = (0, 10.0, 10.0, 110.0, 110.0)  # 100 x 100: large, for COCO
 
 
@@ -49,10 +49,10 @@ def perfect(record):
     return [(a["category_id"], 0.9, *a["bbox"]) for a in record["annotations"]]
 
 
-def evaluate_one(objects, detections):
+def evaluate_one(objects, detections, **options):
     record = image_of(objects)
     register([record], ["one", "two"])
-    return evaluate([record], [detections])
+    return evaluate([record], [detections], evaluator=CocoEvaluator(NAME, **options))
 
 
 def jittered(record, generator):

@@ -74,6 +74,33 @@ def test_ap90_counts_nearly_exact_boxes(bottom, expected):
     assert result["AP90"] == pytest.approx(expected)
 
 
+@pytest.mark.usefixtures("_backend")
+def test_recall_counts_the_best_detections_of_an_image():
+    """Twelve objects, detected exactly, the first with the best score."""
+    objects = [(0, 12 * i, 12 * i, 12 * i + 10, 12 * i + 10) for i in range(12)]
+    detections = [(0, 0.9 - 0.01 * i, *box) for i, (_, *box) in enumerate(objects)]
+    result = evaluate_one(objects, detections)
+    recalls = [result[k] for k in ("AR1", "AR10", "AR100")]
+    assert recalls == pytest.approx([100 / 12, 1000 / 12, 100])
+
+
+@pytest.mark.usefixtures("_backend")
+@pytest.mark.parametrize(("limit", "ap", "recalls"), [
+    # Of 120 objects of 1 pixel a hundred count: 84 of 101 recall points up to 100 / 120.
+    (100, 84 / 101, {"AR1": 1 / 120, "AR10": 10 / 120, "AR100": 100 / 120}),
+    (300, 1.0, {"AR1": 1 / 120, "AR10": 10 / 120, "AR100": 100 / 120, "AR300": 1.0}),
+    (5, 5 / 101, {"AR1": 1 / 120, "AR5": 5 / 120}),
+])  # fmt: skip
+def test_crowds_need_a_higher_limit_of_detections(limit, ap, recalls):
+    objects = [(0, x, y, x + 5, y + 5) for x in range(0, 144, 12) for y in range(0, 120, 12)]
+    detections = [(0, 0.9 - 0.001 * i, *box) for i, (_, *box) in enumerate(objects)]
+    result = evaluate_one(objects, detections, max_detections=limit)
+    assert result["AP"] == pytest.approx(100 * ap)
+    assert {k: v for k, v in result.items() if k.startswith("AR")} == pytest.approx(
+        {k: 100 * v for k, v in recalls.items()}
+    )
+
+
 def test_half_of_the_objects_detected_gives_51_of_101_recall_points():
     # Precision is 1 at recalls 0, 0.01, ..., 0.5 and 0 beyond.
     result = evaluate_one([OBJECT, (0, 120, 120, 190, 190)], [(0, 0.9, *OBJECT[1:])])

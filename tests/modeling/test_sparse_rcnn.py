@@ -140,6 +140,23 @@ def test_softmax_classification_trains_and_detects():
     assert ((detections.scores > 0) & (detections.scores < 1)).all()
 
 
+@pytest.mark.parametrize("architecture", ["SparseRCNN", "AdaMixer"])
+def test_an_early_exit_detects_by_an_earlier_stage_and_changes_no_training(architecture):
+    name = ["MODEL.META_ARCHITECTURE", architecture]
+    whole, early = (
+        model_of(*name, *options("NUM_HEADS", 3, "INFERENCE_STAGES", n)).eval() for n in (0, 2)
+    )
+    with torch.no_grad():
+        stages, _ = whole.raw_predictions(INPUTS, all_stages=True)
+        last, _ = early.raw_predictions(INPUTS)
+        every, _ = early.raw_predictions(INPUTS, all_stages=True)
+    assert last.stage.tolist() == [1]
+    assert torch.equal(last.boxes[0], stages.boxes[1])
+    assert torch.equal(last.logits[0], stages.logits[1])
+    assert torch.equal(every.boxes, stages.boxes)
+    assert train_step(early.train(), INPUTS).keys() == train_step(whole.train(), INPUTS).keys()
+
+
 @pytest.mark.parametrize("deep", [True, False])
 def test_predictions_of_all_stages_are_a_parameter_of_the_call_and_change_no_module(deep):
     model = model_of(*DLA, *options("DEEP_SUPERVISION", deep)).eval()

@@ -35,6 +35,7 @@ class Cascade(nn.Module):
         stage: Stage,
         num_stages: int,
         deep_supervision: bool = True,
+        inference_stages: int = 0,
         prior_probability: float | None = 0.01,
         checkpoint: bool = False,
         compile_stages: bool = False,
@@ -48,6 +49,7 @@ class Cascade(nn.Module):
             stage: the stage to copy; biases therefore start equal in all stages, as officially.
             num_stages: ``S``.
             deep_supervision: False keeps the predictions of the last stage only.
+            inference_stages: stages to run in evaluation mode; 0 for all.
             prior_probability: class score of an untrained model; None with softmax.
             checkpoint: recompute the activations of each stage in the backward pass.
             compile_stages: run the stages through ``torch.compile``.
@@ -57,6 +59,7 @@ class Cascade(nn.Module):
         """
         super().__init__()
         self.deep_supervision = deep_supervision
+        self.inference_stages = inference_stages or num_stages
         self.head_series = nn.ModuleList(copy.deepcopy(stage) for _ in range(num_stages))
         for member in self.head_series:
             cast(Stage, member).initialize(prior_probability)
@@ -76,6 +79,7 @@ class Cascade(nn.Module):
         return {
             "num_stages": node.NUM_HEADS,
             "deep_supervision": node.DEEP_SUPERVISION,
+            "inference_stages": node.INFERENCE_STAGES,
             "prior_probability": node.PRIOR_PROB if node.USE_FOCAL else None,
             "checkpoint": "stages" in cfg.MODEL.ACTIVATION_CHECKPOINT,
             "compile_stages": cfg.MODEL.COMPILE,
@@ -115,15 +119,18 @@ class Cascade(nn.Module):
             recollect: refine the groups of `windows`; False runs the plain cascade.
 
         Returns:
-            The predictions of all stages in order, or of the last one in evaluation mode and
-            without deep supervision. Of the groups of a stage the plain cascade is the last.
+            The predictions of all stages in order, or of the last one (of `inference_stages`) in
+            evaluation mode and without deep supervision. Of the groups of a stage the plain cascade
+            is the last.
         """
         pyramid = self.prepare(features)
         windows = self.windows if recollect else self.plain_windows
         boxes, states = (x.unsqueeze(1) for x in proposals)  # one group: (B, 1, P, .)
         memory = GroupMemory(windows, boxes, states)
         outputs: list[tuple[Tensor, Tensor]] = []
-        for number, stage in enumerate(self.head_series):
+        exit_early = not (self.training or all_stages)
+        used = self.inference_stages if exit_early else len(self.head_series)
+        for number, stage in enumerate(self.head_series[:used]):
             logits, boxes, states = self._refine(stage, pyramid, *memory.window(number))
             outputs.append((logits, boxes))
             memory.add(number, boxes, states)
