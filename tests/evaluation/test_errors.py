@@ -1,0 +1,123 @@
+"""Errors of detections by kind, and their cost in AP, by hand."""
+
+import numpy as np
+import pytest
+from coco_cases import evaluate, jittered, register
+
+from dsrcnn.data.datasets.shapes import CLASSES, shapes_records
+from dsrcnn.evaluation.coco import coco_ground_truth
+from dsrcnn.evaluation.errors import (
+    KINDS,
+    ImageDetections,
+    analyze_errors,
+    average_precision,
+    collect_images,
+    iou_matrix,
+    judge,
+)
+
+BOX, OTHER = [0, 0, 10, 10], [50, 50, 60, 60]
+NEAR = [4, 0, 14, 10]  # IoU 6 / 14 with BOX
+FAR = [80, 80, 90, 90]
+
+
+def image(objects, detections, crowds=()):
+    """Objects as (label, box), detections as (label, box), best first."""
+    labels, boxes = zip(*objects, strict=True) if objects else ((), ())
+    found, places = zip(*detections, strict=True) if detections else ((), ())
+    flags = np.zeros(len(labels), bool)
+    flags[list(crowds)] = True
+    return ImageDetections(
+        *(np.array(boxes, float).reshape(-1, 4), np.array(labels, int), flags),
+        *(np.array(places, float).reshape(-1, 4), np.array(found, int)),
+        np.linspace(0.9, 0.5, len(found)),
+    )
+
+
+def test_iou_of_pairs():
+    matrix = iou_matrix(np.array([BOX, NEAR], float), np.array([BOX, FAR], float))
+    assert matrix.tolist() == [[1.0, 0.0], [pytest.approx(6 / 14), 0.0]]
+
+
+@pytest.mark.parametrize(("objects", "detections", "kinds", "missed"), [
+    ([(0, BOX)], [(0, BOX)], [""], [False]),
+    ([(0, BOX)], [(1, BOX)], ["class"], [True]),
+    ([(0, BOX)], [(0, NEAR)], ["place"], [True]),
+    ([(0, BOX)], [(1, NEAR)], ["class and place"], [True]),
+    ([(0, BOX)], [(0, FAR)], ["background"], [True]),
+    ([(0, BOX)], [(0, BOX), (0, [0, 0, 10, 9])], ["", "duplicate"], [False]),
+    ([], [(0, BOX)], ["background"], []),
+    ([(0, BOX), (1, OTHER)], [], [], [True, True]),
+    # The second best takes the object that the best one left.
+    ([(0, BOX), (0, [0, 0, 10, 8])], [(0, BOX), (0, BOX)], ["", ""], [False, False]),
+])  # fmt: skip
+def test_every_error_has_the_kind_that_explains_it_best(objects, detections, kinds, missed):
+    result = judge(image(objects, detections))
+    assert [KINDS[k] if k >= 0 else "" for k in result.kind] == kinds
+    assert result.missed.tolist() == missed
+
+
+def test_detections_on_crowds_are_ignored_and_crowds_are_not_missed():
+    result = judge(image([(0, BOX)], [(0, BOX), (0, BOX), (1, BOX)], crowds=[0]))
+    assert result.ignored.tolist() == [True, True, False]
+    assert KINDS[result.kind[2]] == "background"
+    assert not result.missed.any()
+
+
+@pytest.mark.parametrize(("correct", "objects", "expected"), [
+    ([True], 1, 1.0), ([False, True], 1, 0.5), ([True, False], 2, 51 / 101), ([], 3, 0.0),
+    ([True, False, True], 2, (51 + 50 * 2 / 3) / 101),
+])  # fmt: skip
+def test_average_precision_has_101_recall_points(correct, objects, expected):
+    scores = np.linspace(0.9, 0.1, len(correct))
+    ap = average_precision(scores, np.array(correct, bool), objects)
+    assert ap == pytest.approx(expected)
+    assert np.isnan(average_precision(scores, np.array(correct, bool), 0))
+
+
+@pytest.mark.parametrize(("detections", "ap50", "costs"), [
+    # Wrong class: with the right one AP is 100. Class 1 has no objects, so it does not count.
+    ([(1, BOX)], 0, {"class": 100, "missed": 0}),
+    ([(0, NEAR)], 0, {"place": 100}),
+    # The duplicate comes after full recall and costs nothing.
+    ([(0, BOX), (0, BOX)], 100, dict.fromkeys(KINDS, 0)),
+    ([(0, FAR), (0, BOX)], 50, {"background": 50, "place": 0, "missed": 0}),
+])  # fmt: skip
+def test_the_cost_of_a_kind_is_what_ap_gains_without_it(detections, ap50, costs):
+    report = analyze_errors([image([(0, BOX)], detections)], classes=2)
+    assert report.ap50 == pytest.approx(ap50)
+    assert {k: report.costs[k] for k in costs} == pytest.approx(costs)
+
+
+def test_missed_objects_cost_the_recall_they_take():
+    report = analyze_errors([image([(0, BOX), (0, OTHER)], [(0, BOX)])], classes=1)
+    assert report.ap50 == pytest.approx(100 * 51 / 101)
+    assert report.costs["missed"] == pytest.approx(100 * 50 / 101)
+
+
+def test_errors_are_counted_from_the_threshold_on():
+    scene = image([(0, BOX), (0, OTHER)], [(0, BOX), (0, BOX), (0, FAR)])  # scores 0.9, 0.7, 0.5
+    counts = [analyze_errors([scene], 1, threshold=t).counts for t in (0.3, 0.6, 0.95)]
+    assert [c["duplicate"] for c in counts] == [1, 1, 0]
+    assert [c["background"] for c in counts] == [1, 0, 0]
+    assert [c["missed"] for c in counts] == [1, 1, 2]
+
+
+@pytest.mark.usefixtures("clean_catalogs")
+def test_ap50_is_that_of_coco():
+    records = shapes_records("val")[:25]
+    register(records)
+    generator = np.random.default_rng(0)
+    found = [jittered(record, generator) for record in records]
+    expected = evaluate(records, found)["AP50"]
+    results = [
+        {
+            "image_id": record["image_id"], "category_id": label, "score": score,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+        }
+        for record, of_image in zip(records, found, strict=True)
+        for label, score, x1, y1, x2, y2 in of_image
+    ]  # fmt: skip
+    images = collect_images(coco_ground_truth("evaluated_in_test"), results)
+    assert analyze_errors(images, len(CLASSES)).ap50 == pytest.approx(expected, abs=1e-3)
+    assert 5 < expected < 95
