@@ -8,6 +8,7 @@ from pathlib import Path
 from dsrcnn_command import COMMANDS, DRAWINGS, answer
 
 from ..config import load_cfg
+from ..engine.console import results_table
 from ..engine.main import (
     CommandParser,
     add_process_arguments,
@@ -17,7 +18,7 @@ from ..engine.main import (
 )
 from ..engine.weight_io import export_weights
 from . import check_data
-from .options import add_model_arguments, find_model, positive_int
+from .options import add_model_arguments, find_model, output_path, positive_int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,12 +60,22 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
 def _declare_eval(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_process_arguments(parser)
+    text = "also write a page with plots, errors, stages and the worst images (RUN/report.html)"
+    parser.add_argument("--report", nargs="?", const="", metavar="FILE.html", help=text)
     parser.set_defaults(eval_only=True, resume=False, overwrite=False)
 
 
 def _eval(args: argparse.Namespace) -> int:
     args.config_file, args.opts = find_model(args)
-    return launch(args)
+    if args.report is None:
+        return launch(args)
+    from ..analysis.report import write_report  # takes Matplotlib along
+
+    args.output = Path(args.report) if args.report else None
+    output = output_path(args, "report.html")
+    metrics = write_report(load_cfg(args.config_file, args.opts), output)
+    print(results_table({"bbox": metrics}), output, sep="\n\n")
+    return 0
 
 
 def _declare_weights(parser: argparse.ArgumentParser) -> None:

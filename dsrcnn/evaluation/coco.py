@@ -108,6 +108,11 @@ class CocoEvaluator(DatasetEvaluator):
         image, label = self._image_numbers[entry["image_id"]], self._labels[entry["category_id"]]
         return {"image_id": image, "category_id": label}
 
+    @property
+    def detections(self) -> list[dict]:
+        """COCO results that this process has collected, with the ids of the annotations."""
+        return self._detections
+
     def reset(self) -> None:
         """Clear the detections."""
         self._detections = []

@@ -39,7 +39,7 @@ class ImageDetections(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What became of every detection and object of an image.
+    """Judgment of every detection and object of an image.
 
     Attributes:
         correct: (D,) bool.
@@ -193,13 +193,18 @@ def analyze_errors(
     costs = {kind: value - ap50 if value == value else 0.0 for kind, value in repaired.items()}
     counts = dict.fromkeys(KINDS, 0)
     for image, of_image in zip(images, judged, strict=True):
-        shown = image.scores >= threshold
-        for index, kind in enumerate(KINDS):
-            counts[kind] += int(((of_image.kind == index) & shown).sum())
-        hit = np.zeros(len(image.objects), bool)
-        hit[of_image.target[of_image.correct & shown]] = True
-        counts["missed"] += int((~hit & ~image.crowds).sum())
+        for kind, count in count_errors(image, of_image, threshold).items():
+            counts[kind] += count
     return ErrorReport(ap50, costs, counts)
+
+
+def count_errors(image: ImageDetections, judged: Judged, threshold: float) -> dict[str, int]:
+    """Errors of an image by kind with a score from `threshold` on, and missed objects there."""
+    shown = image.scores >= threshold
+    counts = {k: int(((judged.kind == i) & shown).sum()) for i, k in enumerate(KINDS)}
+    hit = np.zeros(len(image.objects), bool)
+    hit[judged.target[judged.correct & shown]] = True
+    return {**counts, "missed": int((~hit & ~image.crowds).sum())}
 
 
 def _mean_ap(

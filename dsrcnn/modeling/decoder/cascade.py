@@ -104,6 +104,7 @@ class Cascade(nn.Module):
         proposals: Proposals,
         *,
         all_stages: bool = False,
+        stages: int | None = None,
         recollect: bool = False,
     ) -> Predictions:
         """Refine the proposals stage by stage.
@@ -116,6 +117,7 @@ class Cascade(nn.Module):
             features: pyramid levels (B, D, H_l, W_l), finest first.
             proposals: initial boxes (B, P, 4) and features (B, P, D).
             all_stages: return all stages in evaluation mode or without deep supervision, too.
+            stages: to run in evaluation mode; None for `inference_stages`.
             recollect: refine the groups of `windows`; False runs the plain cascade.
 
         Returns:
@@ -129,7 +131,7 @@ class Cascade(nn.Module):
         memory = GroupMemory(windows, boxes, states)
         outputs: list[tuple[Tensor, Tensor]] = []
         exit_early = not (self.training or all_stages)
-        used = self.inference_stages if exit_early else len(self.head_series)
+        used = (stages or self.inference_stages) if exit_early else len(self.head_series)
         for number, stage in enumerate(self.head_series[:used]):
             logits, boxes, states = self._refine(stage, pyramid, *memory.window(number))
             outputs.append((logits, boxes))

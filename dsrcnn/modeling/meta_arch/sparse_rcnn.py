@@ -126,14 +126,22 @@ class SparseRCNN(SparseDetector):
         return self.criterion.normalizers(counts)
 
     def raw_predictions(
-        self, batched_inputs: list[dict[str, Any]], *, all_stages: bool = False
+        self,
+        batched_inputs: list[dict[str, Any]],
+        *,
+        all_stages: bool = False,
+        stages: int | None = None,
     ) -> tuple[Predictions, ImageBatch]:
-        """Run the network without post-processing; see `SparseDetector`."""
+        """Run the network without post-processing; see `SparseDetector`.
+
+        `stages` is the number of stages to run in evaluation mode; None for the config's.
+        """
         images = self.preprocess_image(batched_inputs)
         features = self.extract_features(images)
         proposals = self.proposals(features, images.sizes)
         recollect = self.training and training_context().recollect
-        return self.head(features, proposals, all_stages=all_stages, recollect=recollect), images
+        options = {"all_stages": all_stages, "stages": stages, "recollect": recollect}
+        return self.head(features, proposals, **options), images
 
 
 @META_ARCH_REGISTRY.register()

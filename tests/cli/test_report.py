@@ -1,0 +1,54 @@
+"""``dsrcnn eval --report``: one page, whose numbers are those of the evaluation."""
+
+import re
+
+import pytest
+from conftest import QUICK, SMALL, refusal, write_coco
+
+from dsrcnn.cli.main import main
+from dsrcnn.engine.main import evaluate, run
+
+
+def coco_options(folder):
+    custom = {}
+    for split, name in (("TRAIN", "train"), ("TEST", "val")):
+        write_coco(folder / f"{name}.json", folder / name, 4, seed=split == "TEST")
+        custom |= {f"{split}_JSON": folder / f"{name}.json", f"{split}_IMAGES": folder / name}
+    custom["NAME"] = "cells"
+    return [str(x) for k, v in custom.items() for x in (f"DATASETS.CUSTOM.{k}", v)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    options = [*SMALL, *coco_options(folder), "OUTPUT_DIR", str(folder / "out")]
+    assert run([*QUICK, *options]) == 0
+    return folder / "out"
+
+
+def test_the_report_is_one_page_with_the_metrics_of_the_evaluation(trained, capsys):
+    from dsrcnn import load_cfg
+
+    assert main(["eval", str(trained), "--report"]) == 0
+    printed = capsys.readouterr().out
+    path = trained / "report.html"
+    assert str(path) in printed
+    page = path.read_text()
+    opts = ["MODEL.WEIGHTS", str(trained / "model_final.pth")]
+    expected = evaluate(load_cfg(trained / "config.yaml", opts))["bbox"]
+    ap = "" if expected["AP"] != expected["AP"] else f"{expected['AP']:.1f}"
+    assert f"<h1>cells_test: AP {ap}</h1>" in page
+    assert not re.findall(r"(?:src|href)='(?!data:)", page)  # nothing outside of the page
+    assert page.count("data:image/jpeg") == 4  # the worst images
+    for text in ("<h2>Stages</h2>", "<td>left</td>", "<h2>Confusion</h2>", "NUM_PROPOSALS: 8"):
+        assert text in page
+    stages = re.search(r"<h2>Stages</h2>.*?</table>", page, re.DOTALL)[0]
+    last = re.findall(r"<tr><td>(\d)</td><td>([\d.]*)</td>", stages)[-1]
+    assert last == ("2", ap)
+
+
+def test_the_report_may_go_elsewhere_and_needs_an_html_file(trained, tmp_path, capsys):
+    assert main(["eval", str(trained), "--report", str(tmp_path / "new/page.html")]) == 0
+    assert (tmp_path / "new/page.html").is_file()
+    error = refusal(capsys, "eval", trained, "--report", tmp_path / "page.pdf")
+    assert "--report" in error
