@@ -20,7 +20,7 @@ def test_a_folder_becomes_pictures_tables_and_a_coco_file(photos, model_file, tm
     words = ("--model", model_file, "--output", tmp_path / "out", "--save", "pictures,coco,csv")
     assert predict(photos, *words, "--threshold", "0") == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("5 images, ")
+    assert "\n5 images, " in f"\n{printed}"
     assert "images/s (ms: reading " in printed
     out = tmp_path / "out"
     pictures = sorted(p.name for p in (out / "pictures").iterdir())
