@@ -6,6 +6,7 @@ once; importing the package takes seconds.
 
 import difflib
 import io
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ COMMANDS = {
     "predict": "detect objects in images, folders, videos",
     "draw": "draw predictions, assignments, loss curves, ... of a run",
     "check-data": "check a dataset for broken files and boxes before training",
+    "analyze": "parameters, multiply-adds, memory and seconds of a model, by part",
+    "doctor": "check the installation, and say what to do about problems",
     "weights": "extract the weights of a checkpoint",
     "demo": "train on synthetic shapes, evaluate and draw, in a few minutes",
 }
@@ -32,12 +35,23 @@ DRAWINGS = {
 }
 
 
+# Parts of the errors of `import dsrcnn` in damaged installations.
+_IMPORT_CURES = {
+    "Detectron2 is not installed": "See docs/INSTALL.md.",
+    "torchvision": "Reinstall torch and torchvision in one command from one index.",
+    "libGL": "pip uninstall opencv-python, then pip install opencv-python-headless.",
+    "cv2": "pip uninstall opencv-python, then pip install --force-reinstall opencv-python-headless",
+    "No module named": "Install dsrcnn again, with its dependencies (docs/INSTALL.md).",
+}
+_VERSIONS = ("torch", "torchvision", "pb1-detectron2", "detectron2", "opencv-python-headless")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
         Exit status: 0; 2 after invalid input and 1 if a process died, explained on stderr; 1 if
-        ``check-data`` finds faults; 128 plus a signal's number after that signal.
+        ``check-data`` or ``doctor`` finds faults; 128 plus a signal's number after that signal.
     """
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -46,8 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return drop_output(error)
     if status is None:
         with quiet_interrupts():
-            from dsrcnn.cli.main import main as run
-
+            try:
+                from dsrcnn.cli.main import main as run
+            except Exception as error:
+                if words[0] != "doctor":
+                    raise
+                return end_output(_report_import(error, as_json="--json" in words))
         return run(words)
     return end_output(status)
 
@@ -105,6 +123,22 @@ def drop_output(error: OSError) -> int:
     return 2
 
 
+def _report_import(error: Exception, *, as_json: bool) -> int:
+    """Let ``dsrcnn doctor`` answer where the package cannot be imported; returns 1."""
+    text = f"{type(error).__name__}: {error}"
+    cures = (cure for part, cure in _IMPORT_CURES.items() if part in text)
+    cure = next(cures, "See docs/INSTALL.md, By symptom.")
+    versions = {name: _installed(name) or "not installed" for name in _VERSIONS}
+    checks = [{"name": k, "status": "ok", "text": v, "cure": ""} for k, v in versions.items()]
+    checks += [{"name": "import dsrcnn", "status": "problem", "text": text, "cure": cure}]
+    if as_json:
+        print(json.dumps({"problems": 1, "checks": checks}, indent=2))
+    else:
+        print("\n".join(f"{check['name']}  {check['text']}" for check in checks[:-1]))
+        print(f"\nproblem: import dsrcnn: {text.rstrip('.')}. {cure}")
+    return 1
+
+
 def answer(words: Sequence[str]) -> int | None:
     """Answer what needs no import; returns the exit status, None if there is more to do."""
     if words and words[0] == "--version":
@@ -132,16 +166,22 @@ def _choose(
     return 2
 
 
-def _version() -> str:
+def _installed(package: str) -> str | None:
     from importlib import metadata
 
     try:
-        return metadata.version("dsrcnn")
-    except metadata.PackageNotFoundError:  # a clone that is not installed
-        from pathlib import Path
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
-        text = (Path(__file__).parent / "dsrcnn" / "version.py").read_text()
-        return text.split('__version__ = "')[1].split('"')[0]
+
+def _version() -> str:
+    if version := _installed("dsrcnn"):
+        return version
+    from pathlib import Path  # a clone that is not installed
+
+    text = (Path(__file__).parent / "dsrcnn" / "version.py").read_text()
+    return text.split('__version__ = "')[1].split('"')[0]
 
 
 if __name__ == "__main__":

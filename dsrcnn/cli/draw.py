@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("--output", type=Path, metavar="FILE", help=text)
         return
     drawing = _DRAWINGS[name]
-    add_model_arguments(parser)
+    add_model_arguments(parser, weights=drawing.weights)
     text = f"folder to write to (default: RUN/{name})"
     parser.add_argument("--output", type=Path, metavar="FOLDER", help=text)
     images: _Options = {"images": (drawing.images, positive_int, "images to draw")}

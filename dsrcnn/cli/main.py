@@ -17,7 +17,7 @@ from ..engine.main import (
     launch,
 )
 from ..engine.weight_io import export_weights
-from . import check_data
+from . import analyze, check_data, doctor
 from .options import add_model_arguments, find_model, output_path, positive_int
 
 
@@ -49,7 +49,8 @@ def _run(words: Sequence[str]) -> int:
     declare, run = _COMMANDS[command]
     parser = CommandParser(prog=f"dsrcnn {command}", description=COMMANDS[command])
     declare(parser)
-    return run(parser.parse_args(rest) if command == "weights" else parser.parse_overrides(rest))
+    takes_pairs = command not in ("weights", "doctor")
+    return run(parser.parse_overrides(rest) if takes_pairs else parser.parse_args(rest))
 
 
 def _declare_train(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +126,8 @@ _COMMANDS = {
     "train": (_declare_train, launch),
     "eval": (_declare_eval, _eval),
     "check-data": (check_data.add_arguments, check_data.run),
+    "analyze": (analyze.add_arguments, analyze.run),
+    "doctor": (doctor.add_arguments, doctor.run),
     "weights": (_declare_weights, _weights),
     "demo": (_declare_demo, _demo),
 }

@@ -39,12 +39,14 @@ def fraction(text: str) -> float:
     return value
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments that `find_model` reads."""
-    text = "output folder of a training run, with its config and its best or last weights"
-    parser.add_argument("run", nargs="?", metavar="RUN", help=text)
-    text = "YAML file or shipped name instead of RUN; write MODEL.WEIGHTS, too"
-    parser.add_argument("--config-file", metavar="FILE", help=text)
+def add_model_arguments(parser: argparse.ArgumentParser, *, weights: bool = True) -> None:
+    """Declare the arguments that `find_model` reads, with `weights` if it needs them."""
+    text = "output folder of a training run, with its config"
+    more = " and its best or last weights" if weights else ""
+    parser.add_argument("run", nargs="?", metavar="RUN", help=text + more)
+    text = "YAML file or shipped name instead of RUN"
+    more = "; write MODEL.WEIGHTS, too" if weights else ""
+    parser.add_argument("--config-file", metavar="FILE", help=text + more)
     parser.usage = f"{parser.prog} (RUN | --config-file FILE) [options] [KEY VALUE ...]"
 
 

@@ -164,7 +164,7 @@ def _record(cfg: CfgNode) -> None:
         "device": device_name(cfg),
         "python": platform.python_version(),
         "dsrcnn": __version__,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: package_version(name) for name in _PACKAGES},
         **_git_state(),
     }
     with (folder / "environment.jsonl").open("a") as file:
@@ -178,7 +178,8 @@ def device_name(cfg: CfgNode) -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, None without it."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

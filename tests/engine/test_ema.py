@@ -99,8 +99,10 @@ def test_precise_norms_are_computed_for_the_average_too(tmp_path):
     options += ["MODEL.SparseRCNN.DPG.ENABLED", True, "LOG.IMAGES", 0]
     trainer = train(quick_cfg(tmp_path / "out", *options))
     weights, average = trainer.model.state_dict(), trainer.average.weights()
-    names = [k for k in weights if k.endswith("running_var")]
-    assert any("logit_norm" in k for k in names)
+    # DPG's running norms are the same in training and evaluation: nothing to be precise about.
+    running = ("map_norm", "hidden_norm")
+    names = [k for k in weights if k.endswith("running_var") and not any(n in k for n in running)]
+    assert any("stair" in k for k in names)
     for name in names:  # running averages would still be near their start, 1
         torch.testing.assert_close(average[name], weights[name], rtol=1e-3, atol=1e-4)
         assert not torch.allclose(weights[name], torch.ones_like(weights[name]), atol=0.01), name
