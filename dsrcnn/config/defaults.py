@@ -278,3 +278,4 @@ def _add_log(cfg: CfgNode) -> None:
     node.PERIOD = 20  # iterations between entries of metrics.json; 0: 20, without dla/*, dpg/*, ...
     node.IMAGES = 4  # images of the first test set drawn for TensorBoard at each evaluation
     node.WANDB_PROJECT = ""  # Weights & Biases project, if wandb is installed
+    node.MLFLOW_EXPERIMENT = ""  # MLflow experiment, if mlflow is installed

@@ -76,10 +76,34 @@ def test_results_are_tables_of_the_totals_and_of_the_classes():
     assert words[::2] == ["circle", "square", "star", "cross"]
 
 
-def test_a_missing_wandb_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="pip install wandb"):
-        build_writers(quick_cfg(tmp_path, "LOG.WANDB_PROJECT", "mine"), 10)
+@pytest.mark.parametrize(("package", "key"), [
+    ("wandb", "LOG.WANDB_PROJECT"), ("mlflow", "LOG.MLFLOW_EXPERIMENT"),
+])  # fmt: skip
+def test_a_missing_tracker_is_an_error(tmp_path, monkeypatch, package, key):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=f"pip install {package}"):
+        build_writers(quick_cfg(tmp_path, key, "mine"), 10)
+
+
+def test_a_resumed_training_continues_its_mlflow_run_in_a_folder(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    cfg = quick_cfg(tmp_path / "cells", "LOG.MLFLOW_EXPERIMENT", "mine")
+    (tmp_path / "cells").mkdir()
+    for iteration, loss in ((3, 2.0), (4, 1.5)):
+        writer = build_writers(cfg, 10)[-1]
+        with EventStorage(iteration) as storage:
+            storage.put_scalars(**{"loss": loss, "bbox/AP": 10 * loss}, smoothing_hint=False)
+            writer.write()
+            writer.write()
+        writer.close()
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("mine").experiment_id
+    (run,) = client.search_runs([experiment])
+    assert run.info.run_name == "cells"
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "bbox/AP")
+    assert [(m.step, m.value) for m in history] == [(3, 20.0), (4, 15.0)]
 
 
 def test_a_resumed_training_continues_its_wandb_run(tmp_path, monkeypatch):
