@@ -9,7 +9,6 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
-from ..structures import Predictions
 
 
 class StageResult(NamedTuple):
@@ -48,7 +47,7 @@ def compare_stages(
     for batch in inputs:
         predictions, images = model.raw_predictions(batch, all_stages=True)
         for index, evaluator in enumerate(evaluators):
-            outputs = model.postprocess(_stage(predictions, index), images, batch)
+            outputs = model.postprocess(predictions.of_sets(slice(index, index + 1)), images, batch)
             evaluator.process(batch, outputs)
         if len(times[0]) < timed:
             for number, of_stage in enumerate(times, start=1):
@@ -58,12 +57,6 @@ def compare_stages(
         metrics = dict((evaluator.evaluate() or {}).get("bbox", {}))
         results.append(StageResult(number, metrics, median(of_stage)))
     return results
-
-
-def _stage(predictions: Predictions, index: int) -> Predictions:
-    part = slice(index, index + 1)
-    logits, boxes, stage, mask = predictions
-    return Predictions(logits[part], boxes[part], stage[part], mask)
 
 
 def _seconds(model: SparseRCNN, batch: list[dict[str, Any]], stages: int) -> float:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
@@ -97,6 +98,9 @@ def _load_cfg(config: str | Path, opts: list[object]) -> tuple[CfgNode, list[str
     names = next((n for n in map(class_names, datasets) if n), [])
     key = num_classes_key(cfg)
     options = [*opts, *_NO_DATA]
+    is_chosen = "MODEL.DEVICE" in opts  # then a missing GPU is worth a note
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available() and not is_chosen:
+        options += ["MODEL.DEVICE", "cpu"]
     if key is not None and _value(cfg, key) == 0:
         content = read_any(cfg.MODEL.WEIGHTS, trust=cfg.MODEL.TRUST_WEIGHTS)
         names = _classes_in(content)

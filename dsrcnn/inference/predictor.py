@@ -246,23 +246,19 @@ class Predictor:
         if not isinstance(model, SparseDetector):
             return [x["instances"] for x in model(records)], None
         predictions, images = model.raw_predictions(records, all_stages=settings.stages)
+        used = self.cfg.MODEL.SparseRCNN.INFERENCE_STAGES
+        if used and settings.stages:  # the last of them is the result, as without `stages`
+            predictions = predictions.of_sets(slice(used))
         detection = model.detection
         if settings.max_detections is not None:
             detection = replace(detection, limit=settings.max_detections)
-        outputs = model.postprocess(predictions, images, records, detection=detection)
-        final = [x["instances"] for x in outputs]
-        if not settings.stages:
-            return final, None
+        sets = range(len(predictions.stage)) if settings.stages else [len(predictions.stage) - 1]
         by_stage = []
-        for index in range(len(predictions.logits)):
-            part = predictions._replace(
-                logits=predictions.logits[index : index + 1],
-                boxes=predictions.boxes[index : index + 1],
-                stage=predictions.stage[index : index + 1],
-            )
+        for index in sets:
+            part = predictions.of_sets(slice(index, index + 1))
             outputs = model.postprocess(part, images, records, detection=detection)
             by_stage.append([x["instances"] for x in outputs])
-        return final, by_stage
+        return by_stage[-1], by_stage if settings.stages else None
 
     def _augmented(self, records: list[dict[str, Any]]) -> list[Instances]:
         if self._tta is None:

@@ -39,6 +39,10 @@ class Predictions(NamedTuple):
     stage: Tensor
     mask: Tensor | None = None
 
+    def of_sets(self, index: slice) -> "Predictions":
+        """Select prediction sets."""
+        return Predictions(self.logits[index], self.boxes[index], self.stage[index], self.mask)
+
     def of_proposals(self, index: slice) -> "Predictions":
         """Select proposals; the result has no mask."""
         return Predictions(self.logits[:, :, index], self.boxes[:, :, index], self.stage)

@@ -100,6 +100,15 @@ def test_stages_are_the_detections_of_every_stage(detector, photos):
     assert detector.predict(path).stages is None
 
 
+def test_with_an_early_exit_stages_end_with_the_one_that_predicts(photos, tmp_path):
+    save_model(tmp_path / "model.pth", "MODEL.SparseRCNN.INFERENCE_STAGES", 1)
+    detector = dsrcnn.load(tmp_path / "model.pth", device="cpu")
+    path = photos / "a.png"
+    result = detector.predict(path, threshold=0, stages=True)
+    assert len(result.stages) == 1
+    same(result, detector.predict(path, threshold=0))
+
+
 def test_tiles_of_the_whole_image_change_nothing_and_small_ones_find_more(detector, photos):
     path = photos / "d.PNG"
     whole = detector.predict(path, threshold=0)
