@@ -55,7 +55,9 @@ def assign_by_loop(predictions: Predictions, targets: Targets, rule: UnitRule) -
             units = _units(box_iou(objects, boxes), rule, offset, limit)
             supply = torch.cat([units, len(boxes) - units.sum(dim=0, keepdim=True)])
             plan = _sinkhorn(cost, supply)
-            assignments.append(limit_positives(assign_from_plan(plan), plan, limit))
+            # The first unit of every object overrides the cap.
+            most = torch.tensor(max(limit, len(objects)))
+            assignments.append(limit_positives(assign_from_plan(plan), plan, most))
     return torch.stack(assignments).view(predictions.boxes.shape[:3])
 
 
@@ -78,12 +80,12 @@ def _units(iou: Tensor, rule: UnitRule, offset: float, limit: int) -> Tensor:
     if total > limit:
         estimates = [e * limit / total for e in estimates]
     units = [max(1, math.floor(e + 1e-4)) for e in estimates]
-    if len(units) > limit:  # 1 for those that fit best
-        best = sorted(range(len(fit)), key=lambda i: -fit[i])[:limit]
+    extra, room = sum(units) - len(units), max(limit - len(units), 0)
+    if extra > room:  # scale down beyond the first
+        units = [1 + math.floor((u - 1) * room / extra + 1e-4) for u in units]
+    if len(units) > iou.shape[1]:  # 1 for those that fit best
+        best = sorted(range(len(fit)), key=lambda i: -fit[i])[: iou.shape[1]]
         units = [int(i in best) for i in range(len(fit))]
-    elif sum(units) > limit:  # scale down beyond the first
-        factor = (limit - len(units)) / (sum(units) - len(units))
-        units = [1 + math.floor((u - 1) * factor + 1e-4) for u in units]
     return torch.tensor(units, dtype=iou.dtype, device=iou.device)
 
 

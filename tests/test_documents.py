@@ -22,6 +22,7 @@ DOCUMENTS += sorted((REPOSITORY / "docs").glob("*.md"))
 SHORT = [*SMALL, "LOG.IMAGES", "0", "SOLVER.WARMUP_ITERS", "0"]
 PROJECT = r"https://(?:github\.com/dsrcnn/dsrcnn/(?:blob|tree)|raw\.githubusercontent\.com/dsrcnn/dsrcnn)/main/"
 NOT_KEYS = {"BACKBONE_REGISTRY", "DETECTRON2_DATASETS", "META_ARCH_REGISTRY", "PIP_ARGS"}
+NOT_KEYS |= {"MLFLOW_TRACKING_URI"}
 PROGRAMS = {"dsrcnn": dsrcnn_main, "python -m benchmarks": benchmarks_main}
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

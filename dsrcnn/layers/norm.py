@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..utils.distributed import reduce_mean
+from ..utils.training import iteration_ends
 
 
 @contextmanager
@@ -38,7 +39,8 @@ class RunningNorm(nn.BatchNorm1d):
     An image's output does not depend on the others of its batch, and single images will do. The
     statistics are those of earlier training steps, over the images of all processes; gradients
     treat them as constants. They change only in passes with gradients, so that passes that merely
-    count or estimate other statistics leave them alone.
+    count or estimate other statistics leave them alone, and only in the last part of an iteration,
+    so that all parts see the same.
 
     Attributes:
         frozen: do not update the statistics in training.
@@ -54,7 +56,8 @@ class RunningNorm(nn.BatchNorm1d):
         assert self.running_var is not None
         # Copies: what the backward pass keeps must not change.
         mean, variance = self.running_mean.clone(), self.running_var.clone()
-        if self.training and not self.frozen and self.momentum and torch.is_grad_enabled():
+        learns = self.training and not self.frozen and bool(self.momentum)
+        if learns and torch.is_grad_enabled() and iteration_ends():
             self._update(x.detach(), mean)
         return (x - mean) * (variance + self.eps).rsqrt()
 

@@ -136,7 +136,11 @@ def test_a_large_image_is_predicted_in_tiles_of_the_batch(detector, monkeypatch)
     assert {s for batch in shapes for s in batch} == {(3, 64, 64)}
 
 
-def test_test_time_augmentation_is_an_option(detector, photos):
+def test_test_time_augmentation_is_an_option(tmp_path, photos):
+    save_model(
+        tmp_path / "model.pth", "TEST.AUG.MIN_SIZES", (64, 96), "TEST.AUG.SCALE_FILTER", False
+    )
+    detector = dsrcnn.load(tmp_path / "model.pth", device="cpu")
     result = detector.predict(photos / "a.png", tta=True, threshold=0)
     assert len(result) > 0
     assert (result.boxes[:, 2] <= 96).all()

@@ -8,6 +8,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 
 from dsrcnn.layers.norm import FrozenNormConv2d, RunningNorm, fold_frozen_norms, preserve_bn_stats
+from dsrcnn.utils.training import use_training_context
 
 
 def test_the_running_norm_standardizes_by_earlier_steps_in_training_and_evaluation():
@@ -41,6 +42,14 @@ def test_single_images_are_standardized_by_statistics_of_earlier_ones():
     for image in torch.tensor([7.0, -3.0]) + torch.randn(400, 1, 2, generator=generator) * 0.5:
         norm(image)
     assert norm.running_var.sqrt().tolist() == pytest.approx([0.5, 0.5], abs=0.25)
+
+
+def test_all_parts_of_an_iteration_see_the_same_statistics_and_the_last_one_updates_them():
+    norm, x = RunningNorm(2), torch.randn(4, 2) + 3
+    with use_training_context(ends_iteration=False):
+        first = norm(x)
+    torch.testing.assert_close(norm(x), first)
+    assert norm.num_batches_tracked == 1
 
 
 def test_a_frozen_running_norm_and_passes_without_gradients_keep_the_statistics():

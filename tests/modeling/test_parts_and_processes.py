@@ -11,7 +11,7 @@ from detectors import DLA, SQR, enable, model_of, options
 
 from dsrcnn.engine.hooks import average_norms
 from dsrcnn.engine.processes import shutdown_distributed, wrap_ddp
-from dsrcnn.layers.norm import ImageNorm
+from dsrcnn.layers.norm import RunningNorm
 from dsrcnn.modeling.losses import LossNormalizers, SetCriterion
 from dsrcnn.modeling.roi_heads.training_stats import DynamicTrainingStats
 from dsrcnn.structures import TermWeights
@@ -30,7 +30,7 @@ IN_PARTS = {
     "DLA, ground truths": enable("DLA", "NORMALIZER", "gt"),
     "softmax": options("USE_FOCAL", False),
     # Without norms over the images of a batch: parts have fewer images.
-    "DLA and DPG": [*DLA, *enable("DPG", "NORM", "none", "LOGIT_NORM", False)],
+    "DLA and DPG": [*DLA, *enable("DPG", "NORM", "none")],
 }
 
 
@@ -146,7 +146,8 @@ IMAGES = torch.tensor([[3.0, 1.0, 2.0], [1.0, 9.0, -4.0], [2.0, 0.5, 7.0], [-1.0
 
 def _standardize(part):
     """Some of the images standardized, their gradient, and the statistics of the norm."""
-    norm, x = ImageNorm(3), IMAGES[part].clone().requires_grad_()
+    norm, x = RunningNorm(3), IMAGES[part].clone().requires_grad_()
+    norm(x)  # the statistics of this step
     normalized = norm(x)
     (normalized * torch.arange(12).view(4, 3)[part] ** 0.5).sum().backward()
     return normalized.detach(), x.grad, norm.running_mean, norm.running_var
