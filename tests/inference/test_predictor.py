@@ -269,7 +269,7 @@ def test_names_of_the_coco_classes_are_known_to_owners_of_official_weights(tmp_p
 
 
 @pytest.mark.parametrize(("model", "weights", "error", "words"), [
-    ("nowhere", None, ConfigError, "Config file 'nowhere' does not exist"),
+    ("no_such_model", None, ConfigError, "Config file 'no_such_model' does not exist"),
     ("coco/sparse_rcnn_R50_100pro_3x", None, ConfigError, "is a config; give weights, too"),
     ("{tmp}", None, ConfigError, "config.yaml does not exist. Give the output folder"),
     ("{tmp}/missing.pth", None, WeightsError, "do not exist"),

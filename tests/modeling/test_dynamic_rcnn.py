@@ -212,9 +212,9 @@ def test_it_trains_resumes_evaluates_and_draws_from_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize("drawing", ["assignment", "recollection"])
-def test_drawings_of_stages_refuse_it(drawing, capsys):
+def test_drawings_of_stages_refuse_it(drawing, tmp_path, capsys):
     config = ["--config-file", "quick/dynamic_rcnn_shapes", "MODEL.WEIGHTS", "model.pth"]
-    assert main(["draw", drawing, *config, "--output", "nowhere"]) == 2
+    assert main(["draw", drawing, *config, "--output", str(tmp_path / "new")]) == 2
     assert "needs SparseRCNN" in capsys.readouterr().err
 
 
