@@ -294,7 +294,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         listed = read_experiments(args.list) if args.list else []
         listed = [e._replace(opts=(*e.opts, *args.opts)) for e in listed]
         options = {"jobs": args.jobs, "seconds": args.seconds}
-        failed = run_all([*listed, *experiments], args.data.resolve(), args.results, **options)
+        try:
+            failed = run_all([*listed, *experiments], args.data.resolve(), args.results, **options)
+        except KeyboardInterrupt:
+            _say("interrupted; the same command continues")
+            return 130
     print(table(read_results(args.results)))
     return 1 if failed else 0
 

@@ -123,7 +123,7 @@ def test_a_signal_lets_runs_save_their_state_even_in_the_background(experiments,
     code = (
         "import sys, pathlib, signal; sys.path.insert(0, sys.argv[1]); import experiments as e; "
         "import experiment_run; experiment_run.ROOT = pathlib.Path(sys.argv[2]); "
-        "e.SCRIPT = experiment_run.ROOT / 'fake.py'; e.main(sys.argv[3:])"
+        "e.SCRIPT = experiment_run.ROOT / 'fake.py'; sys.exit(e.main(sys.argv[3:]))"
     )
     words = [sys.executable, "-c", code, str(REPOSITORY / "tools"), str(tmp_path), "--data", "."]
     words += ["--results", str(tmp_path / "r.csv"), "--sets", "a", "--configs", "c"]
@@ -137,7 +137,7 @@ def test_a_signal_lets_runs_save_their_state_even_in_the_background(experiments,
         time.sleep(0.1)
     process.send_signal(number)
     assert "stopped, to be continued: a c 1 SLEEP 60" in process.communicate(timeout=30)[0]
-    assert process.returncode != 0
+    assert process.returncode == 130
     assert (folder / "stopped").is_file()
 
 
