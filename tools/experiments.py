@@ -76,12 +76,14 @@ def read_results(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def append_results(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Append rows, below a header in a new file."""
+def append_rows(
+    path: Path, rows: Sequence[dict[str, object]], fields: Sequence[str] = FIELDS
+) -> None:
+    """Append rows to a CSV file, below a header in a new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.is_file()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerows(rows)
@@ -223,7 +225,7 @@ def _collect(running: list[Job], results: Path, *, stopped: bool) -> int:
         running.remove(job)
         rows = job.rows()
         if rows is not None:
-            append_results(results, rows)
+            append_rows(results, rows)
             figures = ", ".join(f"AP {row['AP']} with NMS {row['nms']}" for row in rows)
             _say(f"done after {job.minutes:.1f} min: {job.experiment}: {figures}")
         elif stopped:

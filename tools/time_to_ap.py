@@ -10,13 +10,13 @@ only.
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from experiment_run import machine, revision
+from experiments import append_rows
 
 import dsrcnn  # before detectron2
 
@@ -24,9 +24,6 @@ import dsrcnn  # before detectron2
 import torch
 
 from dsrcnn.visualization.curves import read_metrics
-
-FIELDS = ["version", "revision", "target", "AP", "iterations", "s_per_it", "minutes", "machine"]
-FIELDS += ["torch"]
 
 
 class Reached(NamedTuple):
@@ -93,12 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     print(", ".join(f"{k} {v}" for k, v in row.items()))
     if args.results:
-        is_new = not args.results.is_file()
-        with args.results.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_rows(args.results, [row], list(row))
 
 
 if __name__ == "__main__":

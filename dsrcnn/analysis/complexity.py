@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..config import load_cfg, read_cfg
+from ..config.load import NO_DATA
 from ..config.rules import value_of
 from ..config.validate import architecture_of, num_classes_key
 from ..engine.train_loop import TrainLoop
@@ -36,9 +37,8 @@ _OBJECTS = 7  # per image, about COCO's average
 # Parts are measured as they are, and the images of a batch at once.
 _BARE: tuple[object, ...] = (
     *("MODEL.WEIGHTS", "", "MODEL.TIMM.PRETRAINED", False, "MODEL.TIMM.WEIGHTS", ""),
-    *("MODEL.COMPILE", False, "SOLVER.ACCUMULATE", 1, "DATASETS.TRAIN", (), "DATASETS.TEST", ()),
-    *("DATASETS.CUSTOM.FOLDER", "", "DATASETS.CUSTOM.TRAIN_JSON", ""),
-    *("DATASETS.CUSTOM.TEST_JSON", "", "DATASETS.CUSTOM.CLASSES", ()),
+    *("MODEL.COMPILE", False, "SOLVER.ACCUMULATE", 1),
+    *NO_DATA,
 )
 
 

@@ -13,7 +13,7 @@ from ..config.validate import architecture_of
 from ..data.build import load_records as load_checked_records
 from ..data.datasets.custom import require_class_names
 from ..data.mapper import DetectionMapper
-from ..engine.checkpoint import Checkpointer
+from ..engine.checkpoint import load_trained, without_weights
 from ..errors import ConfigError, DataError
 from ..visualization.draw import evenly_spaced
 
@@ -40,14 +40,8 @@ def load_predictor(cfg: CfgNode) -> DefaultPredictor:
     Raises:
         WeightsError: if ``MODEL.WEIGHTS`` is missing or does not fill the whole model.
     """
-    bare = cfg.clone()
-    bare.defrost()
-    bare.MODEL.WEIGHTS = ""
-    bare.MODEL.TIMM.PRETRAINED, bare.MODEL.TIMM.WEIGHTS = False, ""  # included in the file
-    predictor = DefaultPredictor(bare)
-    average, trust = cfg.MODEL.EMA.ENABLED, cfg.MODEL.TRUST_WEIGHTS
-    checkpointer = Checkpointer(predictor.model, strict=True, prefer_average=average, trust=trust)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
+    predictor = DefaultPredictor(without_weights(cfg))
+    load_trained(predictor.model, cfg)
     return predictor
 
 

@@ -1,20 +1,22 @@
 """Report of an evaluation: one HTML page with tables, plots and pictures of the worst images."""
 
 import base64
+import copy
 import html
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils.collect_env import collect_env_info
 from matplotlib.figure import Figure
 
-from ..data.build import build_test_loader, load_records
+from ..data.build import build_test_loader
 from ..data.images import read_image
 from ..engine.console import progress_bar
 from ..errors import DataError
@@ -29,7 +31,7 @@ from ..evaluation.errors import (
     count_errors,
     judge,
 )
-from ..evaluation.thresholds import best_threshold, class_curves, confusion_matrix
+from ..evaluation.thresholds import ClassCurve, best_threshold, class_curves, confusion_matrix
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
 from ..utils.files import prepare_file
 from ..visualization.draw import draw_boxes, hstack
@@ -53,19 +55,23 @@ class Evaluation(NamedTuple):
         metrics: of the test set.
         images: detections and objects by image.
         judged: what became of them.
+        curves: over the threshold, by class.
         errors: by kind.
         threshold: score with the best mean F1.
         classes: names.
         stages: results by number of stages; empty for models without a cascade.
+        paths: image files by ``image_id``.
     """
 
     metrics: dict[str, float]
     images: list[ImageDetections]
     judged: list[Judged]
+    curves: list[ClassCurve]
     errors: ErrorReport
     threshold: float
     classes: list[str]
     stages: list[StageResult]
+    paths: dict[Any, str]
 
 
 def write_report(cfg: CfgNode, output: str | Path, *, images: int = 8) -> dict[str, float]:
@@ -85,23 +91,27 @@ def write_report(cfg: CfgNode, output: str | Path, *, images: int = 8) -> dict[s
     return evaluation.metrics
 
 
+@torch.no_grad()
 def evaluate_in_detail(cfg: CfgNode) -> Evaluation:
     """Evaluate, and analyze errors, thresholds and stages; see `write_report`."""
     if not cfg.DATASETS.TEST:
         raise DataError("DATASETS.TEST is empty, so there is nothing to evaluate. Name a test set.")
     name = cfg.DATASETS.TEST[0]
     model = load_predictor(cfg).model
+    paths: dict[Any, str] = {}
     loader = progress_bar(build_test_loader(cfg, name), desc=name, unit="batch")
+    batches = _note_paths(loader, paths)
     is_cascade = isinstance(model, SparseRCNN) and model.head.deep_supervision
     count = cfg.MODEL.SparseRCNN.NUM_HEADS if is_cascade else 1
-    evaluators = [_coco_evaluator(cfg, name) for _ in range(count)]
+    evaluator = _coco_evaluator(cfg, name)
+    evaluators = [copy.copy(evaluator) for _ in range(count)]  # with one ground truth
     if is_cascade:
-        stages = compare_stages(cast(SparseRCNN, model), loader, evaluators)
+        stages = compare_stages(cast(SparseRCNN, model), batches, evaluators)
         used = cfg.MODEL.SparseRCNN.INFERENCE_STAGES or count
         metrics = stages[used - 1].metrics
     else:
         stages, used = [], 1
-        for batch in loader:
+        for batch in batches:
             evaluators[0].process(batch, model(batch))
         metrics = dict(evaluators[0].evaluate().get("bbox", {}))
     if not metrics:
@@ -111,9 +121,20 @@ def evaluate_in_detail(cfg: CfgNode) -> Evaluation:
     collected = collect_images(truth, detections, cfg.TEST.MAX_DETECTIONS)
     judged = [judge(image) for image in collected]
     classes = [category["name"] for category in truth["categories"]]
-    threshold = best_threshold(class_curves(collected, judged, len(classes)))
-    errors = analyze_errors(collected, len(classes), threshold)
-    return Evaluation(metrics, collected, judged, errors, threshold, classes, stages)
+    curves = class_curves(collected, judged, len(classes))
+    threshold = best_threshold(curves)
+    errors = analyze_errors(collected, judged, len(classes), threshold)
+    details = (curves, errors, threshold, classes, stages, paths)
+    return Evaluation(metrics, collected, judged, *details)
+
+
+def _note_paths(
+    batches: Iterable[list[dict[str, Any]]], paths: dict[Any, str]
+) -> Iterator[list[dict[str, Any]]]:
+    """Pass batches through, and note the file of every image."""
+    for batch in batches:
+        paths.update((record["image_id"], str(record["file_name"])) for record in batch)
+        yield batch
 
 
 def _coco_evaluator(cfg: CfgNode, name: str) -> CocoEvaluator:
@@ -129,7 +150,7 @@ def _coco_evaluator(cfg: CfgNode, name: str) -> CocoEvaluator:
 
 def _page(cfg: CfgNode, evaluation: Evaluation, images: int) -> str:
     metrics, classes, threshold = evaluation.metrics, evaluation.classes, evaluation.threshold
-    curves = class_curves(evaluation.images, evaluation.judged, len(classes))
+    curves = evaluation.curves
     matrix = confusion_matrix(evaluation.images, len(classes), threshold)
     overall = {k: v for k, v in metrics.items() if not k.startswith("AP-")}
     name = cfg.DATASETS.TEST[0]
@@ -150,7 +171,7 @@ def _page(cfg: CfgNode, evaluation: Evaluation, images: int) -> str:
     if evaluation.stages:
         parts += ["<h2>Stages</h2>", *_stages(evaluation.stages)]
     parts += [f"<h2>Images with most errors from score {threshold:.2f} on</h2>"]
-    parts += _worst(cfg, evaluation, images)
+    parts += _worst(evaluation, images)
     parts += ["<h2>Config</h2>", f"<pre>{html.escape(cfg.dump())}</pre>"]
     parts += ["<h2>Environment</h2>", f"<pre>{html.escape(collect_env_info())}</pre>"]
     head = f"<title>{html.escape(name)}</title><style>{_STYLE}</style>"
@@ -158,7 +179,7 @@ def _page(cfg: CfgNode, evaluation: Evaluation, images: int) -> str:
 
 
 def _class_table(
-    metrics: Mapping[str, float], classes: Sequence[str], curves: Sequence[Any]
+    metrics: Mapping[str, float], classes: Sequence[str], curves: Sequence[ClassCurve]
 ) -> str:
     rows = []
     for name, curve in zip(classes, curves, strict=True):
@@ -181,27 +202,19 @@ def _stages(stages: Sequence[StageResult]) -> list[str]:
     return [f"<p>{text}</p>", table, _figure(figure)]
 
 
-def _worst(cfg: CfgNode, evaluation: Evaluation, count: int) -> list[str]:
+def _worst(evaluation: Evaluation, count: int) -> list[str]:
     """Pictures of the images with most errors, ground truth on the left."""
-    files = {image["id"]: image for image in coco_ground_truth(cfg.DATASETS.TEST[0])["images"]}
     pairs = zip(evaluation.images, evaluation.judged, strict=True)
     errors = [sum(count_errors(i, j, evaluation.threshold).values()) for i, j in pairs]
     order = sorted(range(len(errors)), key=lambda index: -errors[index])[:count]
-    paths = _paths(cfg)
     parts = []
     for index in order:
         image = evaluation.images[index]
-        path = paths.get(image.image_id) or files[image.image_id]["file_name"]
+        path = evaluation.paths[image.image_id]
         picture = _draw(path, image, evaluation)
         text = f"{html.escape(Path(path).name)}: {errors[index]} errors"
         parts.append(f"<figure>{_picture(picture, text)}<figcaption>{text}</figcaption></figure>")
     return parts
-
-
-def _paths(cfg: CfgNode) -> dict[Any, str]:
-    """Image files by ``image_id``."""
-    records = load_records(cfg.DATASETS.TEST[0], for_training=False)
-    return {record["image_id"]: record["file_name"] for record in records}
 
 
 def _draw(path: str, image: ImageDetections, evaluation: Evaluation) -> np.ndarray:

@@ -17,7 +17,7 @@ from ..engine.main import (
     launch,
 )
 from ..engine.weight_io import export_weights
-from . import analyze, check_data, doctor
+from . import analyze, check_data, doctor, predict
 from .options import add_model_arguments, find_model, output_path, positive_int
 
 
@@ -40,12 +40,6 @@ def _run(words: Sequence[str]) -> int:
         draw.add_arguments(parser, drawing)
         args = parser.parse_args(rest) if drawing == "curves" else parser.parse_overrides(rest)
         return draw.run(args, drawing)
-    if command == "predict":
-        from . import predict
-
-        parser = CommandParser(prog="dsrcnn predict", description=COMMANDS[command])
-        predict.add_arguments(parser)
-        return predict.run(parser.parse_overrides(rest))
     declare, run = _COMMANDS[command]
     parser = CommandParser(prog=f"dsrcnn {command}", description=COMMANDS[command])
     declare(parser)
@@ -125,6 +119,7 @@ def _demo(args: argparse.Namespace) -> int:
 _COMMANDS = {
     "train": (_declare_train, launch),
     "eval": (_declare_eval, _eval),
+    "predict": (predict.add_arguments, predict.run),
     "check-data": (check_data.add_arguments, check_data.run),
     "analyze": (analyze.add_arguments, analyze.run),
     "doctor": (doctor.add_arguments, doctor.run),

@@ -184,6 +184,12 @@ def config_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from config_keys(value, f"{prefix}{name}.")
 
 
+# Overrides that name no data, for a config whose data are not needed and maybe not there.
+NO_DATA: tuple[object, ...] = (
+    *("DATASETS.TRAIN", (), "DATASETS.TEST", (), "DATASETS.CUSTOM.NAME", ""),
+    *("DATASETS.CUSTOM.FOLDER", "", "DATASETS.CUSTOM.TRAIN_JSON", ""),
+    *("DATASETS.CUSTOM.TEST_JSON", "", "DATASETS.CUSTOM.CLASSES", ()),
+)
 _STEPS: list[Callable[[CfgNode], None]] = []
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
@@ -17,6 +18,29 @@ from .resume import newest_first
 from .weight_io import read_any, require_file, write_atomically
 
 _LOGGER = logging.getLogger(__name__)
+
+
+def without_weights(cfg: CfgNode) -> CfgNode:
+    """Copy a config without the weights to start from, which a trained model includes."""
+    bare = cfg.clone()
+    bare.defrost()
+    bare.MODEL.WEIGHTS = ""
+    bare.MODEL.TIMM.PRETRAINED, bare.MODEL.TIMM.WEIGHTS = False, ""
+    return bare
+
+
+def load_trained(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
+    """Fill a model with ``MODEL.WEIGHTS``, its averaged weights with ``MODEL.EMA``.
+
+    Returns:
+        The rest of the content of the file.
+
+    Raises:
+        WeightsError: if the weights are missing or do not fill the whole model.
+    """
+    average, trust = cfg.MODEL.EMA.ENABLED, cfg.MODEL.TRUST_WEIGHTS
+    checkpointer = Checkpointer(model, strict=True, prefer_average=average, trust=trust)
+    return checkpointer.load(cfg.MODEL.WEIGHTS)
 
 
 class Checkpointer(DetectionCheckpointer):

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 KINDS = ("class", "place", "class and place", "duplicate", "background", "missed")
 _FOREGROUND, _BACKGROUND = 0.5, 0.1  # IoU
@@ -112,13 +114,8 @@ def _column(rows: Sequence[tuple[Any, ...]], index: int, kind: type) -> np.ndarr
 
 
 def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU (N, M) of boxes (N, 4) and (M, 4)."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    intersection = (high - low).clip(min=0).prod(axis=2)
-    areas = [(x[:, 2:] - x[:, :2]).clip(min=0).prod(axis=1) for x in (a, b)]
-    union = areas[0][:, None] + areas[1][None] - intersection
-    return np.asarray(intersection / union.clip(min=1e-9))
+    """IoU (N, M) of boxes (N, 4) and (M, 4), 0 for two empty ones."""
+    return np.nan_to_num(box_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy())
 
 
 def judge(image: ImageDetections) -> Judged:
@@ -173,7 +170,10 @@ def average_precision(scores: np.ndarray, correct: np.ndarray, objects: int) -> 
 
 
 def analyze_errors(
-    images: Sequence[ImageDetections], classes: int, threshold: float = 0.3
+    images: Sequence[ImageDetections],
+    judged: Sequence[Judged],
+    classes: int,
+    threshold: float = 0.3,
 ) -> ErrorReport:
     """Count errors by kind and compute the AP50 that each costs.
 
@@ -183,10 +183,10 @@ def analyze_errors(
 
     Args:
         images: of the dataset.
+        judged: of each image, see `judge`.
         classes: number of classes.
         threshold: score of the errors to count.
     """
-    judged = [judge(image) for image in images]
     ap50 = _mean_ap(images, judged, classes, None)
     repaired = {kind: _mean_ap(images, judged, classes, kind) for kind in KINDS}
     # Without the missed objects there may be nothing to measure.

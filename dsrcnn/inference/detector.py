@@ -11,10 +11,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from ..config.load import load_cfg, read_cfg
+from ..config.load import NO_DATA, load_cfg, read_cfg
+from ..config.rules import value_of
 from ..config.validate import num_classes_key
 from ..data.datasets.custom import class_names
-from ..engine.checkpoint import Checkpointer
+from ..engine.checkpoint import load_trained, without_weights
 from ..engine.main import evaluate, train
 from ..engine.resume import best_weights
 from ..engine.weight_io import read_any
@@ -22,12 +23,6 @@ from ..errors import ConfigError, WeightsError
 from .predictor import Predictor
 
 _WEIGHT_FILES = (".pth", ".pkl", ".safetensors")
-# A model is used where its training data are not.
-_NO_DATA = [
-    "DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "DATASETS.CUSTOM.FOLDER", "",
-    "DATASETS.CUSTOM.NAME", "",
-    "DATASETS.CUSTOM.TRAIN_JSON", "", "DATASETS.CUSTOM.TEST_JSON", "",
-]  # fmt: skip
 
 
 def load(
@@ -95,15 +90,16 @@ def _load_cfg(config: str | Path, opts: list[object]) -> tuple[CfgNode, list[str
     """Read a config without its datasets; returns it with the class names that are known."""
     cfg = read_cfg(config, opts)
     datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    names = next((n for n in map(class_names, datasets) if n), [])
+    saved = list(cfg.DATASETS.CUSTOM.CLASSES)  # by the training run
+    names = saved or next((n for n in map(class_names, datasets) if n), [])
     key = num_classes_key(cfg)
-    options = [*opts, *_NO_DATA]
+    options = [*opts, *NO_DATA]  # which are not there where a model is used
     is_chosen = "MODEL.DEVICE" in opts  # then a missing GPU is worth a note
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available() and not is_chosen:
         options += ["MODEL.DEVICE", "cpu"]
-    if key is not None and _value(cfg, key) == 0:
+    if key is not None and value_of(cfg, key) == 0:
         content = read_any(cfg.MODEL.WEIGHTS, trust=cfg.MODEL.TRUST_WEIGHTS)
-        names = _classes_in(content)
+        names = _classes_in(content) or saved
         if not names:
             raise ConfigError(
                 f"{key} is 0, from the data, and {cfg.MODEL.WEIGHTS} has no class names. Write "
@@ -111,12 +107,6 @@ def _load_cfg(config: str | Path, opts: list[object]) -> tuple[CfgNode, list[str
             )
         options += [key, len(names)]
     return load_cfg(config, options), names
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def _classes_in(content: Any) -> list[str]:
@@ -136,16 +126,10 @@ class Detector(Predictor):
 
         Class names in the weights replace `classes`; without any they are numbers.
         """
-        bare = cfg.clone()
-        bare.defrost()
-        bare.MODEL.WEIGHTS = ""
-        bare.MODEL.TIMM.PRETRAINED, bare.MODEL.TIMM.WEIGHTS = False, ""  # included in the file
-        model = build_model(bare)
-        average, trust = cfg.MODEL.EMA.ENABLED, cfg.MODEL.TRUST_WEIGHTS
-        checkpointer = Checkpointer(model, strict=True, prefer_average=average, trust=trust)
-        content = checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        model = build_model(without_weights(cfg))
+        content = load_trained(model, cfg)
         key = num_classes_key(cfg)
-        count = _value(cfg, key) if key else len(classes)
+        count = value_of(cfg, key) if key else len(classes)
         known = _classes_in(content) or list(classes)
         known = known if len(known) == count else [str(label) for label in range(count)]
         super().__init__(cfg.clone(), model, known)

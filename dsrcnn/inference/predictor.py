@@ -28,7 +28,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Settings(NamedTuple):
-    """Settings of a prediction, see `Detector.predict`."""
+    """Settings of a prediction, see `Predictor.predict`."""
 
     threshold: float
     batch: int

@@ -96,7 +96,7 @@ class PictureWriter:
         """Draw one result."""
         if result.frame is not None and not self.with_videos:
             return
-        name = self._names(result.path) if result.frame is None else f"{_video_name(result)}"
+        name = self._names(_source(result))
         if result.frame is not None:
             name = f"{name}_{result.frame:06d}"
         result.save(self.folder / f"{name}.jpg")
@@ -107,8 +107,9 @@ class PictureWriter:
         return [self.folder] if self._count else []
 
 
-def _video_name(result: Result) -> str:
-    return Path(result.path).stem if result.path else "camera"
+def _source(result: Result) -> str | None:
+    """Path of the image or video, a name for a camera; None for an image in memory."""
+    return result.path if result.path or result.frame is None else "camera"
 
 
 class VideoWriter:

@@ -40,12 +40,6 @@ class Frame(NamedTuple):
     path: str | None = None
     number: int | None = None
 
-    @property
-    def name(self) -> str:
-        """Text for messages."""
-        where = self.path or ("camera" if self.number is not None else "image in memory")
-        return where if self.number is None else f"{where}, frame {self.number}"
-
 
 Reader = Callable[[], Frame]  # reads an image, maybe in another thread; may raise a `DataError`
 

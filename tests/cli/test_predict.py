@@ -73,6 +73,21 @@ def test_sources_with_equal_names_do_not_replace_each_other(photos, model_file, 
     assert sorted(p.name for p in (tmp_path / "out/pictures").iterdir()) == ["a.jpg", "a_2.jpg"]
 
 
+def test_frames_of_videos_with_equal_names_do_not_replace_each_other(model_file, tmp_path):
+    clips = [tmp_path / folder / "clip.mp4" for folder in ("one", "two")]
+    for clip in clips:
+        clip.parent.mkdir()
+        writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+        for _ in range(2):
+            writer.write(np.zeros((48, 64, 3), np.uint8))
+        writer.release()
+    words = ("--model", model_file, "--output", tmp_path / "out", "--save", "pictures")
+    assert predict(*clips, *words) == 0
+    assert sorted(p.name for p in (tmp_path / "out/pictures").iterdir()) == [
+        "clip_000000.jpg", "clip_000001.jpg", "clip_2_000000.jpg", "clip_2_000001.jpg",
+    ]  # fmt: skip
+
+
 def test_images_that_cannot_be_read_are_skipped_and_give_status_1(
     photos, model_file, tmp_path, capsys
 ):

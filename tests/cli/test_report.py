@@ -47,6 +47,17 @@ def test_the_report_is_one_page_with_the_metrics_of_the_evaluation(trained, caps
     assert last == ("2", ap)
 
 
+@pytest.mark.parametrize("config", ["quick/faster_rcnn_shapes", "quick/asag_s_shapes"])
+def test_models_without_a_cascade_have_a_report_without_stages(config, tmp_path):
+    options = [*SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "0", "MODEL.ASAG.ANCHORS.HIDDEN", "32"]
+    options += [*coco_options(tmp_path), "OUTPUT_DIR", str(tmp_path / "out")]
+    assert run(["--config-file", config, *options]) == 0
+    assert main(["eval", str(tmp_path / "out"), "--report"]) == 0
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<h2>Errors</h2>" in page
+    assert "<h2>Stages</h2>" not in page
+
+
 def test_the_report_may_go_elsewhere_and_needs_an_html_file(trained, tmp_path, capsys):
     assert main(["eval", str(trained), "--report", str(tmp_path / "new/page.html")]) == 0
     assert (tmp_path / "new/page.html").is_file()

@@ -16,6 +16,11 @@ from dsrcnn.evaluation.errors import (
     judge,
 )
 
+
+def analyze(images, classes, **options):
+    return analyze_errors(images, [judge(image) for image in images], classes, **options)
+
+
 BOX, OTHER = [0, 0, 10, 10], [50, 50, 60, 60]
 NEAR = [4, 0, 14, 10]  # IoU 6 / 14 with BOX
 FAR = [80, 80, 90, 90]
@@ -84,20 +89,20 @@ def test_average_precision_has_101_recall_points(correct, objects, expected):
     ([(0, FAR), (0, BOX)], 50, {"background": 50, "place": 0, "missed": 0}),
 ])  # fmt: skip
 def test_the_cost_of_a_kind_is_what_ap_gains_without_it(detections, ap50, costs):
-    report = analyze_errors([image([(0, BOX)], detections)], classes=2)
+    report = analyze([image([(0, BOX)], detections)], classes=2)
     assert report.ap50 == pytest.approx(ap50)
     assert {k: report.costs[k] for k in costs} == pytest.approx(costs)
 
 
 def test_missed_objects_cost_the_recall_they_take():
-    report = analyze_errors([image([(0, BOX), (0, OTHER)], [(0, BOX)])], classes=1)
+    report = analyze([image([(0, BOX), (0, OTHER)], [(0, BOX)])], classes=1)
     assert report.ap50 == pytest.approx(100 * 51 / 101)
     assert report.costs["missed"] == pytest.approx(100 * 50 / 101)
 
 
 def test_errors_are_counted_from_the_threshold_on():
     scene = image([(0, BOX), (0, OTHER)], [(0, BOX), (0, BOX), (0, FAR)])  # scores 0.9, 0.7, 0.5
-    counts = [analyze_errors([scene], 1, threshold=t).counts for t in (0.3, 0.6, 0.95)]
+    counts = [analyze([scene], 1, threshold=t).counts for t in (0.3, 0.6, 0.95)]
     assert [c["duplicate"] for c in counts] == [1, 1, 0]
     assert [c["background"] for c in counts] == [1, 0, 0]
     assert [c["missed"] for c in counts] == [1, 1, 2]
@@ -119,5 +124,5 @@ def test_ap50_is_that_of_coco():
         for label, score, x1, y1, x2, y2 in of_image
     ]  # fmt: skip
     images = collect_images(coco_ground_truth("evaluated_in_test"), results)
-    assert analyze_errors(images, len(CLASSES)).ap50 == pytest.approx(expected, abs=1e-3)
+    assert analyze(images, len(CLASSES)).ap50 == pytest.approx(expected, abs=1e-3)
     assert 5 < expected < 95

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ANIMALS, save_model
+from conftest import ANIMALS, save_model, write_coco
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from PIL import Image
@@ -208,6 +208,22 @@ def dsrcnn_model(cfg: CfgNode) -> torch.nn.Module:
     from detectron2.modeling import build_model
 
     return build_model(cfg)
+
+
+def test_a_detector_is_fine_tuned_and_evaluated_on_a_folder(tmp_path):
+    for split in ("train", "val"):
+        folder = tmp_path / "cells"
+        names = (folder / f"annotations/instances_{split}.json", folder / f"images/{split}")
+        write_coco(*names, 3, seed=int(split == "val"))
+    opts = ("SOLVER.IMS_PER_BATCH", 2, "INPUT.MIN_SIZE_TRAIN", (64,), "LOG.IMAGES", 0)
+    save_model(tmp_path / "model.pth", *opts)
+    detector = dsrcnn.load(tmp_path / "model.pth", device="cpu")
+    overrides = {"SOLVER.MAX_ITER": 2, "TEST.EVAL_PERIOD": 0, "SOLVER.STEPS": (1,)}
+    trained = detector.train(folder, output=str(tmp_path / "out"), **overrides)
+    assert trained.classes == ["left", "right"]
+    assert (tmp_path / "out/model_final.pth").is_file()
+    assert "AP-left" in trained.evaluate(folder)["bbox"]
+    assert detector.classes == ANIMALS  # the first one stays as it was
 
 
 def test_a_run_folder_a_weight_file_and_a_config_with_weights_are_the_same_model(
