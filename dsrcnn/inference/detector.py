@@ -151,8 +151,20 @@ class Detector(Predictor):
         Returns:
             Metrics by task, such as ``{"bbox": {"AP": ...}}``.
         """
+        return evaluate(self.cfg_with(data, **overrides))
+
+    def cfg_with(self, data: str | os.PathLike[str] | None = None, **overrides: Any) -> CfgNode:
+        """Return the config of the model with data.
+
+        Args:
+            data: folder in the layout of COCO, Pascal VOC or YOLO; None if `overrides` name data.
+            **overrides: config keys.
+
+        Raises:
+            DataError: if the data cannot be read.
+        """
         with _config_file(self.cfg) as path:
-            return evaluate(load_cfg(path, self._opts(data, overrides)))
+            return load_cfg(path, self._opts(data, overrides))
 
     def train(
         self, data: str | os.PathLike[str] | None = None, *, output: str, **overrides: Any

@@ -1,7 +1,7 @@
 """Detections of an image, and their conversion to other libraries."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,17 +76,36 @@ class Result:
             )
         return read_image({"file_name": self.path}, "RGB")
 
-    def plot(self, *, stage: int | None = None) -> Image.Image:
-        """Draw boxes with class names and scores on the image.
+    def above(self, threshold: float) -> "Result":
+        """Return the detections with a score of at least `threshold`, at all stages."""
+        stages = None
+        if self.stages is not None:
+            stages = [StageDetections(*_above(stage, threshold)) for stage in self.stages]
+        boxes, scores, labels = _above(self, threshold)
+        return replace(self, boxes=boxes, scores=scores, labels=labels, stages=stages)
 
-        Args:
-            stage: draw the detections of a stage, from 0, instead of the final ones.
+    def at_stage(self, stage: int) -> "Result":
+        """Return the detections of a stage of the cascade, from 0, instead of the last.
+
+        Raises:
+            DataError: if the stages were not asked for, or there is no such stage.
+        """
+        if self.stages is None:
+            raise DataError("The result has no stages; write predict(..., stages=True).")
+        if not 0 <= stage < len(self.stages):
+            raise DataError(
+                f"The result has no stage {stage}; write one from 0 to {len(self.stages) - 1}."
+            )
+        part = self.stages[stage]
+        return replace(self, boxes=part.boxes, scores=part.scores, labels=part.labels)
+
+    def plot(self) -> Image.Image:
+        """Draw boxes with class names and scores on the image.
 
         Raises:
             MissingPackageError: if supervision is not installed.
         """
-        detections = self.to_supervision(stage=stage)
-        return Image.fromarray(draw_detections(self.image, detections))
+        return Image.fromarray(draw_detections(self.image, self.to_supervision()))
 
     def save(self, path: str | Path) -> Path:
         """Write `plot` to a file and return its path; the ending is the format.
@@ -124,26 +143,19 @@ class Result:
             )
         ]
 
-    def to_supervision(self, *, stage: int | None = None) -> "supervision.Detections":
+    def to_supervision(self) -> "supervision.Detections":
         """Convert to supervision's `Detections`, with ``class_name`` in its data.
 
         Raises:
             MissingPackageError: if supervision is not installed.
         """
         sv = import_supervision()
-        part = self if stage is None else self._stage(stage)
-        names = np.array([self.classes[label] for label in part.labels], dtype=str)
         return sv.Detections(
-            xyxy=part.boxes.reshape(-1, 4),
-            confidence=part.scores,
-            class_id=part.labels,
-            data={"class_name": names},
+            xyxy=self.boxes.reshape(-1, 4),
+            confidence=self.scores,
+            class_id=self.labels,
+            data={"class_name": np.array(self.names, dtype=str)},
         )
-
-    def _stage(self, stage: int) -> StageDetections:
-        if self.stages is None:
-            raise DataError("The result has no stages; write predict(..., stages=True).")
-        return self.stages[stage]
 
     def to_instances(self) -> Instances:
         """Convert to Detectron2's `Instances`."""
@@ -182,6 +194,13 @@ class Result:
             ) from error
         columns = ["path", "frame", "name", "label", "score", "x1", "y1", "x2", "y2"]
         return pd.DataFrame(self.to_dict(), columns=columns)
+
+
+def _above(
+    part: Result | StageDetections, threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    kept = part.scores >= threshold
+    return part.boxes[kept], part.scores[kept], part.labels[kept]
 
 
 def import_supervision() -> Any:

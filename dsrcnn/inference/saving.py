@@ -16,6 +16,7 @@ from .results import Result
 from .sources import video_info
 
 KINDS = ("pictures", "video", "coco", "csv")
+_CODECS = {".mp4": "mp4v", ".webm": "VP80"}
 _COLUMNS = ("image", "frame", "class", "label", "score", "x1", "y1", "x2", "y2")
 
 
@@ -129,21 +130,14 @@ class VideoWriter:
         if self._video is None or source != self._source:
             self._open(source, result)
         assert self._video is not None
-        picture = np.asarray(result.plot())
-        self._video.write(np.ascontiguousarray(picture[..., ::-1]))
+        write_frame(self._video, result)
 
     def _open(self, source: str, result: Result) -> None:
         self._release()
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self._names(source)}_predicted.mp4"
         fps = video_info(source).fps if result.path else 25.0
         height, width = result.size
-        self._video = cv2.VideoWriter(
-            str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height)
-        )
-        if not self._video.isOpened():
-            self._video = None
-            raise DataError(f"Video {path} cannot be written; check the folder and free space.")
+        self._video = open_video(path, fps, (width, height))
         self._source = source
         self._files.append(path)
 
@@ -156,6 +150,29 @@ class VideoWriter:
         """Finish the last video."""
         self._release()
         return self._files
+
+
+def open_video(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:
+    """Open a video to write.
+
+    Args:
+        path: ``.mp4`` (MPEG-4), or ``.webm`` (VP8), which browsers play.
+        fps: frames per second.
+        size: width and height in pixels.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*_CODECS[path.suffix]), fps, size)
+    if not video.isOpened():
+        raise DataError(f"Video {path} cannot be written; check the folder and free space.")
+    return video
+
+
+def write_frame(video: cv2.VideoWriter, result: Result) -> None:
+    """Draw a result into a video."""
+    video.write(np.ascontiguousarray(np.asarray(result.plot())[..., ::-1]))
 
 
 class CocoWriter:

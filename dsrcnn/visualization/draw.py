@@ -94,7 +94,12 @@ def draw_anchors(
 
 
 def draw_assignment(
-    image: np.ndarray, objects: np.ndarray, proposals: np.ndarray, assignment: np.ndarray
+    image: np.ndarray,
+    objects: np.ndarray,
+    proposals: np.ndarray,
+    assignment: np.ndarray,
+    *,
+    min_side: int = 240,
 ) -> np.ndarray:
     """Draw each ground truth in its own color, thick, and its proposals thin in the same color.
 
@@ -105,8 +110,9 @@ def draw_assignment(
         objects: (M, 4) ground truth.
         proposals: (P, 4).
         assignment: (P,) index of the ground truth of each proposal, -1 for background.
+        min_side: least shorter side of the picture, in pixels.
     """
-    canvas, scale = _pale_copy(image)
+    canvas, scale = _pale_copy(image, min_side)
     for index, box in enumerate(objects):
         positives = proposals[assignment == index]
         color = class_color(index) if len(positives) else _GRAY
@@ -162,9 +168,9 @@ def _enlarge(image: np.ndarray, min_side: int) -> tuple[np.ndarray, float]:
     return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), scale
 
 
-def _pale_copy(image: np.ndarray) -> tuple[np.ndarray, float]:
+def _pale_copy(image: np.ndarray, min_side: int = 240) -> tuple[np.ndarray, float]:
     """Pale copy of an image, on which boxes stand out, and its scale."""
-    canvas, scale = _enlarge(image, 240)
+    canvas, scale = _enlarge(image, min_side)
     return cv2.addWeighted(canvas, 0.7, np.full_like(canvas, 255), 0.3, 0), scale
 
 

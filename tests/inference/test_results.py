@@ -69,13 +69,26 @@ def test_pictures_show_boxes_on_the_image_in_memory_or_of_the_file(tmp_path):
     assert np.array_equal(np.asarray(Image.open(saved)), np.asarray(picture))
 
 
-def test_a_stage_can_be_drawn_if_there_are_stages():
-    pixels = np.full((80, 100, 3), 128, np.uint8)
+def test_the_detections_of_a_stage_are_a_result_if_there_are_stages():
     stage = StageDetections(BOXES[:1] + 15, np.array([0.4]), np.array([0]))
-    with_stages = result(_image=pixels, stages=[stage])
-    assert not np.array_equal(with_stages.plot(stage=0), with_stages.plot())
+    with_stages = result(stages=[stage])
+    first = with_stages.at_stage(0)
+    assert (first.boxes, first.scores, first.labels) == (stage.boxes, stage.scores, stage.labels)
+    assert first.size == with_stages.size
+    with pytest.raises(DataError, match="has no stage 1; write one from 0 to 0"):
+        with_stages.at_stage(1)
     with pytest.raises(DataError, match="has no stages; write predict"):
-        result(_image=pixels).plot(stage=0)
+        result().at_stage(0)
+
+
+def test_a_threshold_holds_for_the_result_and_its_stages():
+    whole = result(stages=[StageDetections(BOXES, np.array([0.2, 0.6]), np.array([1, 0]))])
+    best = whole.above(float(whole.scores[0]))
+    assert best.scores.tolist() == [whole.scores[0]]
+    assert best.boxes.tolist() == whole.boxes[:1].tolist()
+    assert best.labels.tolist() == whole.labels[:1].tolist()
+    assert whole.above(0.6).at_stage(0).boxes.tolist() == BOXES[1:].tolist()
+    assert len(whole) == 2
 
 
 def test_pictures_that_cannot_be_drawn_or_written_are_one_error(tmp_path, monkeypatch):
