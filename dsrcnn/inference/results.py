@@ -136,7 +136,7 @@ class Result:
                 "image_id": image_id,
                 "category_id": category_ids[label] if category_ids else int(label) + 1,
                 "bbox": [round(float(v), 3) for v in (x1, y1, x2 - x1, y2 - y1)],
-                "score": round(float(score), 5),
+                "score": float(score),  # rounded ones would tie, which changes AP
             }
             for (x1, y1, x2, y2), score, label in zip(
                 self.boxes, self.scores, self.labels, strict=True

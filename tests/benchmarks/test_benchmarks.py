@@ -245,3 +245,19 @@ def test_bad_input_is_refused_with_one_message(arguments, message, capsys):
         status = end.code
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+def test_prediction_is_compared_with_a_loop(model_file, photos, capsys):
+    pytest.importorskip("supervision")
+    words = ["prediction", str(model_file), str(photos), "--count", "6", "--repeats", "1"]
+    assert main([*words, "--batches", "1", "2", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("| predict, batch 2 ") == 2
+    rows = [row for row in text.splitlines() if row.startswith("| DefaultPredictor, loop")]
+    assert [row.split("|")[2].strip() for row in rows] == ["no", "yes"]
+    assert [row.split("|")[4].strip() for row in rows] == ["1.00", "1.00"]
+
+
+def test_prediction_of_a_folder_without_images_is_refused(model_file, tmp_path, capsys):
+    assert main(["prediction", str(model_file), str(tmp_path), "--device", "cpu"]) == 2
+    assert "has no image" in capsys.readouterr().err

@@ -6,8 +6,10 @@ import json
 import cv2
 import numpy as np
 import pytest
-from conftest import ANIMALS, refusal
+from conftest import ANIMALS, refusal, write_coco
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from dsrcnn.cli.main import main
 
@@ -138,3 +140,34 @@ def test_bad_input_is_one_line(words, message, model_file, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     words = [str(model_file) if word == "MODEL" else word for word in words]
     assert message in refusal(capsys, "predict", *words)
+
+
+def test_coco_results_evaluate_to_the_ap_of_an_evaluation(detector, model_file, tmp_path):
+    write_coco(tmp_path / "annotations/instances_val.json", tmp_path / "images/val", count=6)
+    images, path = tmp_path / "images/val", tmp_path / "annotations/instances_val.json"
+    # Some objects are detections, moved a little, so that the AP is neither 0 nor 100.
+    content = json.loads(path.read_text())
+    content["annotations"] = []
+    for record in content["images"]:
+        result = detector.predict(images / record["file_name"], threshold=0)
+        for entry in result.to_coco(record["id"])[::2]:
+            x, y, width, height = entry["bbox"]
+            box = [x, y + 0.1 * height, width, height]
+            number = len(content["annotations"]) + 1
+            content["annotations"].append(
+                {**entry, "id": number, "bbox": box, "area": width * height, "iscrowd": 0}
+            )
+    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(ANIMALS, start=1)]
+    path.write_text(json.dumps(content))
+    words = ("--model", model_file, "--output", tmp_path, "--save", "coco", "--threshold", "0")
+    assert predict(images, *words, "--annotations", path) == 0
+    truth = COCO(str(path))
+    evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    data = {"DATASETS.CUSTOM.TEST_JSON": str(path), "DATASETS.CUSTOM.TEST_IMAGES": str(images)}
+    metrics = detector.evaluate(**{"DATASETS.CUSTOM.NAME": "parity", **data})["bbox"]
+    assert 5 < metrics["AP"] < 95
+    assert 100 * evaluation.stats[0] == pytest.approx(metrics["AP"], abs=0.01)
+    assert 100 * evaluation.stats[1] == pytest.approx(metrics["AP50"], abs=0.01)
