@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import asag, loader, matching, prediction, recollection, speed, training
+from benchmarks import asag, loader, matching, operators, prediction, recollection, speed, training
 from dsrcnn.errors import DsrcnnError
 
 _BENCHMARKS = {
@@ -12,6 +12,7 @@ _BENCHMARKS = {
     "training": training,
     "loader": loader,
     "matching": matching,
+    "operators": operators,
     "prediction": prediction,
     "recollection": recollection,
     "asag": asag,

@@ -53,7 +53,7 @@ def refine_by_loop(
     for number, (stage, window) in enumerate(zip(head.head_series, windows, strict=True)):
         for index in range(*window):
             group = boxes[index][:, None], states[index][:, None]
-            logits, refined, state = head.run_stage(stage, pyramid, *group)
+            logits, refined, state = head.run_stage(stage, pyramid, *group, classify=True)
             boxes.append(refined[:, 0].detach())
             states.append(state[:, 0])
             place = torch.tensor([number], device=logits.device)

@@ -1,6 +1,6 @@
 """Batch norms: preserved statistics, running ones in training, and frozen ones."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -77,7 +77,11 @@ class RunningNorm(nn.BatchNorm1d):
 
 
 class FrozenNormConv2d(nn.Conv2d):
-    """Convolution without bias and a frozen batch norm, computed as one convolution."""
+    """Convolution without bias and a frozen batch norm, computed as one convolution.
+
+    What does not depend on trained weights is computed once, not in every pass: the scale and shift
+    of the norm; and their product with the weight where it needs no gradient.
+    """
 
     def __init__(self, conv: Conv2d) -> None:
         """Share weight, norm and activation with `conv`."""
@@ -88,15 +92,79 @@ class FrozenNormConv2d(nn.Conv2d):
         self.weight = conv.weight
         self.norm = conv.norm
         self.activation = conv.activation
+        self._affine = _Cached()
+        self._product = _Cached()
+
+    def train(self, mode: bool = True) -> "FrozenNormConv2d":
+        """Set the mode, and drop what was computed for the other."""
+        self._affine.clear()
+        self._product.clear()
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with the scaled weight and the shift as bias."""
-        norm = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        shift = norm.bias - norm.running_mean * scale
-        weight = self.weight * scale.view(-1, 1, 1, 1)
+        weight, shift = self._folded()
         x = F.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
         return x if self.activation is None else self.activation(x)
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution, in the precision of autocast if they are kept."""
+        norm, weight = self.norm, self.weight
+        if torch.compiler.is_compiling():  # the compiler folds them itself
+            scale, shift = _scale_and_shift(norm)
+            return weight * scale, shift
+        statistics = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        scale, shift = self._affine(lambda: _scale_and_shift(norm), statistics)
+        if weight.requires_grad and torch.is_grad_enabled():
+            return weight * scale, shift
+        dtype = _autocast_dtype(weight)
+
+        def product() -> tuple[Tensor, Tensor]:
+            return (weight * scale).to(dtype), shift.to(dtype)
+
+        return self._product(product, (weight, *statistics), dtype)
+
+
+class _Cached:
+    """Tensors that are computed again when those that they depend on have changed.
+
+    Changes are seen by address and version, so not those of ``x.data`` in place.
+    """
+
+    def __init__(self) -> None:
+        self._values: tuple[Tensor, Tensor] | None = None
+        self._key: tuple[object, ...] = ()
+        self._inputs: list[Tensor] = []
+
+    def __call__(
+        self,
+        compute: Callable[[], tuple[Tensor, Tensor]],
+        inputs: Sequence[Tensor],
+        *settings: object,
+    ) -> tuple[Tensor, Tensor]:
+        key = (*((x.data_ptr(), x._version, x.dtype, x.device) for x in inputs), *settings)
+        if self._values is None or key != self._key:
+            # Not inference tensors, which a later training step could not use.
+            with torch.inference_mode(False), torch.no_grad():
+                self._values, self._key = compute(), key
+            self._inputs = [x.detach() for x in inputs]  # so that no address is used again
+        return self._values
+
+    def clear(self) -> None:
+        self._values, self._key, self._inputs = None, (), []
+
+
+def _scale_and_shift(norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale (C, 1, 1, 1) and shift (C,) of a frozen norm."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype:
+    """Precision in which autocast computes with `x`; its own without autocast."""
+    kind = x.device.type
+    is_cast = x.dtype == torch.float32 and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if is_cast else x.dtype
 
 
 def fold_frozen_norms(module: nn.Module) -> None:

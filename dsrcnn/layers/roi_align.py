@@ -9,6 +9,7 @@ Notation: ``R`` RoIs per image, ``K`` output cells per side, ``S`` sampling poin
 side, ``T`` rows of the table.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -18,96 +19,154 @@ from torch import Tensor
 _CANONICAL_SIZE = 224.0  # side of a box that belongs to level 4
 
 
+class Levels(NamedTuple):
+    """Geometry of pyramid levels, finest first.
+
+    Attributes:
+        places: (L, 5) float32: one over the stride, width and height, last column and last row.
+        layout: (L, 2) int32: width, first row in the table of an image.
+        images: (B, 1) int32, first row of every image; None for one image.
+        areas: (L - 1,) float32, area of a box in pixels from which the next level is used.
+        neighbors: (2,) float32, 1 and 0: weights of the neighbors of a point are its distances.
+        shift: (2,) float32, -0.5 and 0: of RoIAlign with and without alignment.
+        zero: () float32.
+    """
+
+    places: Tensor
+    layout: Tensor
+    images: Tensor | None
+    areas: Tensor
+    neighbors: Tensor
+    shift: Tensor
+    zero: Tensor
+
+
 class FeatureTable(NamedTuple):
     """A feature pyramid as rows.
 
     Attributes:
         rows: (T, D), image by image, level by level, row by row.
-        levels: (L, 4) int64: height, width, stride and first row of each level, finest first.
-        images: number of images.
-        finest: name of the first level; its stride is ``2 ** finest``.
+        levels: their geometry.
     """
 
     rows: Tensor
-    levels: Tensor
-    images: int
-    finest: int
+    levels: Levels
 
     @classmethod
     def from_levels(cls, features: list[Tensor], strides: tuple[int, ...]) -> "FeatureTable":
         """Lay out pyramid levels (B, D, H_l, W_l) with their strides as one table."""
         rows = torch.cat([f.permute(0, 2, 3, 1).flatten(1, 2) for f in features], dim=1)
-        sizes = [f.shape[2] * f.shape[3] for f in features]
-        firsts = [sum(sizes[:i]) for i in range(len(sizes))]
-        description = [
-            (f.shape[2], f.shape[3], stride, first)
-            for f, stride, first in zip(features, strides, firsts, strict=True)
-        ]
-        # Once for all stages: small as it is, it is a transfer to the device.
-        levels = torch.tensor(description).to(rows.device, non_blocking=True)
-        return cls(rows.flatten(0, 1), levels, features[0].shape[0], strides[0].bit_length() - 1)
+        sizes = tuple((f.shape[2], f.shape[3]) for f in features)
+        # Constants of a size: made once, as making them is a transfer to the device.
+        describe = _levels if torch.compiler.is_compiling() else _cached_levels
+        return cls(rows.flatten(0, 1), describe(sizes, strides, len(rows), rows.device))
 
 
-def assign_levels(boxes: Tensor, num_levels: int, *, finest: int = 2) -> Tensor:
+def _levels(
+    sizes: tuple[tuple[int, int], ...],
+    strides: tuple[int, ...],
+    images: int,
+    device: torch.device,
+) -> Levels:
+    """Describe levels of the sizes (height, width)."""
+    places, layout, first = [], [], 0
+    for (height, width), stride in zip(sizes, strides, strict=True):
+        places.append((1 / stride, width, height, width - 1, height - 1))
+        layout.append((width, first))
+        first += height * width
+    finest = strides[0].bit_length() - 1
+    # Level k from a side of 224 * 2^(k - 4) on; the formula of FPN adds 1e-8 to side / 224.
+    bounds = [(2.0 ** (finest + 1 + i - 4) - 1e-8) * _CANONICAL_SIZE for i in range(len(sizes) - 1)]
+    with torch.inference_mode(False):
+        rows = torch.arange(images, dtype=torch.int32, device=device) * first
+        return Levels(
+            places=torch.tensor(places, device=device),
+            layout=torch.tensor(layout, dtype=torch.int32, device=device),
+            images=None if images == 1 else rows.unsqueeze(1),
+            areas=torch.tensor([bound**2 for bound in bounds], device=device),
+            neighbors=torch.tensor([1.0, 0.0], device=device),
+            shift=torch.tensor([-0.5, 0.0], device=device),
+            zero=torch.tensor(0.0, device=device),
+        )
+
+
+_cached_levels = functools.lru_cache(maxsize=256)(_levels)
+
+
+def assign_levels(boxes: Tensor, areas: Tensor) -> Tensor:
     """Assign boxes to pyramid levels by their size (FPN, arXiv 1612.03144, equation 1).
 
     Args:
         boxes: (..., 4) xyxy in pixels.
-        num_levels: ``L``.
-        finest: name of the first level (its stride is ``2 ** finest``).
+        areas: see `Levels`.
 
     Returns:
         (...) int64, 0-based; degenerate boxes belong to the finest level.
     """
-    area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
-    level = torch.floor(4 + torch.log2(area.sqrt() / _CANONICAL_SIZE + 1e-8)) - finest
-    return level.nan_to_num(0.0).clamp(0, num_levels - 1).long()
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+    return torch.bucketize(area, areas.to(area.dtype), right=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _offsets(count: int, size: int, device: torch.device) -> Tensor:
+    """First entries (count,) int32 of bags of equal size."""
+    with torch.inference_mode(False):
+        return torch.arange(0, count * size, size, dtype=torch.int32, device=device)
+
+
+@functools.lru_cache(maxsize=64)
+def _grid(count: int, device: torch.device) -> Tensor:
+    """Midpoints (count,) of equal parts of 0..1, as RoIAlign computes them."""
+    with torch.inference_mode(False):
+        return (torch.arange(count, device=device) + 0.5) / count
 
 
 def _axis_weights(
-    start: Tensor, extent: Tensor, limit: Tensor, cells: int, samples: int
+    start: Tensor, extent: Tensor, levels: Levels, places: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Index (int32) and weight of the two neighbors of each point along one axis: (N, K, 2 S).
+    """Index (int32) and weight of the two neighbors of each sampling point: (B, R, 2, count, 2).
 
-    RoIs begin at `start` (N,), from the center of the first feature cell, and have the size
-    `extent` (N,) in cells; `limit` (N,) is the number of cells of the level.
+    Both axes at once, x first. RoIs begin at `start` (B, R, 2), from the center of the first
+    feature cell, and have the size `extent` (B, R, 2) in cells; `places` (B, R, 5) is that of their
+    levels.
     """
-    count = cells * samples
-    # Midpoints i + 0.5 first, as RoIAlign computes them, to keep the same rounding.
-    grid = (torch.arange(count, device=start.device) + 0.5) / count
-    limit = limit.unsqueeze(1)
-    position = start.unsqueeze(1) + grid.to(start.dtype) * extent.unsqueeze(1)
-    inside = (position >= -1) & (position <= limit)
-    position = torch.minimum(position.clamp(min=0), limit.to(position.dtype))
-    low = position.long()
-    at_edge = low >= limit - 1
-    low = torch.minimum(low, limit - 1)
-    fraction = (position - low).masked_fill(at_edge, 0.0)
-    high = torch.minimum(low + 1, limit - 1)
-    weight = torch.stack([1 - fraction, fraction], dim=-1) * inside.unsqueeze(-1) / samples
-    index = torch.stack([low, high], dim=-1).int()  # half the memory, three times as fast to gather
-    return index.view(-1, cells, 2 * samples), weight.view(-1, cells, 2 * samples)
+    grid = _grid(count, start.device).to(start.dtype)
+    position = torch.addcmul(start.unsqueeze(-1), grid, extent.unsqueeze(-1))
+    last = places[..., 3:].unsqueeze(-1)
+    # To the feature cells; points more than one cell away from them count as zero.
+    point = torch.clamp(position, levels.zero, last)
+    inside = (position - point).abs() <= 1
+    weight = (point.frac().unsqueeze(-1) - levels.neighbors).abs() * inside.unsqueeze(-1)
+    # The upper neighbor of a point on a cell is the cell, with weight 0, so none is outside.
+    index = torch.stack([point, point.ceil()], dim=-1).int()
+    return index, weight
 
 
 def _sampling_weights(
     table: FeatureTable, boxes: Tensor, cells: int, samples: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
     """Table rows (int32) that each RoI cell averages, and weights: (B * R * K * K, 4 S * S)."""
-    boxes = boxes.nan_to_num(0.0, 0.0, 0.0).flatten(0, 1)
-    level = assign_levels(boxes, len(table.levels), finest=table.finest)
-    height, width, stride, first_row = table.levels[level].unbind(1)
-    image = torch.arange(boxes.shape[0], device=boxes.device) // (boxes.shape[0] // table.images)
-    base = (first_row + image * (table.rows.shape[0] // table.images)).int()
-    x1, y1, x2, y2 = (boxes / stride.unsqueeze(1).to(boxes.dtype)).unbind(1)
-    shift, tall, wide = 0.5, y2 - y1, x2 - x1
+    boxes = boxes.nan_to_num(0.0, 0.0, 0.0)
+    levels = table.levels
+    level = assign_levels(boxes, levels.areas)
+    places, layout = levels.places[level], levels.layout[level]
+    shift = levels.shift[0 if aligned else 1]
+    start, end = torch.addcmul(shift, boxes, places[..., :1]).split(2, dim=-1)
+    extent = end - start
     if not aligned:
-        shift, tall, wide = 0.0, tall.clamp(min=1), wide.clamp(min=1)
-    rows, row_weights = _axis_weights(y1 - shift, tall, height, cells, samples)
-    columns, column_weights = _axis_weights(x1 - shift, wide, width, cells, samples)
-    start = (base.view(-1, 1, 1) + rows * width.view(-1, 1, 1).int())[:, :, None, :, None]
-    index = start + columns[:, None, :, None, :]  # (N, K, K, 2 S, 2 S)
-    weight = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-    return index.flatten(3).flatten(0, 2), weight.flatten(3).flatten(0, 2)
+        extent = extent.clamp(min=1)
+    index, weight = _axis_weights(start, extent, levels, places, cells * samples)
+    per_axis = (*boxes.shape[:2], 2, cells, 2 * samples)
+    (columns, rows), (wide, tall) = (x.view(per_axis).unbind(2) for x in (index, weight))
+    width, first = layout.unbind(-1)
+    if levels.images is not None:
+        first = first + levels.images
+    rows = torch.addcmul(first[..., None, None], rows, width[..., None, None])
+    index = rows[..., :, None, :, None] + columns[..., None, :, None, :]  # (B, R, K, K, 2 S, 2 S)
+    product = (tall[..., :, None, :, None], wide[..., None, :, None, :])
+    weight = torch.addcmul(levels.zero, *product, value=1 / samples**2)
+    size = 4 * samples * samples
+    return index.view(-1, size), weight.view(-1, size)
 
 
 def pool_rois(
@@ -128,9 +187,15 @@ def pool_rois(
     Returns:
         (B * R, K * K, D).
     """
+    # Indices are int32: half the memory, three times as fast to gather.
     with torch.no_grad():
         index, weight = _sampling_weights(table, boxes, cells, samples, aligned)
+    offsets = _offsets(*index.shape, index.device)
     pooled = F.embedding_bag(
-        index, table.rows, mode="sum", per_sample_weights=weight.to(table.rows.dtype)
+        index.view(-1),
+        table.rows,
+        offsets,
+        mode="sum",
+        per_sample_weights=weight.view(-1).to(table.rows.dtype),
     )
     return pooled.view(-1, cells * cells, table.rows.shape[1])

@@ -4,11 +4,10 @@ Notation: ``K`` detections of an image.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
@@ -140,23 +139,31 @@ def batched_nms(scores: Tensor, classes: Tensor, boxes: Tensor, threshold: float
     return kept.scatter(0, stays, torch.ones_like(stays, dtype=torch.bool)).view_as(scores)
 
 
-def to_instances(
-    detections: Detections, index: int, network_size: tuple[int, int], record: dict[str, Any]
-) -> Instances:
-    """Scale one image's detections to the original image, clipped, without empty boxes.
+def scale_to_originals(detections: Detections, sizes: Tensor, originals: Tensor) -> Detections:
+    """Scale boxes to the original images and clip them there; empty ones are not kept.
 
     Args:
         detections: of the batch.
-        index: of the image in the batch.
-        network_size: height and width of the network input before padding.
-        record: the model input, with ``height`` and ``width`` of the original.
+        sizes: (B, 4) ``w, h, w, h`` of the network inputs before padding.
+        originals: (B, 4) of the original images.
     """
-    kept = detections.kept[index]
-    instances = Instances(network_size)
-    instances.pred_boxes = Boxes(torch.nan_to_num(detections.boxes[index][kept]))
-    instances.scores = detections.scores[index][kept]
-    instances.pred_classes = detections.classes[index][kept]
-    height, width = (
-        record.get(k, s) for k, s in zip(("height", "width"), network_size, strict=True)
-    )
-    return detector_postprocess(instances, height, width)
+    boxes = torch.nan_to_num(detections.boxes) * (originals / sizes).unsqueeze(1)
+    boxes = boxes.clamp(min=0).minimum(originals.unsqueeze(1))
+    is_solid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+    return detections._replace(boxes=boxes, kept=detections.kept & is_solid)
+
+
+def to_instances(detections: Detections, index: int, size: tuple[int, int]) -> Instances:
+    """Return one image's detections.
+
+    Args:
+        detections: of the batch, in pixels of the original images.
+        index: of the image in the batch.
+        size: height and width of the original image.
+    """
+    kept = detections.kept[index].nonzero().squeeze(1)  # the host waits here, once an image
+    instances = Instances(size)
+    instances.pred_boxes = Boxes(detections.boxes[index].index_select(0, kept))
+    instances.scores = detections.scores[index].index_select(0, kept)
+    instances.pred_classes = detections.classes[index].index_select(0, kept)
+    return instances

@@ -18,7 +18,7 @@ MAX_LOG_SCALE = math.log(100_000.0 / 16)
 def box_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """Convert center and size (..., 4) to corners."""
     center, size = boxes_cxcywh.split(2, dim=-1)
-    return torch.cat([center - 0.5 * size, center + 0.5 * size], dim=-1)
+    return torch.cat([center.sub(size, alpha=0.5), center.add(size, alpha=0.5)], dim=-1)
 
 
 def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 def apply_deltas(
     deltas: Tensor,
     boxes: Tensor,
-    weights: tuple[float, float, float, float] = (2.0, 2.0, 1.0, 1.0),
+    weights: tuple[float, float] = (2.0, 1.0),
     max_log_scale: float = MAX_LOG_SCALE,
 ) -> Tensor:
     """Move and scale `boxes` by predicted `deltas` (Sparse R-CNN's box coder).
@@ -40,32 +40,22 @@ def apply_deltas(
     Args:
         deltas: (..., 4) ``dx, dy, dw, dh``.
         boxes: (..., 4) xyxy in pixels.
-        weights: divisors of the four deltas.
+        weights: divisor of ``dx, dy`` and of ``dw, dh``.
         max_log_scale: upper limit of ``dw`` and ``dh`` after the division.
 
     Returns:
         (..., 4) xyxy, float32 (float64 for float64 input).
     """
+    # Both axes at once, numbers instead of tensors, few operations: launches are what counts.
     boxes = at_least_float32(boxes)
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    # One by one: a tensor of weights would be a transfer to the device in every stage.
-    dx, dy, dw, dh = (
-        d / w for d, w in zip(deltas.to(boxes.dtype).unbind(-1), weights, strict=True)
-    )
-    width, height = x2 - x1, y2 - y1
-    center_x = dx * width + (x1 + 0.5 * width)
-    center_y = dy * height + (y1 + 0.5 * height)
-    half_width = 0.5 * dw.clamp(max=max_log_scale).exp() * width
-    half_height = 0.5 * dh.clamp(max=max_log_scale).exp() * height
-    return torch.stack(
-        [
-            center_x - half_width,
-            center_y - half_height,
-            center_x + half_width,
-            center_y + half_height,
-        ],
-        dim=-1,
-    )
+    low, high = boxes.split(2, dim=-1)
+    move, grow = deltas.to(boxes.dtype).split(2, dim=-1)
+    size = high - low
+    center = torch.addcmul(low.add(size, alpha=0.5), move, size, value=1 / weights[0])
+    if weights[1] != 1:
+        grow = grow / weights[1]
+    size = grow.clamp(max=max_log_scale).exp() * size
+    return torch.cat([center.sub(size, alpha=0.5), center.add(size, alpha=0.5)], dim=-1)
 
 
 OVERLAPS = ("iou", "giou", "diou", "ciou")

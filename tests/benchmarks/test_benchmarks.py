@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from benchmarks.__main__ import main
 from benchmarks.loader import PIPELINES, share_of_waiting
 from benchmarks.matching import assign_by_loop, make_scene
+from benchmarks.operators import count_operators
 from benchmarks.recollection import Step, Variant, flops_of, flops_per_second, peak_memory_of
 from benchmarks.speed import Measurement, compare, format_table
 from benchmarks.speed import Variant as Model
@@ -261,3 +262,23 @@ def test_prediction_is_compared_with_a_loop(model_file, photos, capsys):
 def test_prediction_of_a_folder_without_images_is_refused(model_file, tmp_path, capsys):
     assert main(["prediction", str(model_file), str(tmp_path), "--device", "cpu"]) == 2
     assert "has no image" in capsys.readouterr().err
+
+
+def test_one_image_dispatches_few_operators_and_moves_nothing_to_the_device():
+    """Launches are the limit on GPUs: 1407 before norms, pooling and box decoding were fused."""
+    count = count_operators("coco/sparse_rcnn_R50_100pro_3x", [], height=64, width=96)
+    assert 300 < count.total <= 550
+    # Constants are made once; what the host waits for is the number of detections.
+    waits = {"_local_scalar_dense": 0, "nonzero": 1, "lift_fresh": 1}  # sizes of the image
+    assert {name: count.by_name[name] for name in waits} == waits
+    assert count.by_name["arange"] == 0
+    assert count.by_place["dsrcnn/layers/norm.py forward"] == 53  # convolutions
+
+
+def test_operators_are_listed_by_place_and_name(capsys):
+    assert main(["operators", *SHAPES, "--size", "64", "64"]) == 0
+    text = capsys.readouterr().out
+    rows = rows_of(text)
+    assert int(rows["convolution"][0]) > 20
+    assert int(rows["dsrcnn/structures/boxes.py apply_deltas"][0]) == 27  # of three stages
+    assert re.search(r"\d+ operators$", text.strip())

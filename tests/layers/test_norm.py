@@ -120,3 +120,56 @@ def test_folded_norms_use_statistics_that_are_loaded_later():
     before = model(x)
     model[0].norm.bias.add_(1.0)
     assert not torch.allclose(model(x), before)
+
+
+def folded_convolution():
+    model = convolutions()[:1].eval()
+    fold_frozen_norms(model)
+    return model, torch.randn(1, 3, 5, 5)
+
+
+def unfolded(model, x):
+    conv = model[0]
+    return conv.activation(conv.norm(nn.functional.conv2d(x, conv.weight, None, 2, 1)))
+
+
+@pytest.mark.parametrize("change", ["load", "step", "swap", "norm", "double"])
+@torch.no_grad()
+def test_what_is_computed_once_follows_changes_of_weights_and_statistics(change):
+    model, x = folded_convolution()
+    torch.testing.assert_close(model(x), unfolded(model, x), rtol=1e-4, atol=1e-5)
+    if change == "load":
+        state = {k: torch.rand_like(v) + 0.5 for k, v in model.state_dict().items()}
+        model.load_state_dict(state)
+    elif change == "step":
+        model[0].weight.add_(1.0)
+    elif change == "swap":  # as the average of the weights is swapped in
+        model[0].weight.data = torch.randn_like(model[0].weight)
+    elif change == "norm":
+        model[0].norm.running_var.mul_(3.0)
+    else:
+        model, x = model.double(), x.double()
+    torch.testing.assert_close(model(x), unfolded(model, x), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_folded_once_in_evaluation_and_trained_afterwards():
+    model, x = folded_convolution()
+    with torch.inference_mode():
+        first = model(x)
+    with torch.no_grad():
+        kept = model[0]._folded()
+        assert all(a is b for a, b in zip(model[0]._folded(), kept, strict=True))
+        torch.testing.assert_close(model(x), first.clone())
+    model.train()
+    model(x).sum().backward()
+    assert model[0].weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_folded_weights_are_kept_in_the_precision_of_autocast():
+    model, x = folded_convolution()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model[0]._folded()[0].dtype == torch.bfloat16
+        expected = unfolded(model, x).float()
+        torch.testing.assert_close(model(x).float(), expected, rtol=0.05, atol=0.1)
+    assert model[0]._folded()[0].dtype == torch.float32

@@ -28,7 +28,8 @@ def by_detectron2(features, boxes, cells=7, samples=2, kind="ROIAlignV2"):
 def test_levels_follow_the_size_of_the_box(side):
     expected = {56.0: 2, 111.9: 2, 112.0: 3, 224.0: 4, 447.0: 4, 448.0: 5, 900.0: 5}
     box = torch.tensor([[0.0, 0.0, side, side]])
-    assert assign_levels(box, 4).item() + 2 == expected.get(side, 2)
+    areas = FeatureTable.from_levels(pyramid(), STRIDES).levels.areas
+    assert assign_levels(box, areas).item() + 2 == expected.get(side, 2)
 
 
 @pytest.mark.parametrize("extent", [1.0, 30.0, 150.0, 900.0])

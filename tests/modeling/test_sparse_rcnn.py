@@ -165,7 +165,8 @@ def test_predictions_of_all_stages_are_a_parameter_of_the_call_and_change_no_mod
         predictions, images = model.raw_predictions(INPUTS, all_stages=True)
     set_attribute.assert_not_called()
     assert not any(m.training for m in model.modules())
-    assert images.image_sizes == SIZES
+    assert images.original_sizes == SIZES
+    assert images.sizes[:, :2].tolist() == [[w, h] for h, w in SIZES]
     assert last.stage.tolist() == [1]
     assert predictions.stage.tolist() == [0, 1]
     assert torch.equal(predictions.logits[1:], last.logits)
@@ -229,7 +230,8 @@ def test_batches_are_padded_to_the_least_side_and_detections_stay():
     model = model_of("INPUT.PAD_TO", 128).eval()
     images = model.preprocess_image(inputs)
     assert images.tensor.shape == (2, 3, 128, 128)
-    assert images.image_sizes == SIZES
+    assert images.original_sizes == SIZES
+    assert images.sizes[:, :2].tolist() == [[w, h] for h, w in SIZES]
     single, both = (x[0]["instances"] for x in (model(inputs[:1]), model(inputs)))
     assert both.image_size == SIZES[0]
     boxes = both.pred_boxes.tensor

@@ -78,7 +78,8 @@ class QueryInitializer(PositionalStage):
         features = features.view(*boxes.shape[:2], -1)
         xyzr = self.positions(boxes)
         features = self.attention(features, xyzr, boxes, mask)  # residual and norm included
-        return InitialQueries(*self.feed_forward_and_predict(features, xyzr))
+        boxes, features = self.feed_forward_and_move(features, xyzr)
+        return InitialQueries(self.classify(features), boxes, features)
 
 
 class NoisyQueries(NamedTuple):

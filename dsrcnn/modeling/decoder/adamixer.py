@@ -69,10 +69,8 @@ class PositionalStage(Stage):
         with torch.autocast(boxes.device.type, enabled=False):
             return boxes_to_xyzr(boxes, unit=self.unit, ratio_scale=self.ratio_scale)
 
-    def feed_forward_and_predict(
-        self, features: Tensor, xyzr: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (..., C), boxes (..., 4) and features (..., D) of the next stage.
+    def feed_forward_and_move(self, features: Tensor, xyzr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return boxes (..., 4) and features (..., D) of the next stage.
 
         Centers move in units of the scale ``2^z``; deltas of z and r are added.
         """
@@ -84,7 +82,12 @@ class PositionalStage(Stage):
             moved = xyzr[..., :2] + deltas[..., :2] * torch.exp2(xyzr[..., 2:3])
             refined = torch.cat([moved, xyzr[..., 2:] + deltas[..., 2:]], dim=-1)
             boxes = xyzr_to_boxes(refined, unit=self.unit, ratio_scale=self.ratio_scale)
-        return self.fc_cls(self.cls_fcs(features)), boxes, features
+        return boxes, features
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits (..., C) of features (..., D) of the next stage."""
+        logits: Tensor = self.fc_cls(self.cls_fcs(features))
+        return logits
 
 
 class AdaMixerStage(PositionalStage):
@@ -139,8 +142,14 @@ class AdaMixerStage(PositionalStage):
         offsets[..., 2] = -1.0
 
     def forward(
-        self, pyramid: GroupedPyramid, boxes: Tensor, features: Tensor, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        pyramid: GroupedPyramid,
+        boxes: Tensor,
+        features: Tensor,
+        mask: Tensor | None = None,
+        *,
+        classify: bool = True,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Refine every proposal once.
 
         Args:
@@ -148,14 +157,16 @@ class AdaMixerStage(PositionalStage):
             boxes: (B, G, P, 4) xyxy in pixels.
             features: (B, G, P, D).
             mask: (B, P) or (B, P, P) bool, False for keys to ignore; with one group.
+            classify: False leaves the logits out.
 
         Returns:
-            Logits (B, G, P, C), boxes (B, G, P, 4) and features (B, G, P, D).
+            Logits (B, G, P, C) or None, boxes (B, G, P, 4) and features (B, G, P, D).
         """
         xyzr = self.positions(boxes)
         flat = (x.flatten(0, 1) for x in (features, xyzr, boxes))
         features = self.attention(*flat, mask).view_as(features)  # residual and norm included
-        return self.feed_forward_and_predict(self._mix(pyramid, xyzr, features), xyzr)
+        boxes, features = self.feed_forward_and_move(self._mix(pyramid, xyzr, features), xyzr)
+        return self.classify(features) if classify else None, boxes, features
 
     def _mix(self, pyramid: GroupedPyramid, xyzr: Tensor, features: Tensor) -> Tensor:
         """Sample around the boxes and mix the samples into the features."""
@@ -205,7 +216,13 @@ class AdaMixerDecoder(Cascade):
             return GroupedPyramid.from_levels(levels, self.strides, self.groups)
 
     def run_stage(
-        self, stage: nn.Module, pyramid: GroupedPyramid, boxes: Tensor, states: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        stage: nn.Module,
+        pyramid: GroupedPyramid,
+        boxes: Tensor,
+        states: Tensor,
+        *,
+        classify: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Refine the proposals by sampling the pyramid."""
-        return stage(pyramid, boxes, states)
+        return stage(pyramid, boxes, states, classify=classify)

@@ -5,7 +5,8 @@ Notation: ``G`` groups of proposals.
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -93,9 +94,13 @@ class Cascade(nn.Module):
         raise NotImplementedError
 
     def run_stage(
-        self, stage: nn.Module, pyramid: Any, boxes: Tensor, states: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Refine boxes (B, G, P, 4) and features (B, G, P, D) once; returns logits first."""
+        self, stage: nn.Module, pyramid: Any, boxes: Tensor, states: Tensor, *, classify: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Refine boxes (B, G, P, 4) and features (B, G, P, D) once.
+
+        Returns:
+            Logits, None unless `classify`; boxes; features.
+        """
         raise NotImplementedError
 
     def forward(
@@ -129,33 +134,48 @@ class Cascade(nn.Module):
         windows = self.windows if recollect else self.plain_windows
         boxes, states = (x.unsqueeze(1) for x in proposals)  # one group: (B, 1, P, .)
         memory = GroupMemory(windows, boxes, states)
-        outputs: list[tuple[Tensor, Tensor]] = []
         exit_early = not (self.training or all_stages)
         used = (stages or self.inference_stages) if exit_early else len(self.head_series)
-        for number, stage in enumerate(self.head_series[:used]):
-            logits, boxes, states = self._refine(stage, pyramid, *memory.window(number))
-            outputs.append((logits, boxes))
-            memory.add(number, boxes, states)
         keep_all = all_stages or (self.training and self.deep_supervision)
-        return _stack(outputs, first_stage=0 if keep_all else len(outputs) - 1)
+        outputs: list[_Output] = []
+        for number, stage in enumerate(self.head_series[:used]):
+            # The classes of a stage matter to its own prediction only.
+            is_kept = keep_all or number == used - 1
+            window = memory.window(number)
+            logits, boxes, states = self._refine(stage, pyramid, *window, classify=is_kept)
+            if logits is not None:
+                outputs.append(_Output(number, logits, boxes))
+            memory.add(number, boxes, states)
+        return _stack(outputs)
 
     def _refine(
-        self, stage: nn.Module, pyramid: Any, boxes: Tensor, states: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, stage: nn.Module, pyramid: Any, boxes: Tensor, states: Tensor, *, classify: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Run a stage in chunks of groups."""
         groups = boxes.shape[1]
         recompute = self.checkpoint or (self.checkpoint_recollection and groups > 1)
         size = self.chunk or groups
+        run = partial(self.run_stage, classify=classify)
         chunks = []
         for arguments in zip(boxes.split(size, dim=1), states.split(size, dim=1), strict=True):
             if recompute and torch.is_grad_enabled():
-                chunks.append(checkpointed(stage, self.run_stage, stage, pyramid, *arguments))
+                chunks.append(checkpointed(stage, run, stage, pyramid, *arguments))
             else:
-                chunks.append(self.run_stage(stage, pyramid, *arguments))
+                chunks.append(run(stage, pyramid, *arguments))
         if len(chunks) == 1:
             return chunks[0]
-        logits, boxes, states = (torch.cat(x, dim=1) for x in zip(*chunks, strict=True))
+        parts, *rest = zip(*chunks, strict=True)
+        logits = torch.cat(parts, dim=1) if classify else None
+        boxes, states = (torch.cat(x, dim=1) for x in rest)
         return logits, boxes, states
+
+
+class _Output(NamedTuple):
+    """Logits (B, G, P, C) and boxes (B, G, P, 4) of a stage."""
+
+    stage: int
+    logits: Tensor
+    boxes: Tensor
 
 
 class DynamicHead(Cascade):
@@ -179,18 +199,27 @@ class DynamicHead(Cascade):
         return self.roi_features.prepare(features)
 
     def run_stage(
-        self, stage: nn.Module, pyramid: FeatureTable, boxes: Tensor, states: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        stage: nn.Module,
+        pyramid: FeatureTable,
+        boxes: Tensor,
+        states: Tensor,
+        *,
+        classify: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Pool RoI features at the boxes and refine them."""
         pooled = self.roi_features(pyramid, boxes.detach().flatten(1, 2))
-        return stage(pooled, boxes, states)
+        return stage(pooled, boxes, states, classify=classify)
 
 
-def _stack(outputs: list[tuple[Tensor, Tensor]], first_stage: int) -> Predictions:
+def _stack(outputs: list[_Output]) -> Predictions:
     """Stack (B, G, P, .) outputs; every group of a stage becomes a prediction set."""
-    logits, boxes, stages = [], [], []
-    for stage, (x, b) in enumerate(outputs[first_stage:], start=first_stage):
-        logits.append(x.transpose(0, 1))
-        boxes.append(b.transpose(0, 1))
-        stages.append(torch.full((b.shape[1],), stage, device=b.device))
+    logits = [x.logits.transpose(0, 1) for x in outputs]
+    boxes = [x.boxes.transpose(0, 1) for x in outputs]
+    device = boxes[0].device
+    stages = [
+        torch.full((len(b),), x.stage, device=device) for x, b in zip(outputs, boxes, strict=True)
+    ]
+    if len(outputs) == 1:
+        return Predictions(logits[0], boxes[0], stages[0])
     return Predictions(torch.cat(logits), torch.cat(boxes), torch.cat(stages))

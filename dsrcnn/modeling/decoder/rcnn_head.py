@@ -213,7 +213,9 @@ class RCNNHead(Stage):
         boxes: Tensor,
         proposal_features: Tensor,
         mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        *,
+        classify: bool = True,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Refine every proposal once.
 
         Args:
@@ -221,10 +223,11 @@ class RCNNHead(Stage):
             boxes: (B, G, P, 4) xyxy in pixels.
             proposal_features: (B, G, P, D).
             mask: (B, P) or (B, P, P) bool, False for keys to ignore; with one group.
+            classify: False leaves the logits out.
 
         Returns:
-            Logits (B, G, P, C), boxes (B, G, P, 4) and object features (B, G, P, D), the proposal
-            features of the next stage.
+            Logits (B, G, P, C) or None, boxes (B, G, P, 4) and object features (B, G, P, D), the
+            proposal features of the next stage.
         """
         attended = self._attend(proposal_features, mask)
         features = self.norm1(proposal_features + self.dropout1(attended))
@@ -232,7 +235,7 @@ class RCNNHead(Stage):
         features = self.norm2(features + self.dropout2(interaction))
         hidden = self.dropout(self.activation(self.linear1(features)))
         features = self.norm3(features + self.dropout3(self.linear2(hidden)))
-        logits = self.class_logits(self.cls_module(features))
+        logits = self.class_logits(self.cls_module(features)) if classify else None
         tower = self.reg_module(features)
         # The deltas stay float32 under autocast, as the boxes do.
         with torch.autocast(tower.device.type, enabled=False):

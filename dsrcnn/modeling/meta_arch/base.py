@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone, build_backbone
-from detectron2.structures import ImageList
 from torch import Tensor
 
 from ...config.validate import CheckedArchitecture, check_model, check_sparse_rcnn
@@ -15,7 +14,12 @@ from ...layers.activation_checkpoint import checkpoint_blocks
 from ...layers.norm import fold_frozen_norms
 from ...structures import Predictions
 from ...utils.training import TrainableModel
-from ..postprocessing import DetectionSettings, select_detections, to_instances
+from ..postprocessing import (
+    DetectionSettings,
+    scale_to_originals,
+    select_detections,
+    to_instances,
+)
 
 
 class ImageBatch(NamedTuple):
@@ -24,12 +28,14 @@ class ImageBatch(NamedTuple):
     Attributes:
         tensor: (B, 3, H, W).
         sizes: (B, 4) ``w, h, w, h`` of each image before padding, in pixels.
-        image_sizes: (height, width) of each image before padding.
+        originals: (B, 4) of the original images, which detections refer to.
+        original_sizes: (height, width) of the original images.
     """
 
     tensor: Tensor
     sizes: Tensor
-    image_sizes: list[tuple[int, int]]
+    originals: Tensor
+    original_sizes: list[tuple[int, int]]
 
 
 def size_tensor(image_sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
@@ -152,11 +158,22 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
             for x in batched_inputs
         ]
         sizes = [(x.shape[-2], x.shape[-1]) for x in images]
-        height, width = sizes[0]  # `from_tensors` pads the batch to the largest image
-        padding = (0, max(self.pad_to - width, 0), 0, max(self.pad_to - height, 0))
-        images[0] = F.pad(images[0], padding)
-        batch = ImageList.from_tensors(images, self.backbone.size_divisibility).tensor
-        return ImageBatch(batch, size_tensor(sizes, self.device), sizes)
+        step = max(self.backbone.size_divisibility, 1)
+        padded = [-(-max(self.pad_to, *sides) // step) * step for sides in zip(*sizes, strict=True)]
+        if len(images) == 1:
+            (height, width), image = sizes[0], images[0]
+            batch = F.pad(image, (0, padded[1] - width, 0, padded[0] - height)).unsqueeze(0)
+        else:
+            batch = images[0].new_zeros((len(images), 3, *padded))
+            for place, image, (height, width) in zip(batch, images, sizes, strict=True):
+                place[:, :height, :width].copy_(image)
+        originals = [
+            (x.get("height", height), x.get("width", width))
+            for x, (height, width) in zip(batched_inputs, sizes, strict=True)
+        ]
+        pixels = size_tensor([*sizes, *originals], self.device)  # one transfer
+        inputs, outputs = pixels.split(len(sizes))
+        return ImageBatch(batch, inputs, outputs, originals)
 
     def extract_features(self, images: ImageBatch) -> list[Tensor]:
         """Run the backbone; returns pyramid levels (B, D, H_l, W_l), finest first."""
@@ -186,8 +203,8 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         sizes, mask = images.sizes, predictions.mask
         settings = detection or self.detection
         detections = select_detections(*last, settings, sizes=sizes, mask=mask)
-        records = enumerate(zip(images.image_sizes, batched_inputs, strict=True))
+        detections = scale_to_originals(detections, sizes, images.originals)
         return [
-            {"instances": to_instances(detections, index, size, record)}
-            for index, (size, record) in records
+            {"instances": to_instances(detections, index, size)}
+            for index, size in enumerate(images.original_sizes)
         ]
