@@ -5,11 +5,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
 import cv2
-import numpy as np
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 from tabulate import tabulate
@@ -23,7 +23,7 @@ from dsrcnn.inference import Detector, Result
 from dsrcnn.inference.batching import Background
 from dsrcnn.inference.results import draw_detections
 from dsrcnn.inference.saving import PictureWriter
-from dsrcnn.inference.sources import IMAGE_SUFFIXES
+from dsrcnn.inference.sources import image_files
 
 _THRESHOLD = 0.3
 
@@ -93,10 +93,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the table."""
     detector = dsrcnn.load(args.model, device=args.device, opts=args.set)
-    files = sorted(p for p in args.images.rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = image_files(args.images)
     if not files:
         raise DataError(f"{args.images} has no image; write a folder of images.")
-    paths = [str(p) for p in np.resize(np.array(files, dtype=object), args.count)]
+    paths = list(islice(cycle(files), args.count))
     loop = build_loop(detector)
     rows = []
     for draw in (False, True):

@@ -33,6 +33,7 @@ _OPTIONAL = {
     "timm": ("'dsrcnn[timm]'", "backbones of timm"),
     "faster-coco-eval": ("'dsrcnn[eval]'", "COCO metrics several times faster"),
     "supervision": ("'dsrcnn[predict]'", "pictures and videos of dsrcnn predict"),
+    "gradio": ("'dsrcnn[app]'", "the page of dsrcnn app"),
     "albumentations": ("'dsrcnn[albumentations]'", "INPUT.AUG.ALBUMENTATIONS"),
 }
 

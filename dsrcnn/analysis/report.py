@@ -6,6 +6,7 @@ import html
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -34,6 +35,7 @@ from ..evaluation.errors import (
 from ..evaluation.thresholds import ClassCurve, best_threshold, class_curves, confusion_matrix
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
 from ..utils.files import prepare_file
+from ..visualization.curves import plot_metrics
 from ..visualization.draw import draw_boxes, hstack
 from ..visualization.report_plots import plot_confusion, plot_curves, plot_errors, plot_stages
 from .images import load_predictor
@@ -85,7 +87,7 @@ def write_report(cfg: CfgNode, output: str | Path, *, images: int = 8) -> dict[s
     Raises:
         DataError: if there is no test set with labels that COCO metrics apply to.
     """
-    path = prepare_file(Path(output), "--report", (".html",))
+    path = prepare_file(Path(output), "--output", (".html",))
     evaluation = evaluate_in_detail(cfg)
     path.write_text(_page(cfg, evaluation, images), encoding="utf-8")
     return evaluation.metrics
@@ -172,10 +174,28 @@ def _page(cfg: CfgNode, evaluation: Evaluation, images: int) -> str:
         parts += ["<h2>Stages</h2>", *_stages(evaluation.stages)]
     parts += [f"<h2>Images with most errors from score {threshold:.2f} on</h2>"]
     parts += _worst(evaluation, images)
+    parts += ["<h2>Training</h2>", *_training(cfg)]
     parts += ["<h2>Config</h2>", f"<pre>{html.escape(cfg.dump())}</pre>"]
     parts += ["<h2>Environment</h2>", f"<pre>{html.escape(collect_env_info())}</pre>"]
     head = f"<title>{html.escape(name)}</title><style>{_STYLE}</style>"
     return f"<!doctype html><meta charset='utf-8'>{head}\n" + "\n".join(parts) + "\n"
+
+
+def _training(cfg: CfgNode) -> list[str]:
+    """Schedule, and the curves of the run if its folder has them."""
+    node = cfg.SOLVER
+    rows = [
+        ["iterations", f"{node.MAX_ITER} of {node.IMS_PER_BATCH} images"],
+        ["optimizer", f"{node.OPTIMIZER}, learning rate {node.BASE_LR:g}"],
+        ["schedule", f"{node.LR_SCHEDULER_NAME}, {node.WARMUP_ITERS} iterations of warm-up"],
+        ["input", f"shorter side {cfg.INPUT.MIN_SIZE_TRAIN}, at most {cfg.INPUT.MAX_SIZE_TRAIN}"],
+    ]
+    parts = [_table(["", ""], rows)]
+    metrics = Path(cfg.OUTPUT_DIR) / "metrics.json"
+    if metrics.is_file():
+        with suppress(DataError):  # a run that ended before its first entry
+            parts.append(_figure(plot_metrics(metrics)))
+    return parts
 
 
 def _class_table(

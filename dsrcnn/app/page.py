@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from .views import (
 )
 
 _HOUR = 3600
+_MODEL = "model"  # it serves one request at a time, whoever asks and whatever for
 _HEIGHT = 480  # of pictures, in pixels
 _BUTTONS: list[Literal["download", "share", "fullscreen"] | gr.Button] = [
     "download",
@@ -53,7 +55,6 @@ def build_page(
                 _assignment_tab(assignments, stages, tab)
         with gr.Tab("Videos"):
             _video_tab(detector)
-    # The model serves one request at a time, whoever asks.
     page.queue(default_concurrency_limit=1)
     return page
 
@@ -84,9 +85,9 @@ def _image_tab(detector: Detector, samples: Sequence[str], stages: int) -> None:
             source = gr.Image(
                 type="filepath", label="Image", elem_id="image", height=_HEIGHT, buttons=[]
             )
-            # Gradio opens the file otherwise, and shows errors of Pillow for damaged ones. The
-            # path was checked before: it is that of an upload or a sample.
-            source.preprocess = _path_of  # type: ignore[method-assign]
+            # Gradio opens the file otherwise, and shows errors of Pillow for damaged ones.
+            folder = Path(source.GRADIO_CACHE)
+            source.preprocess = partial(_uploaded, folder=folder)  # type: ignore[method-assign]
             threshold, stage = _threshold("threshold"), _stage(stages, "stage")
             if samples:
                 gr.Examples([[path] for path in samples], source, label="Samples")
@@ -113,7 +114,8 @@ def _image_tab(detector: Detector, samples: Sequence[str], stages: int) -> None:
         result = None if path is None else detect(detector, path)
         return [result, *update(result, threshold, stage)]
 
-    source.change(start, [source, threshold, stage], [result, *shown], api_name="detect")
+    inputs = [source, threshold, stage]
+    source.change(start, inputs, [result, *shown], api_name="detect", concurrency_id=_MODEL)
     gr.on(
         [threshold.change, stage.change],
         update,
@@ -125,8 +127,18 @@ def _image_tab(detector: Detector, samples: Sequence[str], stages: int) -> None:
     )
 
 
-def _path_of(payload: Any) -> str | None:
-    return None if payload is None else str(payload.path)
+def _uploaded(payload: Any, folder: Path) -> str | None:
+    """Path of an upload or a sample, both in `folder`; requests may name any other file.
+
+    Raises:
+        gradio.Error: for another file.
+    """
+    if payload is None:
+        return None
+    path = Path(payload.path or "").resolve()
+    if not (path.is_relative_to(folder.resolve()) and path.is_file()):
+        raise gr.Error("The image is no upload.", print_exception=False)
+    return str(path)
 
 
 def _assignment_tab(view: AssignmentView, stages: int, tab: gr.Tab) -> None:
@@ -154,8 +166,8 @@ def _assignment_tab(view: AssignmentView, stages: int, tab: gr.Tab) -> None:
         return [current, *update(current, matcher, stage)]
 
     inputs, outputs = [name, matcher, stage], [current, picture, text]
-    name.change(start, inputs, outputs, api_name="assign")
-    tab.select(start, inputs, outputs, api_visibility="private")
+    name.change(start, inputs, outputs, api_name="assign", concurrency_id=_MODEL)
+    tab.select(start, inputs, outputs, api_visibility="private", concurrency_id=_MODEL)
     gr.on(
         [matcher.change, stage.change],
         update,
@@ -195,7 +207,9 @@ def _video_tab(detector: Detector) -> None:
             for done, message in detect_video(detector, path, threshold, target):
                 yield [None if done is None else str(done), message]
 
-    job = go.click(run, [source, threshold], [output, text], api_name="video")
+    job = go.click(
+        run, [source, threshold], [output, text], api_name="video", concurrency_id=_MODEL
+    )
     stop.click(lambda: "Stopped.", None, text, cancels=[job], api_visibility="private")
 
 

@@ -85,16 +85,20 @@ def _free_port(port: int | None) -> int:
     raise ConfigError(f"{tried} not free; write another number after --port, 1024 to 65535.")
 
 
-def wait() -> None:
-    """Wait for Ctrl-C or SIGTERM."""
+@contextmanager
+def end_signals() -> Iterator[threading.Event]:
+    """Set an event at Ctrl-C, SIGTERM or SIGHUP, instead of ending the process."""
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
+        if not ended.is_set():
+            os.write(1, b"Stopping ...\n")
         ended.set()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
-        ended.wait()
+        yield ended
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

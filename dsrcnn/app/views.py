@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from ..analysis.assignment import Assignments, compare_assignments
 from ..analysis.images import require_architecture, training_images
+from ..data.images import read_image
 from ..errors import DataError
 from ..inference import Detector, Result
 from ..inference.saving import open_video, write_frame
@@ -50,8 +51,9 @@ def detect(detector: Detector, path: str) -> Result:
     Raises:
         DataError: if it cannot be read.
     """
+    pixels = read_image({"file_name": path}, "RGB")  # a file only: no folder, pattern or video
     is_cascade = isinstance(detector.model, SparseDetector)
-    result: Result = detector.predict(path, threshold=0, stages=is_cascade)
+    result: Result = detector.predict(pixels, threshold=0, stages=is_cascade)
     return result
 
 
@@ -59,7 +61,7 @@ def show(result: Result, threshold: float, stage: int) -> Shown:
     """Draw the detections of a stage, from 1, with a score of at least `threshold`."""
     part = result.above(threshold)
     if result.stages is not None:
-        part = part.at_stage(stage - 1)
+        part = part.at_stage(int(stage) - 1)
     rows: list[list[str | float]] = [
         [entry["name"], round(entry["score"], 3), *(round(entry[k], 1) for k in COLUMNS[2:])]
         for entry in part.to_dict()
@@ -106,7 +108,7 @@ class AssignmentView:
 
 def show_assignment(assignments: Assignments, matcher: str, stage: int) -> tuple[np.ndarray, str]:
     """Draw the assignment at a stage, from 1; returns RGB and one line."""
-    index = assignments.stages.index(stage - 1)  # of the route without recollection
+    index = assignments.stages.index(int(stage) - 1)  # of the route without recollection
     counts = [assignments.positives(matcher, i) for i in range(len(assignments.stages))]
     number, objects = counts[index], len(assignments.objects)
     text = f"{number} proposals for {objects} objects at stage {stage}"

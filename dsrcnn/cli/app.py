@@ -12,7 +12,7 @@ from ..app.views import AssignmentView
 from ..config import load_cfg
 from ..errors import ConfigError, DataError, DsrcnnError, MissingPackageError
 from ..inference import Detector, load
-from ..inference.sources import IMAGE_SUFFIXES
+from ..inference.sources import image_files
 from .options import positive_int
 
 _SAMPLES = 8
@@ -52,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
     samples = _samples(args.samples, view)
 
     from ..app.page import build_page  # takes gradio along
-    from ..app.server import serving, wait
+    from ..app.server import end_signals, serving
 
     build = partial(build_page, detector, samples, view)
-    with serving(build, port=args.port, limit=args.limit) as address:
+    with end_signals() as ended, serving(build, port=args.port, limit=args.limit) as address:
         print(f"{address} (Ctrl-C ends it)", flush=True)
         if args.open:
             webbrowser.open(address)
-        wait()
+        ended.wait()
     return 0
 
 
@@ -82,7 +82,7 @@ def _samples(folder: Path | None, view: AssignmentView | None) -> list[str]:
         return view.paths[:_SAMPLES] if view else []
     if not folder.is_dir():
         raise DataError(f"--samples {folder} is no folder; write a folder of images.")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = image_files(folder)
     if not files:
         raise DataError(f"--samples {folder} has no image; write a folder of images.")
-    return [str(files[i]) for i in evenly_spaced(len(files), _SAMPLES)]
+    return [files[i] for i in evenly_spaced(len(files), _SAMPLES)]

@@ -17,6 +17,7 @@ from ..engine.main import (
     launch,
 )
 from ..engine.weight_io import export_weights
+from ..errors import ConfigError
 from . import analyze, app, check_data, doctor, predict
 from .options import add_model_arguments, find_model, output_path, positive_int
 
@@ -56,19 +57,29 @@ def _declare_eval(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_process_arguments(parser)
     text = "also write a page with plots, errors, stages and the worst images (RUN/report.html)"
-    parser.add_argument("--report", nargs="?", const="", metavar="FILE.html", help=text)
+    parser.add_argument("--report", action="store_true", help=text)
+    text = "where to write it instead"
+    parser.add_argument("--output", type=Path, metavar="FILE.html", help=text)
     parser.set_defaults(eval_only=True, resume=False, overwrite=False)
 
 
 def _eval(args: argparse.Namespace) -> int:
     args.config_file, args.opts = find_model(args)
-    if args.report is None:
+    if args.output and not args.report:
+        raise ConfigError("--output is where the report goes; write --report, too.")
+    if not args.report:
         return launch(args)
+    if args.num_gpus * args.num_machines > 1:
+        raise ConfigError("--report evaluates in one process; leave out --num-gpus.")
     from ..analysis.report import write_report  # takes Matplotlib along
 
-    args.output = Path(args.report) if args.report else None
     output = output_path(args, "report.html")
-    metrics = write_report(load_cfg(args.config_file, args.opts), output)
+    cfg = load_cfg(args.config_file, args.opts)
+    if len(cfg.DATASETS.TEST) > 1:
+        print(f"The report is about {cfg.DATASETS.TEST[0]}, the first of the test sets.")
+    if cfg.TEST.AUG.ENABLED:
+        print("The report is without test-time augmentation.")
+    metrics = write_report(cfg, output)
     print(results_table({"bbox": metrics}), output, sep="\n\n")
     return 0
 

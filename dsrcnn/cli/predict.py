@@ -1,11 +1,15 @@
 """``dsrcnn predict``: detections of images, folders, videos and cameras."""
 
 import argparse
+import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import cv2
 import numpy as np
@@ -20,6 +24,7 @@ from ..inference.sources import count_images, is_video, video_info
 from ..utils.files import prepare_folder
 from .options import fraction, positive_int
 
+_LOGGER = logging.getLogger(__name__)
 _USAGE = "%(prog)s SOURCE ... --model MODEL [options] [KEY VALUE ...]"
 
 
@@ -40,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", default="pictures,video,csv", metavar="KINDS", help=text)
     text = "COCO json whose ids the results of --save coco get"
     parser.add_argument("--annotations", type=Path, metavar="FILE", help=text)
-    text = "least score (default: 0.3)"
-    parser.add_argument("--threshold", type=fraction, default=0.3, metavar="X", help=text)
+    text = "least score (default: 0.3; with --annotations 0, as metrics need all detections)"
+    parser.add_argument("--threshold", type=fraction, metavar="X", help=text)
     text = "images at once (default: 4)"
     parser.add_argument("--batch", type=positive_int, default=4, metavar="N", help=text)
     text = "shorter side of the network input (default: INPUT.MIN_SIZE_TEST)"
@@ -61,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """Predict all sources, write what is asked for, and print a summary.
 
     Returns:
-        0; 1 if an image could not be read.
+        0; 1 if an image could not be read or its results not written.
     """
     sources = [*args.sources, *args.unknown]
     opts = args.opts[: len(args.opts) - len(args.unknown)]
@@ -77,7 +82,28 @@ def run(args: argparse.Namespace) -> int:
     model, weights = (args.config, args.model) if args.config else (args.model, None)
     detector = load(model, weights, device=args.device, opts=opts)
     writers = build_writers(kinds, output, detector.classes, args.annotations)
-    return _Job(detector, args, sources, writers).run()
+    if args.threshold is None:
+        args.threshold = 0.0 if args.annotations else 0.3
+    with _ends_by_signals():
+        return _Job(detector, args, sources, writers).run()
+
+
+@contextmanager
+def _ends_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the program by an exception, so that files are completed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Job:
@@ -91,8 +117,11 @@ class _Job:
         writers: list[Writer],
     ) -> None:
         self.detector, self.args, self.writers = detector, args, writers
-        self.sources = [int(word) if word.isdecimal() else word for word in sources]
-        self.images = self.detections = 0
+        self.sources = [
+            int(word) if word.isdecimal() and not os.path.lexists(word) else word
+            for word in sources
+        ]
+        self.images = self.detections = self.unwritten = 0
         self.drawing_seconds = 0.0
 
     def run(self) -> int:
@@ -113,9 +142,21 @@ class _Job:
             try:
                 saving.close()
             finally:
-                written = [path for writer in self.writers for path in writer.close()]
+                written = self._close_writers()
         self._summarize(time.perf_counter() - start, written)
-        return 1 if self.detector.skipped else 0
+        return 1 if self.detector.skipped or self.unwritten else 0
+
+    def _close_writers(self) -> list[Path]:
+        """Close all writers, whatever one of them raises; returns their files."""
+        written, failure = list[Path](), None
+        for writer in self.writers:
+            try:
+                written += writer.close()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return written
 
     def _results(self) -> Iterator[Result]:
         args = self.args
@@ -149,7 +190,11 @@ class _Job:
     def _save(self, result: Result) -> None:
         start = time.perf_counter()
         for writer in self.writers:
-            writer.write(result)
+            try:
+                writer.write(result)
+            except DataError as error:  # of this image; the others are written
+                self.unwritten += 1
+                _LOGGER.warning("Not written: %s", error)
         self.drawing_seconds += time.perf_counter() - start
 
     def _summarize(self, seconds: float, written: list[Path]) -> None:
@@ -157,6 +202,8 @@ class _Job:
         text = f"{self.images} images, {self.detections} detections"
         if skipped:
             text += f", {skipped} skipped"
+        if self.unwritten:
+            text += f", {self.unwritten} not written"
         if self.images:
             each = {**self.detector.seconds, "writing": self.drawing_seconds}
             parts = ", ".join(f"{k} {1000 * v / self.images:.0f}" for k, v in each.items())

@@ -15,6 +15,7 @@ from torchvision.ops import box_iou
 
 KINDS = ("class", "place", "class and place", "duplicate", "background", "missed")
 _FOREGROUND, _BACKGROUND = 0.5, 0.1  # IoU
+_MEANING = [KINDS.index("class"), KINDS.index("place")]  # errors that explain an unmatched object
 _RECALLS = np.linspace(0, 1, 101)
 
 
@@ -49,13 +50,15 @@ class Judged(NamedTuple):
         kind: (D,) index of `KINDS` of an error, -1 otherwise.
         target: (D,) the object that a detection means: what it matches, or the one an error should
             have matched; -1 for background.
-        missed: (M,) bool: objects that no detection matches, crowds excluded.
+        unmatched: (M,) bool: objects that no detection matches, crowds excluded.
+        missed: (M,) bool: those of them that no error of class or place means, either.
     """
 
     correct: np.ndarray
     ignored: np.ndarray
     kind: np.ndarray
     target: np.ndarray
+    unmatched: np.ndarray
     missed: np.ndarray
 
 
@@ -136,7 +139,10 @@ def judge(image: ImageDetections) -> Judged:
     real = np.where(image.crowds[None], 0.0, overlap)
     for error in np.flatnonzero(~correct & ~ignored):
         kind[error], target[error] = _kind_of(real[error], same[error])
-    return Judged(correct, ignored, kind, target, ~taken & ~image.crowds)
+    unmatched = ~taken & ~image.crowds
+    meant = np.zeros(len(image.objects), bool)
+    meant[target[np.isin(kind, _MEANING)]] = True
+    return Judged(correct, ignored, kind, target, unmatched, unmatched & ~meant)
 
 
 def _kind_of(overlap: np.ndarray, same: np.ndarray) -> tuple[int, int]:
@@ -202,8 +208,9 @@ def count_errors(image: ImageDetections, judged: Judged, threshold: float) -> di
     """Errors of an image by kind with a score from `threshold` on, and missed objects there."""
     shown = image.scores >= threshold
     counts = {k: int(((judged.kind == i) & shown).sum()) for i, k in enumerate(KINDS)}
+    explained = judged.correct | np.isin(judged.kind, _MEANING)
     hit = np.zeros(len(image.objects), bool)
-    hit[judged.target[judged.correct & shown]] = True
+    hit[judged.target[explained & shown]] = True
     return {**counts, "missed": int((~hit & ~image.crowds).sum())}
 
 
@@ -239,7 +246,7 @@ def _repair(image: ImageDetections, judged: Judged, repaired: str | None) -> _Re
         errors = np.flatnonzero(judged.kind == KINDS.index(repaired))
         keep[errors] = False
         if repaired in ("class", "place"):
-            free = judged.missed.copy()
+            free = judged.unmatched.copy()
             for d in errors:  # best first
                 if free[judged.target[d]]:
                     free[judged.target[d]] = False

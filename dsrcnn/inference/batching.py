@@ -3,9 +3,9 @@
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 A = TypeVar("A")
@@ -21,17 +21,63 @@ def map_ahead(
         Futures that are done, so that the consumer handles the error of each item.
     """
     iterator = iter(items)
+    failure: Exception | None = None
+    running: deque[Future[B]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="dsrcnn-read") as pool:
-        running = deque(pool.submit(function, item) for item in islice(iterator, ahead))
         try:
-            while running:
+            while True:
+                try:
+                    while failure is None and len(running) < ahead:
+                        running.append(pool.submit(function, next(iterator)))
+                except Exception as error:  # the end, or what was read before is handed over first
+                    failure = error
+                if not running:
+                    break
                 future = running.popleft()
                 future.exception()  # waits
-                running.extend(pool.submit(function, item) for item in islice(iterator, 1))
                 yield future
-        finally:  # a consumer that stops early, or an error of the iterator
+        finally:  # a consumer that stops early
             for future in running:
                 future.cancel()
+    if failure is not None and not isinstance(failure, StopIteration):
+        raise failure
+
+
+def iterate_ahead(items: Iterable[A], *, ahead: int) -> Generator[A, None, None]:
+    """Iterate in a thread, at most `ahead` items before the consumer; errors come in order."""
+    waiting: queue.Queue[tuple[A | None, BaseException | None]] = queue.Queue(ahead)
+    stopped = threading.Event()
+
+    def hand_over(item: A | None, end: BaseException | None = None) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                waiting.put((item, end), timeout=0.1)
+                return
+
+    def run() -> None:
+        try:
+            for item in items:
+                hand_over(item)
+                if stopped.is_set():
+                    break
+        except BaseException as error:
+            hand_over(None, error)
+        else:
+            hand_over(None, StopIteration())
+
+    thread = threading.Thread(target=run, name="dsrcnn-decode", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, end = waiting.get()
+            if isinstance(end, StopIteration):
+                return
+            if end is not None:
+                raise end
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def map_batches(
@@ -57,7 +103,15 @@ def map_batches(
         numbers, batch = zip(*waiting.pop(key), strict=True)
         done.update(zip(numbers, function(list(batch)), strict=True))
 
-    for number, (key, item) in enumerate(items):
+    iterator, failure = enumerate(items), None
+    while True:
+        try:
+            number, (key, item) = next(iterator)
+        except StopIteration:
+            break
+        except Exception as error:  # what came before it is processed first
+            failure = error
+            break
         waiting.setdefault(key, []).append((number, item))
         if len(waiting[key]) == size:
             process(key)
@@ -70,6 +124,8 @@ def map_batches(
         process(key)
     for number in sorted(done):
         yield done[number]
+    if failure is not None:
+        raise failure
 
 
 class Background(Generic[A]):

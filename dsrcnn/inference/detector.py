@@ -19,7 +19,7 @@ from ..engine.checkpoint import load_trained, without_weights
 from ..engine.main import evaluate, train
 from ..engine.resume import best_weights
 from ..engine.weight_io import read_any
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError, DataError, WeightsError
 from .predictor import Predictor
 
 _WEIGHT_FILES = (".pth", ".pkl", ".safetensors")
@@ -58,8 +58,14 @@ def load(
                     f"{config} does not exist. Give the output folder of a training run, a weight "
                     "file, or a config with weights."
                 )
-            weights = weights or best_weights(Path(path))
+            if weights is None and "MODEL.WEIGHTS" not in opts:
+                weights = best_weights(Path(path))
         elif path.endswith(_WEIGHT_FILES):
+            if weights is not None or "MODEL.WEIGHTS" in opts:
+                raise ConfigError(
+                    f"The model {path!r} is a weight file, so other weights are too many. Write a "
+                    "config with weights, or the weight file alone."
+                )
             weights = path
             config = Path(folder) / "config.yaml"
             config.write_text(_config_in(path), encoding="utf-8")
@@ -86,9 +92,16 @@ def _config_in(path: str) -> str:
     return config
 
 
-def _load_cfg(config: str | Path, opts: list[object]) -> tuple[CfgNode, list[str]]:
-    """Read a config without its datasets; returns it with the class names that are known."""
+def _load_cfg(
+    config: str | Path, opts: list[object]
+) -> tuple[CfgNode, list[str], dict[str, object]]:
+    """Read a config without its datasets.
+
+    Returns:
+        It, the class names that are known, and the keys of its datasets.
+    """
     cfg = read_cfg(config, opts)
+    data = {str(key): value_of(cfg, str(key)) for key in NO_DATA[::2]}
     datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     saved = list(cfg.DATASETS.CUSTOM.CLASSES)  # by the training run
     names = saved or next((n for n in map(class_names, datasets) if n), [])
@@ -106,7 +119,7 @@ def _load_cfg(config: str | Path, opts: list[object]) -> tuple[CfgNode, list[str
                 f"{key} and the number of classes the model was trained with."
             )
         options += [key, len(names)]
-    return load_cfg(config, options), names
+    return load_cfg(config, options), names, data
 
 
 def _classes_in(content: Any) -> list[str]:
@@ -121,10 +134,18 @@ class Detector(Predictor):
     `predict` is that of `Predictor`.
     """
 
-    def __init__(self, cfg: CfgNode, classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        classes: Sequence[str] = (),
+        data: Mapping[str, object] | None = None,
+    ) -> None:
         """Build the model and load ``MODEL.WEIGHTS``; see `load`.
 
-        Class names in the weights replace `classes`; without any they are numbers.
+        Args:
+            cfg: config without datasets.
+            classes: names; those in the weights replace them, without any they are numbers.
+            data: config keys of the datasets that `evaluate` and `train` use by default.
         """
         model = build_model(without_weights(cfg))
         content = load_trained(model, cfg)
@@ -133,6 +154,7 @@ class Detector(Predictor):
         known = _classes_in(content) or list(classes)
         known = known if len(known) == count else [str(label) for label in range(count)]
         super().__init__(cfg.clone(), model, known)
+        self._data = dict(data or {})
 
     def __repr__(self) -> str:
         """Name the architecture, the weights and the classes."""
@@ -142,7 +164,7 @@ class Detector(Predictor):
     def evaluate(
         self, data: str | os.PathLike[str] | None = None, **overrides: Any
     ) -> dict[str, Any]:
-        """Evaluate on the test set of the config, or on the ``val`` split of a folder.
+        """Evaluate on the test set of the run or config, or on the ``val`` split of a folder.
 
         Args:
             data: folder in the layout of COCO, Pascal VOC or YOLO.
@@ -150,14 +172,21 @@ class Detector(Predictor):
 
         Returns:
             Metrics by task, such as ``{"bbox": {"AP": ...}}``.
+
+        Raises:
+            DataError: if there is no test set, or it cannot be read.
         """
-        return evaluate(self.cfg_with(data, **overrides))
+        cfg = self.cfg_with(data, **overrides)
+        if not cfg.DATASETS.TEST:
+            raise DataError("There is no test set; give a folder with a val split.")
+        return evaluate(cfg)
 
     def cfg_with(self, data: str | os.PathLike[str] | None = None, **overrides: Any) -> CfgNode:
         """Return the config of the model with data.
 
         Args:
-            data: folder in the layout of COCO, Pascal VOC or YOLO; None if `overrides` name data.
+            data: folder in the layout of COCO, Pascal VOC or YOLO; None for that of `overrides`, or
+                else of the run or config.
             **overrides: config keys.
 
         Raises:
@@ -172,7 +201,8 @@ class Detector(Predictor):
         """Fine-tune on a folder, from these weights, in this process.
 
         Args:
-            data: folder in the layout of COCO, Pascal VOC or YOLO; None if `overrides` name data.
+            data: folder in the layout of COCO, Pascal VOC or YOLO; None for that of `overrides`, or
+                else of the run or config.
             output: folder of the run.
             **overrides: config keys, ``**{"SOLVER.MAX_ITER": 3000}``.
 
@@ -189,8 +219,13 @@ class Detector(Predictor):
     def _opts(
         self, data: str | os.PathLike[str] | None, overrides: Mapping[str, Any]
     ) -> list[object]:
-        folder = {} if data is None else {"DATASETS.CUSTOM.FOLDER": os.path.abspath(data)}
-        return [word for pair in {**folder, **overrides}.items() for word in pair]
+        if data is not None:
+            source: dict[str, object] = {"DATASETS.CUSTOM.FOLDER": os.path.abspath(data)}
+        elif any(key.startswith("DATASETS.") for key in overrides):
+            source = {}
+        else:
+            source = self._data
+        return [word for pair in {**source, **overrides}.items() for word in pair]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,19 @@ class Settings(NamedTuple):
     stages: bool
     bgr: bool
     stream: bool
+
+
+# By setting: type, least and largest value, whether it may be None.
+_LIMITS: dict[str, tuple[type, float, float, bool]] = {
+    "threshold": (Real, 0, 1, False), "batch": (Integral, 1, 10_000, False),
+    "size": (Integral, 1, 100_000, True), "tile": (Integral, 16, 1_000_000, True),
+    "overlap": (Real, 0, 0.9, False), "max_detections": (Integral, 1, 1_000_000, True),
+}  # fmt: skip
+_CONFLICTS = [("tta", name) for name in ("stages", "tile", "size", "max_detections")]
+_CONFLICTS += [("tile", "stages")]
+
+
+_KEPT_PIXELS = 4_000_000  # of images that wait for the model or for being drawn
 
 
 class _Prepared(NamedTuple):
@@ -125,36 +139,45 @@ class Predictor:
 
     def _check(self, settings: Settings) -> None:
         """Raise a `ConfigError` for settings out of range."""
-        limits: dict[str, tuple[float, float]] = {
-            "threshold": (0, 1), "batch": (1, 10_000), "size": (1, 100_000),
-            "tile": (16, 1_000_000), "overlap": (0, 0.9), "max_detections": (1, 1_000_000),
-        }  # fmt: skip
-        for name, (low, high) in limits.items():
+        for name, (kind, low, high, optional) in _LIMITS.items():
             value = getattr(settings, name)
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (is_number and low <= value <= high):
-                raise ConfigError(f"{name} is {value!r}; write a number from {low:g} to {high:g}.")
+            is_number = isinstance(value, kind) and not isinstance(value, bool)
+            if not (is_number and low <= value <= high) and not (optional and value is None):
+                whole = "a whole number" if kind is Integral else "a number"
+                raise ConfigError(f"{name} is {value!r}; write {whole} from {low} to {high}.")
+        for first, second in _CONFLICTS:
+            if all(getattr(settings, name) not in (None, False) for name in (first, second)):
+                raise ConfigError(f"{first} cannot be combined with {second}; leave one out.")
         is_cascade = isinstance(self.model, SparseDetector)
         if settings.stages and not is_cascade:
             name = self.cfg.MODEL.META_ARCHITECTURE
             raise ConfigError(f"stages needs a cascade; {name} has none. Leave it out.")
-        if settings.tta and (settings.stages or settings.tile):
-            raise ConfigError("tta cannot be combined with stages or tile; leave one of them out.")
+        if settings.max_detections is not None and not is_cascade:
+            name = self.cfg.MODEL.META_ARCHITECTURE
+            raise ConfigError(
+                f"max_detections is a setting of sparse detectors; with {name} load the model with "
+                "opts=['TEST.DETECTIONS_PER_IMAGE', ...]."
+            )
 
     def _stream(self, source: Any, settings: Settings) -> Iterator[Result]:
         """Predict images in order; skip and report those that cannot be read."""
         prepare = self._prepare_whole if settings.tile is None else self._read
         run = partial(self._run, settings=settings)
         count = 0
-        self.skipped = []
+        if isinstance(source, int):  # a camera: what it shows now, not seconds ago
+            settings, ahead = settings._replace(batch=1), 1
+        else:
+            ahead = 2 * settings.batch + 2 if settings.tile is None else 2  # of whole images
+        skipped: list[DataError] = []  # other predictions may run in other threads
+        self.skipped = skipped
 
         def prepared() -> Iterator[tuple[object, _Prepared]]:
             todo = readers(source, bgr=settings.bgr)
             work = partial(prepare, settings=settings)
-            for future in map_ahead(work, todo, workers=2, ahead=2 * settings.batch + 2):
+            for future in map_ahead(work, todo, workers=2, ahead=ahead):
                 error = future.exception()
                 if isinstance(error, DataError):
-                    self.skipped.append(error)
+                    skipped.append(error)
                     if not is_single(source):
                         _LOGGER.warning("Skipped: %s", error)
                     continue
@@ -165,16 +188,19 @@ class Predictor:
             size = 1 if settings.tta else settings.batch
             results = map_batches(run, prepared(), size=size, window=4 * size)
         else:
-            results = (self._predict_tiles(item.frame, settings) for _, item in prepared())
+            results = (self._predict_tiles(item, settings) for _, item in prepared())
         for result in results:
             count += 1
             yield result
-        if self.skipped and not count:
-            raise self.skipped[0]
+        if skipped and not count:
+            raise skipped[0]
 
     def _read(self, reader: Reader, settings: Settings) -> _Prepared:
         with self._clock("reading"):
-            return _Prepared(reader(), {})
+            frame = reader()
+            assert frame.image is not None
+            height, width = frame.image.shape[:2]
+            return _Prepared(frame, {"height": height, "width": width})
 
     def _prepare_whole(self, reader: Reader, settings: Settings) -> _Prepared:
         with self._clock("reading"):
@@ -191,6 +217,7 @@ class Predictor:
     def _prepare(self, frame: Frame, settings: Settings) -> _Prepared:
         """Resize an image as evaluation does."""
         image = frame.image
+        assert image is not None
         if self.cfg.INPUT.FORMAT == "BGR":
             image = image[..., ::-1]
         height, width = image.shape[:2]
@@ -198,7 +225,7 @@ class Predictor:
             resize = Resize(self._resizing(settings.size))
             image = resize.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return _Prepared(frame, {"image": tensor, "height": height, "width": width})
+        return _lightened(_Prepared(frame, {"image": tensor, "height": height, "width": width}))
 
     def _resizing(self, size: int | None) -> T.ResizeShortestEdge:
         node = self.cfg.INPUT
@@ -210,7 +237,7 @@ class Predictor:
 
     def _padded_size(self, item: _Prepared) -> object:
         """Size of the network input of an image alone; equal ones share a batch."""
-        if not item.record:
+        if "image" not in item.record:
             return None
         backbone: Any = self.model.backbone
         step = max(backbone.size_divisibility, 1)
@@ -233,9 +260,7 @@ class Predictor:
             if by_stage is not None:
                 parts = [_to_arrays(stage[index], settings) for stage in by_stage]
                 stages = [StageDetections(*part) for part in parts]
-            results.append(
-                self._result(item.frame, _to_arrays(instances, settings), settings, stages)
-            )
+            results.append(self._result(item, _to_arrays(instances, settings), settings, stages))
         return results
 
     def _forward(
@@ -265,12 +290,14 @@ class Predictor:
             self._tta = TestTimeAugmentation(self.cfg, self.model)
         return [x["instances"] for x in self._tta(records)]
 
-    def _predict_tiles(self, frame: Frame, settings: Settings) -> Result:
+    def _predict_tiles(self, whole: _Prepared, settings: Settings) -> Result:
         """Predict an image in tiles."""
-        height, width = frame.image.shape[:2]
+        image = whole.frame.image
+        assert image is not None
         assert settings.tile is not None
+        height, width = image.shape[:2]
         tiles = make_tiles(height, width, settings.tile, settings.overlap)
-        items = (self._prepare(Frame(tile.crop(frame.image)), settings) for tile in tiles)
+        items = (self._prepare(Frame(tile.crop(image)), settings) for tile in tiles)
         run = partial(self._run, settings=settings)
         keyed = ((self._padded_size(item), item) for item in items)
         parts = list(map_batches(run, keyed, size=settings.batch, window=settings.batch))
@@ -278,28 +305,38 @@ class Predictor:
         boxes, scores, labels = merge_tiles(tiles, arrays, (height, width))
         most = settings.max_detections or self.cfg.TEST.DETECTIONS_PER_IMAGE
         kept = slice(most if most >= 0 else None)
-        return self._result(frame, (boxes[kept], scores[kept], labels[kept]), settings)
+        whole = _lightened(whole)
+        return self._result(whole, (boxes[kept], scores[kept], labels[kept]), settings)
 
     def _result(
         self,
-        frame: Frame,
+        item: _Prepared,
         arrays: _Arrays,
         settings: Settings,
         stages: list[StageDetections] | None = None,
     ) -> Result:
+        frame = item.frame
         # Files are read again if they are drawn; frames of videos are kept one at a time only.
         is_kept = frame.path is None or settings.stream
         image = frame.image if is_kept and (frame.number is None or settings.stream) else None
-        height, width = frame.image.shape[:2]
         return Result(
             *arrays,
             classes=self.classes,
-            size=(height, width),
+            size=(item.record["height"], item.record["width"]),
             path=frame.path,
             frame=frame.number,
             stages=stages,
             _image=image,
         )
+
+
+def _lightened(item: _Prepared) -> _Prepared:
+    """Drop the pixels of a large image file, which is read again if it is drawn."""
+    frame = item.frame
+    is_file = frame.path is not None and frame.number is None
+    if is_file and item.record["height"] * item.record["width"] > _KEPT_PIXELS:
+        return item._replace(frame=frame._replace(image=None))
+    return item
 
 
 def _to_arrays(instances: Instances, settings: Settings) -> _Arrays:

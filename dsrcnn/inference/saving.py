@@ -127,10 +127,11 @@ class VideoWriter:
         if result.frame is None:
             return
         source = result.path or "camera"
-        if self._video is None or source != self._source:
+        if source != self._source:
+            self._source = source
             self._open(source, result)
-        assert self._video is not None
-        write_frame(self._video, result)
+        if self._video is not None:  # the first frame reported the fault of a file
+            write_frame(self._video, result)
 
     def _open(self, source: str, result: Result) -> None:
         self._release()
@@ -138,7 +139,6 @@ class VideoWriter:
         fps = video_info(source).fps if result.path else 25.0
         height, width = result.size
         self._video = open_video(path, fps, (width, height))
-        self._source = source
         self._files.append(path)
 
     def _release(self) -> None:
@@ -232,8 +232,10 @@ class ResultsWriter:
                 f"--annotations {annotations} has no category {missing[0]!r}, a class of the "
                 "model. Write the file whose classes the model was trained with."
             )
-        self._images = {os.path.normpath(name): number for name, number in images.items()}
-        self._by_name = {os.path.basename(name): number for name, number in images.items()}
+        self._images: dict[str, list[tuple[tuple[str, ...], Any]]] = {}  # by the last part
+        for name, number in images.items():
+            parts = Path(os.path.normpath(name)).parts
+            self._images.setdefault(parts[-1], []).append((parts, number))
         self._ids = [categories[name] for name in classes]
         self._results: list[dict[str, Any]] = []
 
@@ -241,13 +243,24 @@ class ResultsWriter:
         """Add one image.
 
         Raises:
-            DataError: if it is not in the annotations.
+            DataError: if it is not in the annotations, or several of them may be meant.
         """
-        path = os.path.normpath(result.path or "")
-        image_id = self._images.get(path, self._by_name.get(os.path.basename(path)))
-        if image_id is None:
-            raise DataError(f"Image {path!r} is not in --annotations; predict its images only.")
+        image_id = self._id_of(os.path.normpath(result.path or ""))
         self._results += result.to_coco(image_id, self._ids)
+
+    def _id_of(self, path: str) -> Any:
+        """Id of the entry whose name ends the path, or else of the only one with its last part."""
+        parts = Path(path).parts
+        known = self._images.get(parts[-1] if parts else "", [])
+        exact = [(len(p), number) for p, number in known if parts[-len(p) :] == p]
+        if exact:
+            return max(exact, key=lambda pair: pair[0])[1]
+        if len(known) != 1:
+            fault = f"{len(known)} images of that name are" if known else "is not"
+            raise DataError(
+                f"Image {path!r}: {fault} in --annotations. Predict its images, in its folders."
+            )
+        return known[0][1]
 
     def close(self) -> list[Path]:
         """Write the file."""

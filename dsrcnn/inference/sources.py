@@ -3,7 +3,8 @@
 import glob
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from ..data.images import pixels_of, read_image
 from ..errors import DataError
+from .batching import iterate_ahead
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -31,12 +33,12 @@ class Frame(NamedTuple):
     """An image, and where it comes from.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB; None for a large file that need not be kept.
         path: file of the image or video; None for an image in memory or a camera.
         number: of the frame in a video or camera, from 0; None for other images.
     """
 
-    image: np.ndarray
+    image: np.ndarray | None
     path: str | None = None
     number: int | None = None
 
@@ -100,7 +102,7 @@ def _readers_of_path(path: str) -> Iterator[Reader]:
     if is_video(path):
         yield from _frames(path)
     elif os.path.isdir(path):
-        files = sorted(str(p) for p in Path(path).rglob("*") if _is_image_file(p))
+        files = image_files(Path(path))
         if not files:
             raise DataError(
                 f"Folder {path!r} has no image ({', '.join(IMAGE_SUFFIXES[:4])}, ...) in it or "
@@ -113,7 +115,10 @@ def _readers_of_path(path: str) -> Iterator[Reader]:
         if not matches:
             raise DataError(f"No file matches {path!r}. Correct the pattern.")
         for match in matches:
-            yield from _readers_of_path(match)
+            try:
+                yield from _readers_of_path(match)
+            except DataError as error:  # the others are predicted
+                yield _failing(error)
     else:
         yield _reader_of_file(path)
 
@@ -121,8 +126,13 @@ def _readers_of_path(path: str) -> Iterator[Reader]:
 def count_images(path: str) -> int:
     """Number of images of a path, pattern or folder, without reading them."""
     if os.path.isdir(path):
-        return sum(_is_image_file(p) for p in Path(path).rglob("*"))
+        return len(image_files(Path(path)))
     return len(glob.glob(path, recursive=True)) if _is_pattern(path) else 1
+
+
+def image_files(folder: Path) -> list[str]:
+    """Image files in a folder and below, sorted, without hidden ones."""
+    return sorted(str(p) for p in folder.rglob("*") if _is_image_file(p))
 
 
 def _is_pattern(path: str) -> bool:
@@ -249,22 +259,31 @@ def _open(path: str | int) -> cv2.VideoCapture:
     return capture
 
 
-def _frames(path: str | int) -> Iterator[Reader]:
-    """Decode a video or camera frame by frame; a file that is cut short ends with a warning."""
-    expected = video_info(path).frames if isinstance(path, str) else 0
+def _decode(path: str | int) -> Generator[np.ndarray, None, None]:
+    """Decode frames (H, W, 3) RGB."""
     capture = _open(path)
-    number = 0
     try:
         while True:
             complete, image = capture.read()
             if not complete:
-                break
-            rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            frame = Frame(rgb, path if isinstance(path, str) else None, number)
-            yield lambda frame=frame: frame  # type: ignore[misc]
-            number += 1
+                return
+            yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     finally:
         capture.release()
+
+
+def _frames(path: str | int) -> Iterator[Reader]:
+    """Decode a video or camera frame by frame; a file that is cut short ends with a warning."""
+    expected = video_info(path).frames if isinstance(path, str) else 0
+    number = 0
+    images = _decode(path)
+    # Files are decoded while the model runs; a camera shows what is there when it is asked.
+    stream = iterate_ahead(images, ahead=4) if isinstance(path, str) else images
+    with closing(stream):
+        for image in stream:
+            frame = Frame(image, path if isinstance(path, str) else None, number)
+            yield lambda frame=frame: frame  # type: ignore[misc]
+            number += 1
     if number == 0:
         raise DataError(f"Video {path} has no frame that can be decoded.")
     if number < expected - 1:  # headers may count one too many

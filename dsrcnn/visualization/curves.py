@@ -83,7 +83,16 @@ def _is_plotted(value: Any) -> bool:
 
 
 def draw_curves(metrics: str | Path, output: str | Path) -> None:
-    """Draw loss, losses of the last stage, learning rate and AP of ``metrics.json`` as a PNG.
+    """Write `plot_metrics` to a file.
+
+    Raises:
+        DataError: if there is nothing to draw.
+    """
+    plot_metrics(metrics).savefig(output, dpi=110)
+
+
+def plot_metrics(metrics: str | Path) -> Figure:
+    """Plot loss, losses of the last stage, learning rate and AP of ``metrics.json``.
 
     Further panels show what a method logs: positives by stage (DLA), the mixture (DPG), threshold
     and transition point with the statistics they follow (Dynamic R-CNN). With SQR the loss of the
@@ -117,7 +126,7 @@ def draw_curves(metrics: str | Path, output: str | Path) -> None:
             right = axes.twinx()
             _plot(right, entries, panel.right[0], color="tab:gray", linestyle=":")
             right.set_ylabel(panel.right[1])
-    figure.savefig(output, dpi=110)
+    return figure
 
 
 def _plot(axes: Axes, entries: list[dict[str, float]], key: str, **style: Any) -> None:

@@ -1,6 +1,10 @@
 """The page in a real browser; skipped where there is no Chromium with playwright."""
 
+import json
 import shutil
+import socket
+import urllib.error
+import urllib.request
 
 import cv2
 import numpy as np
@@ -48,6 +52,42 @@ def page(browser, address):
     yield page
     page.close()
     assert [url for url in foreign if url.startswith("http")] == []
+
+
+def ask(address, path, **changes):
+    """Send a request for a path to the interface that the page itself uses."""
+    image = {"path": str(path), **changes}
+    url = f"{address}/gradio_api/call/detect"
+    body = json.dumps({"data": [image, 0, 2]}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    event = json.loads(urllib.request.urlopen(request, timeout=60).read())["event_id"]
+    return urllib.request.urlopen(f"{url}/{event}", timeout=60).read().decode()
+
+
+@pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
+def test_requests_cannot_name_files_of_this_machine_or_addresses(address, photos, meta):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        other.settimeout(0.5)
+        places = (photos / "a.png", photos, "/etc/passwd")
+        places += (f"http://127.0.0.1:{other.getsockname()[1]}/a.png",)
+        for place in places:
+            try:
+                answer = ask(address, place, **meta)
+            except urllib.error.HTTPError as error:
+                answer = f"event: error {error}"
+            assert "event: error" in answer
+            assert "detections in" not in answer
+        with pytest.raises(TimeoutError):
+            other.accept()
+
+
+def test_the_model_serves_one_request_at_a_time(detector):
+    page = build_page(detector)
+    events = [f for f in page.fns.values() if f.api_name in ("detect", "video")]
+    assert {f.concurrency_id for f in events} == {"model"}
+    assert len(events) == 2
 
 
 def upload(page, place, path):

@@ -2,16 +2,22 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ANIMALS, refusal, write_coco
+from conftest import ANIMALS, ENVIRONMENT, refusal, write_coco
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dsrcnn.cli.main import main
+from dsrcnn.errors import DataError
+from dsrcnn.inference import Result
 
 
 def predict(*words):
@@ -50,7 +56,7 @@ def test_results_with_the_ids_of_an_annotation_file(photos, model_file, tmp_path
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(dict.fromkeys(r["image_id"] for r in results)) == [20, 10]
     assert {r["category_id"] for r in results} <= set(range(100, 105))
-    assert predict(photos / "b.jpg", *words) == 2
+    assert predict(photos / "b.jpg", *words) == 1
 
 
 def test_videos_become_videos_and_sources_may_stand_anywhere(photos, model_file, tmp_path):
@@ -121,6 +127,73 @@ def test_what_was_done_is_written_if_the_job_is_interrupted(
     assert len({row["image"] for row in rows}) == 2
 
 
+def test_files_are_completed_if_the_job_is_ended_by_sigterm(model_file, tmp_path):
+    clip = str(tmp_path / "clip.mp4")
+    writer = cv2.VideoWriter(clip, cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for _ in range(2000):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    command = [sys.executable, "-m", "dsrcnn_command", "predict", clip, "--model", str(model_file)]
+    command += ["--output", str(tmp_path / "out"), "--save", "video,coco,csv", "--device", "cpu"]
+    with subprocess.Popen([*command, "--threshold", "0"], env=ENVIRONMENT) as process:
+        try:
+            table, end = tmp_path / "out/detections.csv", time.monotonic() + 120
+            while not (table.is_file() and table.stat().st_size > 5000):
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            process.terminate()
+            assert process.wait(60) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+    images = json.loads((tmp_path / "out/detections.json").read_text())["images"]
+    assert 5 < len(images) < 2000
+    capture = cv2.VideoCapture(str(tmp_path / "out/clip_predicted.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == len(images)
+
+
+def test_an_image_that_cannot_be_written_does_not_end_the_job(
+    photos, model_file, tmp_path, capsys, monkeypatch
+):
+    save = Result.save
+
+    def failing(result, path):
+        if path.stem == "b":
+            raise DataError("Picture b.jpg cannot be written.")
+        return save(result, path)
+
+    monkeypatch.setattr(Result, "save", failing)
+    words = ("--model", model_file, "--output", tmp_path, "--save", "pictures,csv")
+    assert predict(photos, *words) == 1
+    assert "5 images" in (printed := capsys.readouterr().out)
+    assert "1 not written" in printed
+    names = [p.name for p in (tmp_path / "pictures").iterdir()]
+    assert sorted(names) == ["a.jpg", "c.jpg", "d.jpg", "e.jpg"]
+
+
+def test_a_file_whose_name_is_a_number_is_no_camera(photos, model_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2024").mkdir()
+    (tmp_path / "2024/a.png").write_bytes((photos / "a.png").read_bytes())
+    assert predict("2024", "--model", model_file, "--output", "out", "--save", "pictures") == 0
+    assert (tmp_path / "out/pictures/a.jpg").is_file()
+
+
+def test_ids_follow_the_folders_of_the_annotations(photos, model_file, tmp_path):
+    for folder in ("one", "two", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes((photos / "a.png").read_bytes())
+    images = [{"id": i, "file_name": f"{n}/a.png"} for i, n in enumerate(("one", "two"), start=1)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(ANIMALS)]
+    (tmp_path / "gt.json").write_text(json.dumps({"images": images, "categories": categories}))
+    words = ("--model", model_file, "--output", tmp_path, "--save", "coco")
+    words += ("--annotations", tmp_path / "gt.json")
+    assert predict(tmp_path / "two", tmp_path / "one", *words) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(dict.fromkeys(r["image_id"] for r in results)) == [2, 1]
+    assert min(r["score"] for r in results) < 0.3  # metrics need all detections
+    assert predict(tmp_path / "elsewhere", *words) == 1  # one/a.png or two/a.png?
+
+
 @pytest.mark.parametrize(("words", "message"), [
     ([], "write SOURCE: an image"), (["a.jpg"], "write --model, the output folder"),
     (["a.jpg", "--model", "nowhere"], "Config file 'nowhere' does not exist"),
@@ -130,7 +203,7 @@ def test_what_was_done_is_written_if_the_job_is_interrupted(
     (["a.jpg", "--model", "MODEL", "--threshold", "high"], "'high' is not a number from 0 to 1"),
     (["a.jpg", "--model", "MODEL", "--threshold", "2"], "'2' is not a number from 0 to 1"),
     (["a.jpg", "--model", "MODEL", "--batch", "0"], "'0' is not a number of at least 1"),
-    (["a.jpg", "--model", "MODEL", "--tile", "3"], "tile is 3; write a number from 16"),
+    (["a.jpg", "--model", "MODEL", "--tile", "3"], "tile is 3; write a whole number from 16 to 1000000"),
     (["a.jpg", "--model", "MODEL", "--annotations", "missing.json", "--save", "coco"],
      "--annotations missing.json cannot be used"),
     (["a.jpg", "--model", "MODEL", "--whatever"], "unknown option --whatever"),

@@ -59,7 +59,13 @@ def test_models_without_a_cascade_have_a_report_without_stages(config, tmp_path)
 
 
 def test_the_report_may_go_elsewhere_and_needs_an_html_file(trained, tmp_path, capsys):
-    assert main(["eval", str(trained), "--report", str(tmp_path / "new/page.html")]) == 0
-    assert (tmp_path / "new/page.html").is_file()
-    error = refusal(capsys, "eval", trained, "--report", tmp_path / "page.pdf")
-    assert "--report" in error
+    words = ["eval", "--report", str(trained), "--output", str(tmp_path / "new/page.html")]
+    assert main([*words, "TEST.MAX_DETECTIONS", "50"]) == 0
+    page = (tmp_path / "new/page.html").read_text()
+    assert "<td>2 of 2 images</td>" in page  # the schedule
+    error = refusal(capsys, "eval", trained, "--report", "--output", tmp_path / "page.pdf")
+    assert "--output" in error
+    error = refusal(capsys, "eval", trained, "--output", tmp_path / "page.html")
+    assert "write --report, too" in error
+    error = refusal(capsys, "eval", trained, "--report", "--num-gpus", 2)
+    assert "leave out --num-gpus" in error

@@ -46,8 +46,9 @@ def test_iou_of_pairs():
 
 @pytest.mark.parametrize(("objects", "detections", "kinds", "missed"), [
     ([(0, BOX)], [(0, BOX)], [""], [False]),
-    ([(0, BOX)], [(1, BOX)], ["class"], [True]),
-    ([(0, BOX)], [(0, NEAR)], ["place"], [True]),
+    # As in TIDE, an object that an error of class or place explains is not missed, too.
+    ([(0, BOX)], [(1, BOX)], ["class"], [False]),
+    ([(0, BOX)], [(0, NEAR)], ["place"], [False]),
     ([(0, BOX)], [(1, NEAR)], ["class and place"], [True]),
     ([(0, BOX)], [(0, FAR)], ["background"], [True]),
     ([(0, BOX)], [(0, BOX), (0, [0, 0, 10, 9])], ["", "duplicate"], [False]),
@@ -92,6 +93,14 @@ def test_the_cost_of_a_kind_is_what_ap_gains_without_it(detections, ap50, costs)
     report = analyze([image([(0, BOX)], detections)], classes=2)
     assert report.ap50 == pytest.approx(ap50)
     assert {k: report.costs[k] for k in costs} == pytest.approx(costs)
+
+
+def test_an_object_of_the_wrong_class_is_one_error_and_costs_once():
+    scene = image([(0, BOX), (0, OTHER)], [(0, BOX), (1, OTHER)])
+    report = analyze([scene], classes=2)
+    assert report.counts == {**dict.fromkeys(KINDS, 0), "class": 1}
+    assert report.costs["class"] == pytest.approx(100 * 50 / 101)
+    assert report.costs["missed"] == 0
 
 
 def test_missed_objects_cost_the_recall_they_take():

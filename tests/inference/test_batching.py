@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dsrcnn.inference.batching import Background, map_ahead, map_batches
+from dsrcnn.inference.batching import Background, iterate_ahead, map_ahead, map_batches
 
 
 def test_items_are_processed_ahead_in_threads_and_returned_in_order():
@@ -78,3 +78,52 @@ def test_the_background_thread_consumes_in_order_and_reports_its_error():
     thread.put(0)
     with pytest.raises(OSError, match="disk full"):
         thread.close()
+
+
+def test_items_before_an_error_of_their_source_are_processed_first():
+    def items():
+        yield from range(5)
+        raise OSError("gone")
+
+    stream = map_ahead(lambda x: -x, items(), workers=2, ahead=9)
+    assert [next(stream).result() for _ in range(5)] == [0, -1, -2, -3, -4]
+    with pytest.raises(OSError, match="gone"):
+        next(stream)
+    results = map_batches(lambda x: x, (("a", i) for i in items()), size=3, window=9)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(OSError, match="gone"):
+        next(results)
+
+
+def test_a_thread_iterates_ahead_and_stops_with_the_consumer():
+    taken, closed = [], threading.Event()
+
+    def items():
+        try:
+            for i in range(100):
+                taken.append(i)
+                yield i
+        finally:
+            closed.set()
+
+    source = items()
+    stream = iterate_ahead(source, ahead=2)
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    time.sleep(0.3)
+    assert 3 < len(taken) <= 6
+    stream.close()
+    source.close()
+    assert closed.is_set()
+    assert len(taken) <= 7
+    assert list(iterate_ahead(range(4), ahead=2)) == [0, 1, 2, 3]
+
+
+def test_an_error_of_the_thread_comes_after_its_items():
+    def items():
+        yield 1
+        raise ValueError("two")
+
+    stream = iterate_ahead(items(), ahead=3)
+    assert next(stream) == 1
+    with pytest.raises(ValueError, match="two"):
+        next(stream)

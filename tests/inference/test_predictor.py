@@ -1,10 +1,13 @@
 """Prediction: batches, tiles, stages, settings; results of every kind of source."""
 
+import json
+import threading
+
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ANIMALS, save_model, write_coco
+from conftest import ANIMALS, save_model, tiny_cfg, write_coco
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from PIL import Image
@@ -177,6 +180,11 @@ def test_a_stream_reads_few_images_ahead(detector, photos, monkeypatch):
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"threshold": 1.5}, "threshold is 1.5; write a number from 0 to 1"),
+    ({"threshold": None}, "threshold is None"), ({"batch": None}, "batch is None"),
+    ({"batch": 1.5}, "batch is 1.5; write a whole number"), ({"tile": 64.5}, "tile is 64.5"),
+    ({"tta": True, "size": 64}, "tta cannot be combined with size"),
+    ({"tta": True, "max_detections": 5}, "tta cannot be combined with max_detections"),
+    ({"tile": 64, "stages": True}, "tile cannot be combined with stages"),
     ({"threshold": "high"}, "threshold is 'high'"), ({"batch": 0}, "batch is 0"),
     ({"threshold": float("nan")}, "threshold is nan"), ({"size": -3}, "size is -3"),
     ({"tile": 3}, "tile is 3"), ({"overlap": 1}, "overlap is 1"),
@@ -186,6 +194,72 @@ def test_a_stream_reads_few_images_ahead(detector, photos, monkeypatch):
 def test_settings_out_of_range_are_refused(detector, settings, words):
     with pytest.raises(ConfigError, match=words):
         detector.predict("a.jpg", **settings)
+
+
+def test_numbers_of_numpy_are_settings(detector, photos):
+    settings = {"threshold": np.float32(0.25), "batch": np.int64(2), "max_detections": np.int64(3)}
+    assert len(detector.predict(photos / "a.png", **settings)) <= 3
+
+
+def test_a_bad_entry_of_a_pattern_is_left_out(detector, photos, tmp_path):
+    for name in ("a.png", "c.png"):
+        (tmp_path / name).write_bytes((photos / "a.png").read_bytes())
+    (tmp_path / "b").mkdir()  # without images
+    (tmp_path / "b.mp4").write_text("no video")
+    for source in (str(tmp_path / "*"), [str(tmp_path / "*")]):
+        results = detector.predict(source)
+        assert [r.path for r in results] == [str(tmp_path / n) for n in ("a.png", "c.png")]
+        assert len(detector.skipped) == 2
+
+
+def test_pixels_of_large_files_are_not_kept_but_read_again(detector, photos, monkeypatch):
+    monkeypatch.setattr("dsrcnn.inference.predictor._KEPT_PIXELS", 5000)
+    small, large = photos / "a.png", photos / "d.PNG"  # 96 x 64 and 100 x 70
+    assert 96 * 64 > 5000
+    for settings in ({}, {"tile": 64}):
+        for path in (small, large):
+            (result,) = detector.predict([path], stream=True, **settings)
+            assert result._image is None
+            assert result.image.shape[:2] == result.size
+    monkeypatch.setattr("dsrcnn.inference.predictor._KEPT_PIXELS", 6500)
+    (kept,) = detector.predict([small], stream=True)
+    assert kept._image is not None
+
+
+def test_predictions_in_several_threads_do_not_share_errors(detector, photos, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no image")
+    kinds = []
+
+    def predict(path):
+        for _ in range(30):
+            try:
+                detector.predict(path)
+            except Exception as error:
+                kinds.append(type(error))
+
+    paths = (tmp_path / "bad.jpg", photos / "a.png")
+    threads = [threading.Thread(target=predict, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert kinds == [DataError] * 30
+
+
+def test_frames_of_a_video_are_decoded_ahead_and_stay_in_order(detector, tmp_path):
+    clip = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for i in range(20):
+        writer.write(np.full((48, 64, 3), 10 * i, np.uint8))
+    writer.release()
+    results = list(detector.predict(clip, stream=True))
+    assert [r.frame for r in results] == list(range(20))
+    assert [round(float(r.image.mean()) / 10) for r in results] == list(range(20))
+    before = threading.active_count()
+    stream = detector.predict(clip, stream=True)
+    next(stream)
+    stream.close()
+    assert threading.active_count() <= before
 
 
 def test_a_camera_needs_a_stream(detector):
@@ -202,6 +276,8 @@ def test_detectors_without_cascade_predict_but_have_no_stages(tmp_path, photos):
     assert detector.predict(photos / "a.png", threshold=0).size == (64, 96)
     with pytest.raises(ConfigError, match="stages needs a cascade; GeneralizedRCNN has none"):
         detector.predict(photos / "a.png", stages=True)
+    with pytest.raises(ConfigError, match="max_detections is a setting of sparse detectors"):
+        detector.predict(photos / "a.png", max_detections=5)
 
 
 def dsrcnn_model(cfg: CfgNode) -> torch.nn.Module:
@@ -241,6 +317,30 @@ def test_a_run_folder_a_weight_file_and_a_config_with_weights_are_the_same_model
         detector = dsrcnn.load(model, weights, device="cpu")
         same(detector.predict(photos / "a.png", threshold=0), expected)
     assert detector.classes == ["0", "1", "2", "3", "4"]  # the file does not say
+    with pytest.raises(WeightsError, match=r"nowhere.pth"):
+        dsrcnn.load(run, device="cpu", opts=["MODEL.WEIGHTS", "nowhere.pth"])
+    for more in ({"weights": bare}, {"opts": ["MODEL.WEIGHTS", str(bare)]}):
+        with pytest.raises(ConfigError, match="is a weight file, so other weights are too many"):
+            dsrcnn.load(model_file, device="cpu", **more)
+
+
+def test_a_detector_is_evaluated_on_the_data_of_its_run(tmp_path, model_file):
+    run = tmp_path / "run"
+    run.mkdir()
+    save_model(run / "model_final.pth")
+    annotations, images = tmp_path / "val.json", tmp_path / "images"
+    write_coco(annotations, images)
+    content = json.loads(annotations.read_text())
+    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(ANIMALS, start=1)]
+    annotations.write_text(json.dumps(content))
+    data = {"TEST_JSON": str(annotations), "TEST_IMAGES": str(images), "NAME": "of_the_run"}
+    opts = [word for key, value in data.items() for word in (f"DATASETS.CUSTOM.{key}", value)]
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TEST", 64, "DATASETS.TRAIN", (), *opts)
+    (run / "config.yaml").write_text(cfg.dump())
+    metrics = dsrcnn.load(run, device="cpu").evaluate(**{"OUTPUT_DIR": str(run)})
+    assert "AP-cat" in metrics["bbox"]
+    with pytest.raises(DataError, match="There is no test set; give a folder"):
+        dsrcnn.load(model_file, device="cpu").evaluate(**{"DATASETS.TEST": ()})
 
 
 def test_averaged_weights_and_safetensors_are_read(tmp_path, photos, model_file):
