@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Generic, TypeVar
 
 A = TypeVar("A")
@@ -13,8 +13,13 @@ B = TypeVar("B")
 
 
 def map_ahead(
-    function: Callable[[A], B], items: Iterable[A], *, workers: int, ahead: int
-) -> Iterator[Future[B]]:
+    function: Callable[[A], B],
+    items: Iterable[A],
+    *,
+    workers: int,
+    ahead: int,
+    initializer: Callable[[], None] | None = None,
+) -> Generator[Future[B], None, None]:
     """Apply a function in threads, at most `ahead` items before the consumer, in order.
 
     Returns:
@@ -23,7 +28,8 @@ def map_ahead(
     iterator = iter(items)
     failure: Exception | None = None
     running: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="dsrcnn-read") as pool:
+    pool = ThreadPoolExecutor(workers, "dsrcnn-ahead", initializer)
+    with pool:
         try:
             while True:
                 try:
@@ -86,44 +92,61 @@ def map_batches(
     *,
     size: int,
     window: int,
-) -> Iterator[B]:
+    workers: int = 1,
+    initializer: Callable[[], None] | None = None,
+) -> Generator[B, None, None]:
     """Apply a function to batches of items with the same key, and return results in order.
 
     Args:
-        function: from a batch to as many results.
+        function: from a batch to as many results; it runs in threads.
         items: pairs of a key and an item.
         size: of a batch.
         window: number of items to wait for until an incomplete batch is processed.
+        workers: batches at once.
+        initializer: called in every thread first.
     """
-    waiting: dict[object, list[tuple[int, A]]] = {}
     done: dict[int, B] = {}
     first = 0  # number of the next result
+    # One batch waits, so that no worker does.
+    batches, ahead = _group(items, size, window), workers + 1
 
-    def process(key: object) -> None:
-        numbers, batch = zip(*waiting.pop(key), strict=True)
-        done.update(zip(numbers, function(list(batch)), strict=True))
+    def run(batch: list[tuple[int, A]]) -> list[tuple[int, B]]:
+        numbers, values = zip(*batch, strict=True)
+        return list(zip(numbers, function(list(values)), strict=True))
 
+    futures = map_ahead(run, batches, workers=workers, ahead=ahead, initializer=initializer)
+    with closing(futures):
+        for future in futures:
+            done.update(future.result())
+            while first in done:
+                yield done.pop(first)
+                first += 1
+
+
+def _group(
+    items: Iterable[tuple[object, A]], size: int, window: int
+) -> Iterator[list[tuple[int, A]]]:
+    """Group items into batches of one key, with their numbers.
+
+    An error of the source comes after what came before it.
+    """
+    waiting: dict[object, list[tuple[int, A]]] = {}
     iterator, failure = enumerate(items), None
     while True:
         try:
             number, (key, item) = next(iterator)
         except StopIteration:
             break
-        except Exception as error:  # what came before it is processed first
+        except Exception as error:
             failure = error
             break
         waiting.setdefault(key, []).append((number, item))
+        oldest = next(iter(waiting))  # keys are in the order of their first items
         if len(waiting[key]) == size:
-            process(key)
-        elif number - first >= window:
-            process(next(k for k, batch in waiting.items() if batch[0][0] == first))
-        while first in done:
-            yield done.pop(first)
-            first += 1
-    for key in list(waiting):
-        process(key)
-    for number in sorted(done):
-        yield done[number]
+            yield waiting.pop(key)
+        elif number - waiting[oldest][0][0] >= window:
+            yield waiting.pop(oldest)
+    yield from waiting.values()
     if failure is not None:
         raise failure
 

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
@@ -53,6 +53,7 @@ _CONFLICTS = [("tta", name) for name in ("stages", "tile", "size", "max_detectio
 _CONFLICTS += [("tile", "stages")]
 
 
+_WORKERS = 4  # at most, on a CPU; each needs memory for the activations of a batch
 _KEPT_PIXELS = 4_000_000  # of images that wait for the model or for being drawn
 
 
@@ -61,6 +62,18 @@ class _Prepared(NamedTuple):
 
     frame: Frame
     record: dict[str, Any]  # model input
+
+
+class _Threads(NamedTuple):
+    """Threads that run the model, and cores for each."""
+
+    workers: int
+    cores: int
+
+    def divide(self) -> None:
+        """Limit the thread that calls to its cores."""
+        if self.workers > 1:
+            torch.set_num_threads(self.cores)
 
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, scores, labels
@@ -88,7 +101,7 @@ class Predictor:
         source: Any,
         *,
         threshold: float = 0.3,
-        batch: int = 4,
+        batch: int | None = None,
         size: int | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
@@ -106,8 +119,8 @@ class Predictor:
             source: see `readers`: a path of an image or video, a pattern, a folder, a PIL image, an
                 array, a tensor, the number of a camera, or an iterable of any of them.
             threshold: least score.
-            batch: images at once. Only images of equal padded size share a batch, so results do not
-                depend on it.
+            batch: images at once; None for 4, and 1 on a CPU, where images run side by side. Only
+                images of equal padded size share a batch, so results do not depend on it.
             size: shorter side of the network input in pixels; None for ``INPUT.MIN_SIZE_TEST``. The
                 limit of the longer side grows with it.
             tile: side in pixels of the tiles that an image is predicted in; None for no tiles.
@@ -126,6 +139,8 @@ class Predictor:
             ConfigError: for a setting out of range.
             DataError: if a single source, or all of several, cannot be read.
         """
+        if batch is None:
+            batch = 1 if self.cfg.MODEL.DEVICE == "cpu" else 4
         settings = Settings(
             *(threshold, batch, size, tile, overlap, tta, max_detections, stages, bgr, stream)
         )
@@ -162,9 +177,9 @@ class Predictor:
     def _stream(self, source: Any, settings: Settings) -> Iterator[Result]:
         """Predict images in order; skip and report those that cannot be read."""
         prepare = self._prepare_whole if settings.tile is None else self._read
-        run = partial(self._run, settings=settings)
         count = 0
-        if isinstance(source, int):  # a camera: what it shows now, not seconds ago
+        is_camera = isinstance(source, int)
+        if is_camera:  # what it shows now, not seconds ago
             settings, ahead = settings._replace(batch=1), 1
         else:
             ahead = 2 * settings.batch + 2 if settings.tile is None else 2  # of whole images
@@ -184,16 +199,46 @@ class Predictor:
                 item = future.result()
                 yield self._padded_size(item), item
 
-        if settings.tile is None:
-            size = 1 if settings.tta else settings.batch
-            results = map_batches(run, prepared(), size=size, window=4 * size)
-        else:
-            results = (self._predict_tiles(item, settings) for _, item in prepared())
-        for result in results:
-            count += 1
-            yield result
+        is_one = settings.tile is None and (is_camera or is_single(source))
+        with (
+            self._threads(one=is_one) as threads,
+            closing(
+                self._predict_whole(prepared(), settings, threads)
+                if settings.tile is None
+                else (self._predict_tiles(item, settings, threads) for _, item in prepared())
+            ) as results,
+        ):
+            for result in results:
+                count += 1
+                yield result
         if skipped and not count:
             raise skipped[0]
+
+    @contextmanager
+    def _threads(self, *, one: bool) -> Iterator[_Threads]:
+        """Threads of the model; `one` image gets all cores.
+
+        On a CPU images run side by side, which keeps its cores busier than one image on all.
+        """
+        before = torch.get_num_threads()
+        on_cpu = self.cfg.MODEL.DEVICE == "cpu"
+        workers = 1 if one or not on_cpu else min(before, _WORKERS)
+        try:
+            yield _Threads(workers, max(before // workers, 1))
+        finally:
+            if workers > 1:  # some libraries have one setting for all threads
+                torch.set_num_threads(before)
+
+    def _predict_whole(
+        self, items: Iterator[tuple[object, _Prepared]], settings: Settings, threads: _Threads
+    ) -> Generator[Result, None, None]:
+        """Predict images in batches."""
+        size = 1 if settings.tta else settings.batch
+        run = partial(self._run, settings=settings, workers=threads.workers)
+        yield from map_batches(
+            *(run, items), size=size, window=4 * size, workers=threads.workers,
+            initializer=threads.divide,
+        )  # fmt: skip
 
     def _read(self, reader: Reader, settings: Settings) -> _Prepared:
         with self._clock("reading"):
@@ -207,12 +252,12 @@ class Predictor:
             return self._prepare(reader(), settings)
 
     @contextmanager
-    def _clock(self, name: str) -> Iterator[None]:
+    def _clock(self, name: str, share: int = 1) -> Iterator[None]:
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds[name] += (time.perf_counter() - start) / share
 
     def _prepare(self, frame: Frame, settings: Settings) -> _Prepared:
         """Resize an image as evaluation does."""
@@ -245,10 +290,10 @@ class Predictor:
         sides = item.record["image"].shape[1:]
         return tuple(-(-max(side, least) // step) * step for side in sides)
 
-    def _run(self, items: list[_Prepared], settings: Settings) -> list[Result]:
-        """Predict a batch."""
+    def _run(self, items: list[_Prepared], settings: Settings, workers: int) -> list[Result]:
+        """Predict a batch, one of `workers` at once."""
         records = [item.record for item in items]
-        with self._clock("model"), torch.inference_mode():
+        with self._clock("model", workers), torch.inference_mode():
             if settings.tta:
                 outputs = self._augmented(records)
                 by_stage: list[list[Instances]] | None = None
@@ -290,7 +335,7 @@ class Predictor:
             self._tta = TestTimeAugmentation(self.cfg, self.model)
         return [x["instances"] for x in self._tta(records)]
 
-    def _predict_tiles(self, whole: _Prepared, settings: Settings) -> Result:
+    def _predict_tiles(self, whole: _Prepared, settings: Settings, threads: _Threads) -> Result:
         """Predict an image in tiles."""
         image = whole.frame.image
         assert image is not None
@@ -298,9 +343,8 @@ class Predictor:
         height, width = image.shape[:2]
         tiles = make_tiles(height, width, settings.tile, settings.overlap)
         items = (self._prepare(Frame(tile.crop(image)), settings) for tile in tiles)
-        run = partial(self._run, settings=settings)
         keyed = ((self._padded_size(item), item) for item in items)
-        parts = list(map_batches(run, keyed, size=settings.batch, window=settings.batch))
+        parts = list(self._predict_whole(keyed, settings, threads))
         arrays = [(part.boxes, part.scores, part.labels) for part in parts]
         boxes, scores, labels = merge_tiles(tiles, arrays, (height, width))
         most = settings.max_detections or self.cfg.TEST.DETECTIONS_PER_IMAGE

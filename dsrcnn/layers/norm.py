@@ -132,9 +132,9 @@ class _Cached:
     """
 
     def __init__(self) -> None:
-        self._values: tuple[Tensor, Tensor] | None = None
-        self._key: tuple[object, ...] = ()
-        self._inputs: list[Tensor] = []
+        # Key, values, and the inputs, so that no address is used again. One attribute: predictions
+        # may run in several threads.
+        self._entry: tuple[tuple[object, ...], tuple[Tensor, Tensor], list[Tensor]] | None = None
 
     def __call__(
         self,
@@ -143,15 +143,16 @@ class _Cached:
         *settings: object,
     ) -> tuple[Tensor, Tensor]:
         key = (*((x.data_ptr(), x._version, x.dtype, x.device) for x in inputs), *settings)
-        if self._values is None or key != self._key:
+        entry = self._entry
+        if entry is None or entry[0] != key:
             # Not inference tensors, which a later training step could not use.
             with torch.inference_mode(False), torch.no_grad():
-                self._values, self._key = compute(), key
-            self._inputs = [x.detach() for x in inputs]  # so that no address is used again
-        return self._values
+                entry = key, compute(), [x.detach() for x in inputs]
+            self._entry = entry
+        return entry[1]
 
     def clear(self) -> None:
-        self._values, self._key, self._inputs = None, (), []
+        self._entry = None
 
 
 def _scale_and_shift(norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:

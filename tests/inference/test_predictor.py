@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import cv2
 import numpy as np
@@ -128,9 +129,9 @@ def test_a_large_image_is_predicted_in_tiles_of_the_batch(detector, monkeypatch)
     shapes = []
     run = detector._run
 
-    def record(items, settings):
+    def record(items, settings, **threads):
         shapes.append([tuple(x.record["image"].shape) for x in items])
-        return run(items, settings)
+        return run(items, settings, **threads)
 
     monkeypatch.setattr(detector, "_run", record)
     image = np.zeros((300, 3000, 3), np.uint8)
@@ -180,7 +181,7 @@ def test_a_stream_reads_few_images_ahead(detector, photos, monkeypatch):
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"threshold": 1.5}, "threshold is 1.5; write a number from 0 to 1"),
-    ({"threshold": None}, "threshold is None"), ({"batch": None}, "batch is None"),
+    ({"threshold": None}, "threshold is None"), ({"overlap": None}, "overlap is None"),
     ({"batch": 1.5}, "batch is 1.5; write a whole number"), ({"tile": 64.5}, "tile is 64.5"),
     ({"tta": True, "size": 64}, "tta cannot be combined with size"),
     ({"tta": True, "max_detections": 5}, "tta cannot be combined with max_detections"),
@@ -244,6 +245,38 @@ def test_predictions_in_several_threads_do_not_share_errors(detector, photos, tm
     for thread in threads:
         thread.join()
     assert kinds == [DataError] * 30
+
+
+def test_on_a_cpu_images_run_side_by_side_with_the_same_results(detector, photos, monkeypatch):
+    expected = detector.predict(photos, threshold=0)
+    tiled = detector.predict(photos, tile=64, threshold=0)
+    forward, running, most = detector.model.raw_predictions, [], []
+
+    def slow(*args, **options):
+        running.append(torch.get_num_threads())
+        most.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+        return forward(*args, **options)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    monkeypatch.setattr(detector.model, "raw_predictions", slow)
+    try:
+        results = detector.predict([photos] * 3, threshold=0)
+        for result, of_image in zip(results, expected * 3, strict=True):
+            same(result, of_image)
+        assert max(most) == 3
+        for result, of_image in zip(
+            detector.predict(photos, tile=64, threshold=0), tiled, strict=True
+        ):
+            same(result, of_image)
+        assert torch.get_num_threads() == 3
+        most.clear()
+        detector.predict(photos / "a.png")
+        assert most == [1]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_frames_of_a_video_are_decoded_ahead_and_stay_in_order(detector, tmp_path):
