@@ -46,7 +46,11 @@ def run_notebook(
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": search, "PYTHONWARNINGS": "ignore"}
     client = nbclient.NotebookClient(
-        notebook, timeout=_CELL_SECONDS, kernel_name="python3", store_widget_state=False
+        notebook,
+        timeout=_CELL_SECONDS,
+        kernel_name="python3",
+        store_widget_state=False,
+        coalesce_streams=True,
     )
     client.execute(cwd=str(folder), env=environment)
     cell.source = original

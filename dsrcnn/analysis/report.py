@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.collect_env import collect_env_info
 from matplotlib.figure import Figure
 
 from ..data.build import build_test_loader
 from ..data.images import read_image
 from ..engine.console import progress_bar
+from ..engine.setup import describe_environment
 from ..errors import DataError
 from ..evaluation.build import build_evaluator
 from ..evaluation.coco import CocoEvaluator, coco_ground_truth
@@ -176,7 +176,7 @@ def _page(cfg: CfgNode, evaluation: Evaluation, images: int) -> str:
     parts += _worst(evaluation, images)
     parts += ["<h2>Training</h2>", *_training(cfg)]
     parts += ["<h2>Config</h2>", f"<pre>{html.escape(cfg.dump())}</pre>"]
-    parts += ["<h2>Environment</h2>", f"<pre>{html.escape(collect_env_info())}</pre>"]
+    parts += ["<h2>Environment</h2>", f"<pre>{html.escape(describe_environment())}</pre>"]
     head = f"<title>{html.escape(name)}</title><style>{_STYLE}</style>"
     return f"<!doctype html><meta charset='utf-8'>{head}\n" + "\n".join(parts) + "\n"
 

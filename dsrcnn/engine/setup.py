@@ -146,6 +146,19 @@ def _deciding_set(cfg: CfgNode) -> str | None:
     return next(iter((*named, *sets)), None) if best.PATIENCE else None
 
 
+def describe_environment() -> str:
+    """Versions and devices, as Detectron2 lists them."""
+    # Torch notes on stderr that there is no GPU; the list says so, too.
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        text: str = collect_env_info()
+    finally:
+        logger.setLevel(level)
+    return text
+
+
 def _record(cfg: CfgNode) -> None:
     """Write ``environment.txt`` and a line of ``environment.jsonl``."""
     folder = Path(cfg.OUTPUT_DIR)
@@ -153,7 +166,7 @@ def _record(cfg: CfgNode) -> None:
     _LOGGER.debug("Command: %s\nConfig:\n%s", sys.argv, cfg.dump())
     # It warns of a CUDA toolkit without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    environment = collect_env_info()
+    environment = describe_environment()
     _LOGGER.debug("Environment:\n%s", environment)
     (folder / "environment.txt").write_text(environment + "\n", encoding="utf-8")
     entry = {  # for every start, since a run may be resumed elsewhere

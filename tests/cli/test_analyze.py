@@ -119,10 +119,11 @@ def test_multiply_adds_of_a_stage_are_counted_by_hand():
     generated = rows * channels * (2 * channels * dynamic)
     interaction = rows * 2 * cells * channels * dynamic + rows * cells * channels**2
     feed_forward = 2 * rows * channels * hidden
-    towers = (1 + 3) * rows * channels**2
-    outputs = rows * channels * (classes + 4)
-    expected = attention + generated + interaction + feed_forward + towers + outputs
-    assert counts["head, stage 1"] == counts["head, stage 2"] == expected
+    boxes = 3 * rows * channels**2 + 4 * rows * channels
+    scores = rows * channels**2 + rows * channels * classes  # of the last stage only
+    expected = attention + generated + interaction + feed_forward + boxes
+    assert counts["head, stage 1"] == expected
+    assert counts["head, stage 2"] == expected + scores
     assert counts["head, rest"] == counts["proposals"] == counts[OTHER] == 0
     # An image of 64 x 96 pixels: 1 x 1 convolutions of res2 to res5, 3 x 3 ones of p2 to p5.
     cells = (16 * 24, 8 * 12, 4 * 6, 2 * 3)
