@@ -61,6 +61,48 @@ def test_batches_of_images_of_any_shape_give_the_results_of_single_images(detect
         same(result, expected)
 
 
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("batch", [None, 1, 4])
+@pytest.mark.parametrize(
+    "kind", ["paths", "folder", "pattern", "PIL", "arrays", "tensors", "video"]
+)
+def test_results_do_not_depend_on_kind_batch_and_device(
+    detector, model_file, photos, tmp_path, kind, batch, device
+):
+    paths = [photos / name for name in ("a.png", "b.jpg", "c.png")]
+    images = [Image.open(path).convert("RGB") for path in paths]
+    if kind == "folder":
+        for path, image in zip(paths, images, strict=True):
+            image.save(tmp_path / f"{path.stem}.png")
+    elif kind == "video":
+        writer = cv2.VideoWriter(
+            str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"FFV1"), 5, images[0].size
+        )
+        images = [image.resize(images[0].size) for image in images]
+        for image in images:
+            writer.write(np.asarray(image)[..., ::-1])
+        writer.release()
+    source = {
+        "paths": paths,
+        "folder": tmp_path,
+        "pattern": str(photos / "[abc].*"),
+        "PIL": images,
+        "arrays": [np.asarray(image) for image in images],
+        "tensors": [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images],
+        "video": tmp_path / "clip.avi",
+    }[kind]
+    expected = [detector.predict(np.asarray(image), threshold=0.1) for image in images]
+    if device != "cpu":
+        detector = dsrcnn.load(model_file, device=device)
+    results = detector.predict(source, batch=batch, threshold=0.1, stages=kind == "paths")
+    assert len(results) == len(expected)
+    for result, of_image in zip(results, expected, strict=True):
+        same(result, of_image, atol=1e-4 if device == "cpu" else 1e-3)
+
+
 def test_scores_below_the_threshold_and_more_than_the_limit_are_left_out(detector, photos):
     path = photos / "a.png"
     full = detector.predict(path, threshold=0)
