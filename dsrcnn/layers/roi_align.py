@@ -10,12 +10,14 @@ side, ``T`` rows of the table.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_T = TypeVar("_T")
 _CANONICAL_SIZE = 224.0  # side of a box that belongs to level 4
 
 
@@ -57,11 +59,22 @@ class FeatureTable(NamedTuple):
         """Lay out pyramid levels (B, D, H_l, W_l) with their strides as one table."""
         rows = torch.cat([f.permute(0, 2, 3, 1).flatten(1, 2) for f in features], dim=1)
         sizes = tuple((f.shape[2], f.shape[3]) for f in features)
-        # Constants of a size: made once, as making them is a transfer to the device.
-        describe = _levels if torch.compiler.is_compiling() else _cached_levels
-        return cls(rows.flatten(0, 1), describe(sizes, strides, len(rows), rows.device))
+        return cls(rows.flatten(0, 1), _levels(sizes, strides, len(rows), rows.device))
 
 
+def _made_once(function: Callable[..., _T]) -> Callable[..., _T]:
+    """Keep the results of a function that makes constants, a transfer to the device each time."""
+    cached = functools.lru_cache(maxsize=256)(function)
+
+    @functools.wraps(function)
+    def make(*args: Any) -> _T:
+        # A compiler keeps them itself.
+        return function(*args) if torch.compiler.is_compiling() else cached(*args)
+
+    return make
+
+
+@_made_once
 def _levels(
     sizes: tuple[tuple[int, int], ...],
     strides: tuple[int, ...],
@@ -90,9 +103,6 @@ def _levels(
         )
 
 
-_cached_levels = functools.lru_cache(maxsize=256)(_levels)
-
-
 def assign_levels(boxes: Tensor, areas: Tensor) -> Tensor:
     """Assign boxes to pyramid levels by their size (FPN, arXiv 1612.03144, equation 1).
 
@@ -107,14 +117,14 @@ def assign_levels(boxes: Tensor, areas: Tensor) -> Tensor:
     return torch.bucketize(area, areas.to(area.dtype), right=True)
 
 
-@functools.lru_cache(maxsize=64)
+@_made_once
 def _offsets(count: int, size: int, device: torch.device) -> Tensor:
     """First entries (count,) int32 of bags of equal size."""
     with torch.inference_mode(False):
         return torch.arange(0, count * size, size, dtype=torch.int32, device=device)
 
 
-@functools.lru_cache(maxsize=64)
+@_made_once
 def _grid(count: int, device: torch.device) -> Tensor:
     """Midpoints (count,) of equal parts of 0..1, as RoIAlign computes them."""
     with torch.inference_mode(False):

@@ -15,6 +15,7 @@ from ...layers.norm import fold_frozen_norms
 from ...structures import Predictions
 from ...utils.training import TrainableModel
 from ..postprocessing import (
+    Detections,
     DetectionSettings,
     scale_to_originals,
     select_detections,
@@ -180,6 +181,18 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         levels = self.backbone(images.tensor.contiguous(memory_format=torch.channels_last))
         return [levels[name] for name in self.in_features]
 
+    def select(
+        self, predictions: Predictions, images: ImageBatch, settings: DetectionSettings
+    ) -> Detections:
+        """Select the detections of the last prediction set, in pixels of the original images.
+
+        A function of tensors: no shape depends on values, and the host never waits.
+        """
+        last = predictions.logits[-1], predictions.boxes[-1]
+        sizes, mask = images.sizes, predictions.mask
+        detections = select_detections(*last, settings, sizes=sizes, mask=mask)
+        return scale_to_originals(detections, sizes, images.originals)
+
     def postprocess(
         self,
         predictions: Predictions,
@@ -199,11 +212,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         Returns:
             One dictionary with ``instances`` per image.
         """
-        last = predictions.logits[-1], predictions.boxes[-1]
-        sizes, mask = images.sizes, predictions.mask
-        settings = detection or self.detection
-        detections = select_detections(*last, settings, sizes=sizes, mask=mask)
-        detections = scale_to_originals(detections, sizes, images.originals)
+        detections = self.select(predictions, images, detection or self.detection)
         return [
             {"instances": to_instances(detections, index, size)}
             for index, size in enumerate(images.original_sizes)

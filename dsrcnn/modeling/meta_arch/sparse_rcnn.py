@@ -137,11 +137,22 @@ class SparseRCNN(SparseDetector):
         `stages` is the number of stages to run in evaluation mode; None for the config's.
         """
         images = self.preprocess_image(batched_inputs)
+        return self.predict(images, all_stages=all_stages, stages=stages), images
+
+    def predict(
+        self, images: ImageBatch, *, all_stages: bool = False, stages: int | None = None
+    ) -> Predictions:
+        """Run the network on images; see `raw_predictions`.
+
+        Together with `select` a function of tensors in evaluation mode, which can be compiled as a
+        whole, exported, and captured in a CUDA graph.
+        """
         features = self.extract_features(images)
         proposals = self.proposals(features, images.sizes)
         recollect = self.training and training_context().recollect
         options = {"all_stages": all_stages, "stages": stages, "recollect": recollect}
-        return self.head(features, proposals, **options), images
+        predictions: Predictions = self.head(features, proposals, **options)
+        return predictions
 
 
 @META_ARCH_REGISTRY.register()
