@@ -20,6 +20,7 @@ _VIEWS = {
     *("transpose", "unbind", "unfold", "unsqueeze"),
 }
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+_FREE = _VIEWS | _ALLOCATIONS
 
 
 class OperatorCount(TorchDispatchMode):
@@ -40,7 +41,7 @@ class OperatorCount(TorchDispatchMode):
     ) -> Any:
         """Count one operator."""
         name = func.overloadpacket.__name__
-        if name not in _VIEWS | _ALLOCATIONS:
+        if name not in _FREE:
             self.by_name[name] += 1
             self.by_place[_place()] += 1
         return func(*args, **(kwargs or {}))

@@ -12,7 +12,7 @@ import dsrcnn  # patches Detectron2 before anything else imports it
 import json
 import logging
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -125,8 +125,31 @@ def train(cfg: CfgNode, *, resume: bool = False) -> Trainer:
     return trainer
 
 
-def write_coco(annotations: Path, images: Path, count: int = 2, seed: int = 0) -> None:
-    """Write a COCO dataset of two classes: images of 96 x 64 pixels, two objects each."""
+def write_clip(
+    path: Path, frames: Sequence[np.ndarray], *, fps: float = 10, codec: str = "mp4v"
+) -> str:
+    """Write a video of frames (H, W, 3) BGR and return its path."""
+    height, width = frames[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, (width, height))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    return str(path)
+
+
+def gray_frames(values: Iterable[int], height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Return plain frames of the gray values."""
+    return [np.full((height, width, 3), value, np.uint8) for value in values]
+
+
+def write_coco(
+    annotations: Path,
+    images: Path,
+    count: int = 2,
+    seed: int = 0,
+    classes: Sequence[str] = ("left", "right"),
+) -> None:
+    """Write a COCO dataset: images of 96 x 64 pixels, an object of the first two classes each."""
     for folder in (annotations.parent, images):
         folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -138,8 +161,8 @@ def write_coco(annotations: Path, images: Path, count: int = 2, seed: int = 0) -
         for label, box in ((1, [5, 5, 30, 30]), (2, [50, 20, 40, 30])):
             entry = {"id": len(boxes) + 1, "image_id": index, "category_id": label, "bbox": box}
             boxes.append({**entry, "area": box[2] * box[3], "iscrowd": 0})
-    classes = [{"id": 1, "name": "left"}, {"id": 2, "name": "right"}]
-    content = {"images": records, "annotations": boxes, "categories": classes}
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
+    content = {"images": records, "annotations": boxes, "categories": categories}
     annotations.write_text(json.dumps(content))
 
 

@@ -11,6 +11,7 @@ from types import FrameType
 
 import gradio as gr
 
+from ..engine.interrupt import handled_by
 from ..errors import ConfigError
 
 HOST = "127.0.0.1"  # a page that takes files is for this machine only
@@ -95,10 +96,5 @@ def end_signals() -> Iterator[threading.Event]:
             os.write(1, b"Stopping ...\n")
         ended.set()
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, end) for number in numbers}
-    try:
+    with handled_by(end, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
         yield ended
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

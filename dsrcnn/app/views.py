@@ -109,8 +109,7 @@ class AssignmentView:
 def show_assignment(assignments: Assignments, matcher: str, stage: int) -> tuple[np.ndarray, str]:
     """Draw the assignment at a stage, from 1; returns RGB and one line."""
     index = assignments.stages.index(int(stage) - 1)  # of the route without recollection
-    counts = [assignments.positives(matcher, i) for i in range(len(assignments.stages))]
-    number, objects = counts[index], len(assignments.objects)
+    number, objects = assignments.positives(matcher, index), len(assignments.objects)
     text = f"{number} proposals for {objects} objects at stage {stage}"
     if objects:
         text += f" ({number / objects:.1f} each)"

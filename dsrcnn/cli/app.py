@@ -12,6 +12,7 @@ from ..app.views import AssignmentView
 from ..config import load_cfg
 from ..errors import ConfigError, DataError, DsrcnnError, MissingPackageError
 from ..inference import Detector, load
+from ..inference.results import import_supervision
 from ..inference.sources import image_files
 from .options import positive_int
 
@@ -41,11 +42,9 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C or SIGTERM; returns 0."""
     if not args.model:
         raise ConfigError("write --model, the output folder of a training run or a weight file.")
-    for package in ("gradio", "supervision"):
-        if find_spec(package) is None:
-            raise MissingPackageError(
-                f"dsrcnn app needs the package {package}: pip install 'dsrcnn[app]'"
-            )
+    if find_spec("gradio") is None:
+        raise MissingPackageError("dsrcnn app needs the package gradio: pip install 'dsrcnn[app]'")
+    import_supervision()
     model, weights = (args.config, args.model) if args.config else (args.model, None)
     detector = load(model, weights, device=args.device, opts=args.opts)
     view = _assignment_view(detector, args)

@@ -4,10 +4,9 @@ import argparse
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from ..engine.interrupt import handled_by
 from ..errors import ConfigError, DataError
 from ..inference.batching import Background
 from ..inference.detector import Detector, load
@@ -84,26 +84,13 @@ def run(args: argparse.Namespace) -> int:
     writers = build_writers(kinds, output, detector.classes, args.annotations)
     if args.threshold is None:
         args.threshold = 0.0 if args.annotations else 0.3
-    with _ends_by_signals():
+    with handled_by(_end, (signal.SIGTERM, signal.SIGHUP)):
         return _Job(detector, args, sources, writers).run()
 
 
-@contextmanager
-def _ends_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the program by an exception, so that files are completed."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _end(number: int, frame: FrameType | None) -> None:
+    """End the program by an exception, so that files are completed."""
+    raise SystemExit(128 + number)
 
 
 class _Job:

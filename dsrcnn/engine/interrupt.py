@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -12,6 +12,22 @@ from ..errors import TrainingInterrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _REPEAT = 1.0  # seconds in which a signal is the same one, sent to the parent process as well
+
+
+@contextmanager
+def handled_by(
+    handler: Callable[[int, FrameType | None], object], signals: Iterable[int]
+) -> Iterator[None]:
+    """Handle signals in a block; only the main thread can, in others nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class StopSignals:
@@ -30,15 +46,8 @@ class StopSignals:
     @contextmanager
     def handled(self) -> Iterator[None]:
         """Receive signals inside; only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
+        with handled_by(self._receive, _SIGNALS):
             yield
-            return
-        before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:

@@ -164,8 +164,6 @@ def _record(cfg: CfgNode) -> None:
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir(parents=True, exist_ok=True)
     _LOGGER.debug("Command: %s\nConfig:\n%s", sys.argv, cfg.dump())
-    # It warns of a CUDA toolkit without a GPU.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     environment = describe_environment()
     _LOGGER.debug("Environment:\n%s", environment)
     (folder / "environment.txt").write_text(environment + "\n", encoding="utf-8")

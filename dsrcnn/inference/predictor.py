@@ -163,12 +163,12 @@ class Predictor:
         for first, second in _CONFLICTS:
             if all(getattr(settings, name) not in (None, False) for name in (first, second)):
                 raise ConfigError(f"{first} cannot be combined with {second}; leave one out.")
-        is_cascade = isinstance(self.model, SparseDetector)
-        if settings.stages and not is_cascade:
-            name = self.cfg.MODEL.META_ARCHITECTURE
+        if isinstance(self.model, SparseDetector):
+            return
+        name = self.cfg.MODEL.META_ARCHITECTURE
+        if settings.stages:
             raise ConfigError(f"stages needs a cascade; {name} has none. Leave it out.")
-        if settings.max_detections is not None and not is_cascade:
-            name = self.cfg.MODEL.META_ARCHITECTURE
+        if settings.max_detections is not None:
             raise ConfigError(
                 f"max_detections is a setting of sparse detectors; with {name} load the model with "
                 "opts=['TEST.DETECTIONS_PER_IMAGE', ...]."
@@ -236,9 +236,13 @@ class Predictor:
         size = 1 if settings.tta else settings.batch
         run = partial(self._run, settings=settings, workers=threads.workers)
         yield from map_batches(
-            *(run, items), size=size, window=4 * size, workers=threads.workers,
+            run,
+            items,
+            size=size,
+            window=4 * size,
+            workers=threads.workers,
             initializer=threads.divide,
-        )  # fmt: skip
+        )
 
     def _read(self, reader: Reader, settings: Settings) -> _Prepared:
         with self._clock("reading"):
@@ -284,11 +288,12 @@ class Predictor:
         """Size of the network input of an image alone; equal ones share a batch."""
         if "image" not in item.record:
             return None
+        height, width = item.record["image"].shape[1:]
+        if isinstance(self.model, SparseDetector):
+            return self.model.padded_size([(height, width)])
         backbone: Any = self.model.backbone
         step = max(backbone.size_divisibility, 1)
-        least = self.model.pad_to if isinstance(self.model, SparseDetector) else 0
-        sides = item.record["image"].shape[1:]
-        return tuple(-(-max(side, least) // step) * step for side in sides)
+        return -(-height // step) * step, -(-width // step) * step
 
     def _run(self, items: list[_Prepared], settings: Settings, workers: int) -> list[Result]:
         """Predict a batch, one of `workers` at once."""

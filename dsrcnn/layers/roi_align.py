@@ -25,7 +25,7 @@ class Levels(NamedTuple):
     """Geometry of pyramid levels, finest first.
 
     Attributes:
-        places: (L, 5) float32: one over the stride, width and height, last column and last row.
+        places: (L, 3) float32: one over the stride, last column and last row.
         layout: (L, 2) int32: width, first row in the table of an image.
         images: (B, 1) int32, first row of every image; None for one image.
         areas: (L - 1,) float32, area of a box in pixels from which the next level is used.
@@ -84,7 +84,7 @@ def _levels(
     """Describe levels of the sizes (height, width)."""
     places, layout, first = [], [], 0
     for (height, width), stride in zip(sizes, strides, strict=True):
-        places.append((1 / stride, width, height, width - 1, height - 1))
+        places.append((1 / stride, width - 1, height - 1))
         layout.append((width, first))
         first += height * width
     finest = strides[0].bit_length() - 1
@@ -137,12 +137,12 @@ def _axis_weights(
     """Index (int32) and weight of the two neighbors of each sampling point: (B, R, 2, count, 2).
 
     Both axes at once, x first. RoIs begin at `start` (B, R, 2), from the center of the first
-    feature cell, and have the size `extent` (B, R, 2) in cells; `places` (B, R, 5) is that of their
-    levels.
+    feature cell, and have the size `extent` (B, R, 2) in cells; `places` (B, R, 3) are the rows of
+    their levels.
     """
     grid = _grid(count, start.device).to(start.dtype)
     position = torch.addcmul(start.unsqueeze(-1), grid, extent.unsqueeze(-1))
-    last = places[..., 3:].unsqueeze(-1)
+    last = places[..., 1:].unsqueeze(-1)
     # To the feature cells; points more than one cell away from them count as zero.
     point = torch.clamp(position, levels.zero, last)
     inside = (position - point).abs() <= 1

@@ -3,9 +3,11 @@
 import cv2
 import numpy as np
 import pytest
+from conftest import gray_frames, write_clip
 from pages import assignment_view
 
 from dsrcnn.app.views import (
+    AssignmentView,
     count_stages,
     detect,
     detect_video,
@@ -13,6 +15,8 @@ from dsrcnn.app.views import (
     show_assignment,
 )
 from dsrcnn.errors import ConfigError, DataError
+
+FRAMES = gray_frames(range(0, 240, 40), height=64, width=96)
 
 
 def test_every_stage_is_counted_and_can_be_shown(detector, photos):
@@ -55,22 +59,12 @@ def test_assignments_are_one_to_one_or_those_of_dla(detector, tmp_path):
 def test_models_without_a_cascade_have_no_view_of_assignments(detector, tmp_path):
     cfg = detector.cfg.clone()
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-    from dsrcnn.app.views import AssignmentView
-
     with pytest.raises(ConfigError, match="The assignment view needs SparseRCNN"):
         AssignmentView(detector, cfg)
 
 
-def write_clip(path, frames=6):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 64))
-    for i in range(frames):
-        writer.write(np.full((64, 96, 3), 40 * i, np.uint8))
-    writer.release()
-    return str(path)
-
-
 def test_a_video_becomes_one_that_browsers_play(detector, tmp_path):
-    clip, output = write_clip(tmp_path / "clip.mp4"), tmp_path / "out.webm"
+    clip, output = write_clip(tmp_path / "clip.mp4", FRAMES), tmp_path / "out.webm"
     *progress, (path, text) = detect_video(detector, clip, 0, output)
     assert all(done is None for done, _ in progress)
     assert path == output

@@ -8,9 +8,8 @@ import sys
 import time
 
 import cv2
-import numpy as np
 import pytest
-from conftest import ANIMALS, ENVIRONMENT, refusal, write_coco
+from conftest import ANIMALS, ENVIRONMENT, gray_frames, refusal, write_clip, write_coco
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -60,11 +59,7 @@ def test_results_with_the_ids_of_an_annotation_file(photos, model_file, tmp_path
 
 
 def test_videos_become_videos_and_sources_may_stand_anywhere(photos, model_file, tmp_path):
-    clip = str(tmp_path / "clip.mp4")
-    writer = cv2.VideoWriter(clip, cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
-    for i in range(6):
-        writer.write(np.full((48, 64, 3), 40 * i, np.uint8))
-    writer.release()
+    clip = write_clip(tmp_path / "clip.mp4", gray_frames(range(0, 240, 40)))
     words = (photos / "a.png", "--model", model_file, clip, "--output", tmp_path / "out")
     assert predict(*words, "INPUT.MIN_SIZE_TEST", "32", photos / "c.png") == 0
     capture = cv2.VideoCapture(str(tmp_path / "out/clip_predicted.mp4"))
@@ -85,10 +80,7 @@ def test_frames_of_videos_with_equal_names_do_not_replace_each_other(model_file,
     clips = [tmp_path / folder / "clip.mp4" for folder in ("one", "two")]
     for clip in clips:
         clip.parent.mkdir()
-        writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
-        for _ in range(2):
-            writer.write(np.zeros((48, 64, 3), np.uint8))
-        writer.release()
+        write_clip(clip, gray_frames([0, 0]))
     words = ("--model", model_file, "--output", tmp_path / "out", "--save", "pictures")
     assert predict(*clips, *words) == 0
     assert sorted(p.name for p in (tmp_path / "out/pictures").iterdir()) == [
@@ -128,11 +120,7 @@ def test_what_was_done_is_written_if_the_job_is_interrupted(
 
 
 def test_files_are_completed_if_the_job_is_ended_by_sigterm(model_file, tmp_path):
-    clip = str(tmp_path / "clip.mp4")
-    writer = cv2.VideoWriter(clip, cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
-    for _ in range(2000):
-        writer.write(np.zeros((48, 64, 3), np.uint8))
-    writer.release()
+    clip = write_clip(tmp_path / "clip.mp4", gray_frames([0] * 2000))
     command = [sys.executable, "-m", "dsrcnn_command", "predict", clip, "--model", str(model_file)]
     command += ["--output", str(tmp_path / "out"), "--save", "video,coco,csv", "--device", "cpu"]
     with subprocess.Popen([*command, "--threshold", "0"], env=ENVIRONMENT) as process:
@@ -216,8 +204,8 @@ def test_bad_input_is_one_line(words, message, model_file, tmp_path, monkeypatch
 
 
 def test_coco_results_evaluate_to_the_ap_of_an_evaluation(detector, model_file, tmp_path):
-    write_coco(tmp_path / "annotations/instances_val.json", tmp_path / "images/val", count=6)
     images, path = tmp_path / "images/val", tmp_path / "annotations/instances_val.json"
+    write_coco(path, images, count=6, classes=ANIMALS)
     # Some objects are detections, moved a little, so that the AP is neither 0 nor 100.
     content = json.loads(path.read_text())
     content["annotations"] = []
@@ -230,7 +218,6 @@ def test_coco_results_evaluate_to_the_ap_of_an_evaluation(detector, model_file, 
             content["annotations"].append(
                 {**entry, "id": number, "bbox": box, "area": width * height, "iscrowd": 0}
             )
-    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(ANIMALS, start=1)]
     path.write_text(json.dumps(content))
     words = ("--model", model_file, "--output", tmp_path, "--save", "coco", "--threshold", "0")
     assert predict(images, *words, "--annotations", path) == 0

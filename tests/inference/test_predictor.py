@@ -1,6 +1,5 @@
 """Prediction: batches, tiles, stages, settings; results of every kind of source."""
 
-import json
 import threading
 import time
 
@@ -8,20 +7,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ANIMALS, save_model, tiny_cfg, write_coco
-from detectron2.config import CfgNode
+from comparing import same
+from conftest import ANIMALS, gray_frames, save_model, write_clip
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from PIL import Image
 
 import dsrcnn
-from dsrcnn.errors import ConfigError, DataError, WeightsError
-
-
-def same(a, b, atol=1e-4):
-    assert len(a) == len(b)
-    np.testing.assert_array_equal(a.labels, b.labels)
-    np.testing.assert_allclose(a.scores, b.scores, atol=atol)
-    np.testing.assert_allclose(a.boxes, b.boxes, atol=100 * atol)
+from dsrcnn.errors import ConfigError, DataError
 
 
 def test_results_of_arrays_equal_detectron2s_predictor(detector, photos):
@@ -78,13 +71,9 @@ def test_results_do_not_depend_on_kind_batch_and_device(
         for path, image in zip(paths, images, strict=True):
             image.save(tmp_path / f"{path.stem}.png")
     elif kind == "video":
-        writer = cv2.VideoWriter(
-            str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"FFV1"), 5, images[0].size
-        )
         images = [image.resize(images[0].size) for image in images]
-        for image in images:
-            writer.write(np.asarray(image)[..., ::-1])
-        writer.release()
+        frames = [np.asarray(image)[..., ::-1] for image in images]
+        write_clip(tmp_path / "clip.avi", frames, codec="FFV1")
     source = {
         "paths": paths,
         "folder": tmp_path,
@@ -258,7 +247,6 @@ def test_a_bad_entry_of_a_pattern_is_left_out(detector, photos, tmp_path):
 def test_pixels_of_large_files_are_not_kept_but_read_again(detector, photos, monkeypatch):
     monkeypatch.setattr("dsrcnn.inference.predictor._KEPT_PIXELS", 5000)
     small, large = photos / "a.png", photos / "d.PNG"  # 96 x 64 and 100 x 70
-    assert 96 * 64 > 5000
     for settings in ({}, {"tile": 64}):
         for path in (small, large):
             (result,) = detector.predict([path], stream=True, **settings)
@@ -322,11 +310,7 @@ def test_on_a_cpu_images_run_side_by_side_with_the_same_results(detector, photos
 
 
 def test_frames_of_a_video_are_decoded_ahead_and_stay_in_order(detector, tmp_path):
-    clip = tmp_path / "clip.mp4"
-    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
-    for i in range(20):
-        writer.write(np.full((48, 64, 3), 10 * i, np.uint8))
-    writer.release()
+    clip = write_clip(tmp_path / "clip.mp4", gray_frames(range(0, 200, 10)))
     results = list(detector.predict(clip, stream=True))
     assert [r.frame for r in results] == list(range(20))
     assert [round(float(r.image.mean()) / 10) for r in results] == list(range(20))
@@ -345,7 +329,7 @@ def test_a_camera_needs_a_stream(detector):
 def test_detectors_without_cascade_predict_but_have_no_stages(tmp_path, photos):
     opts = ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", 64, "MODEL.WEIGHTS", ""]
     cfg = dsrcnn.load_cfg("quick/faster_rcnn_shapes", opts)
-    model = dsrcnn_model(cfg)
+    model = build_model(cfg)
     torch.save({"model": model.state_dict(), "config": cfg.dump()}, tmp_path / "model.pth")
     detector = dsrcnn.load(tmp_path / "model.pth")
     assert detector.predict(photos / "a.png", threshold=0).size == (64, 96)
@@ -353,122 +337,3 @@ def test_detectors_without_cascade_predict_but_have_no_stages(tmp_path, photos):
         detector.predict(photos / "a.png", stages=True)
     with pytest.raises(ConfigError, match="max_detections is a setting of sparse detectors"):
         detector.predict(photos / "a.png", max_detections=5)
-
-
-def dsrcnn_model(cfg: CfgNode) -> torch.nn.Module:
-    from detectron2.modeling import build_model
-
-    return build_model(cfg)
-
-
-def test_a_detector_is_fine_tuned_and_evaluated_on_a_folder(tmp_path):
-    for split in ("train", "val"):
-        folder = tmp_path / "cells"
-        names = (folder / f"annotations/instances_{split}.json", folder / f"images/{split}")
-        write_coco(*names, 3, seed=int(split == "val"))
-    opts = ("SOLVER.IMS_PER_BATCH", 2, "INPUT.MIN_SIZE_TRAIN", (64,), "LOG.IMAGES", 0)
-    save_model(tmp_path / "model.pth", *opts)
-    detector = dsrcnn.load(tmp_path / "model.pth", device="cpu")
-    overrides = {"SOLVER.MAX_ITER": 2, "TEST.EVAL_PERIOD": 0, "SOLVER.STEPS": (1,)}
-    trained = detector.train(folder, output=str(tmp_path / "out"), **overrides)
-    assert trained.classes == ["left", "right"]
-    assert (tmp_path / "out/model_final.pth").is_file()
-    assert "AP-left" in trained.evaluate(folder)["bbox"]
-    assert detector.classes == ANIMALS  # the first one stays as it was
-
-
-def test_a_run_folder_a_weight_file_and_a_config_with_weights_are_the_same_model(
-    tmp_path, model_file, photos
-):
-    run = tmp_path / "run"
-    run.mkdir()
-    cfg = save_model(run / "model_final.pth")
-    (run / "config.yaml").write_text(cfg.dump())
-    expected = dsrcnn.load(model_file, device="cpu").predict(photos / "a.png", threshold=0)
-    state = torch.load(model_file)["model"]
-    bare = tmp_path / "bare.pth"
-    torch.save(state, bare)
-    for model, weights in ((run, None), (run / "config.yaml", bare)):
-        detector = dsrcnn.load(model, weights, device="cpu")
-        same(detector.predict(photos / "a.png", threshold=0), expected)
-    assert detector.classes == ["0", "1", "2", "3", "4"]  # the file does not say
-    with pytest.raises(WeightsError, match=r"nowhere.pth"):
-        dsrcnn.load(run, device="cpu", opts=["MODEL.WEIGHTS", "nowhere.pth"])
-    for more in ({"weights": bare}, {"opts": ["MODEL.WEIGHTS", str(bare)]}):
-        with pytest.raises(ConfigError, match="is a weight file, so other weights are too many"):
-            dsrcnn.load(model_file, device="cpu", **more)
-
-
-def test_a_detector_is_evaluated_on_the_data_of_its_run(tmp_path, model_file):
-    run = tmp_path / "run"
-    run.mkdir()
-    save_model(run / "model_final.pth")
-    annotations, images = tmp_path / "val.json", tmp_path / "images"
-    write_coco(annotations, images)
-    content = json.loads(annotations.read_text())
-    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(ANIMALS, start=1)]
-    annotations.write_text(json.dumps(content))
-    data = {"TEST_JSON": str(annotations), "TEST_IMAGES": str(images), "NAME": "of_the_run"}
-    opts = [word for key, value in data.items() for word in (f"DATASETS.CUSTOM.{key}", value)]
-    cfg = tiny_cfg("INPUT.MIN_SIZE_TEST", 64, "DATASETS.TRAIN", (), *opts)
-    (run / "config.yaml").write_text(cfg.dump())
-    metrics = dsrcnn.load(run, device="cpu").evaluate(**{"OUTPUT_DIR": str(run)})
-    assert "AP-cat" in metrics["bbox"]
-    with pytest.raises(DataError, match="There is no test set; give a folder"):
-        dsrcnn.load(model_file, device="cpu").evaluate(**{"DATASETS.TEST": ()})
-
-
-def test_averaged_weights_and_safetensors_are_read(tmp_path, photos, model_file):
-    from safetensors.torch import save_file
-
-    content = torch.load(model_file)
-    config = tmp_path / "config.yaml"
-    config.write_text(content["config"])
-    packed = {k: v.contiguous() for k, v in content["model"].items()}
-    save_file(packed, tmp_path / "model.safetensors")
-    zeros = {k: torch.zeros_like(v) for k, v in content["model"].items()}
-    averaged = {"model": zeros, "ema": {"model": content["model"]}}
-    torch.save(averaged, tmp_path / "model.pth")
-    expected = dsrcnn.load(model_file, device="cpu").predict(photos / "a.png", threshold=0)
-    for name, opts in (("model.safetensors", []), ("model.pth", ["MODEL.EMA.ENABLED", True])):
-        detector = dsrcnn.load(config, tmp_path / name, device="cpu", opts=opts)
-        same(detector.predict(photos / "a.png", threshold=0), expected)
-
-
-def test_the_number_of_classes_comes_from_the_weights_if_the_config_leaves_it_to_the_data(
-    tmp_path, photos, model_file
-):
-    content = torch.load(model_file)
-    config = tmp_path / "config.yaml"
-    config.write_text(content["config"].replace("NUM_CLASSES: 5", "NUM_CLASSES: 0"))
-    detector = dsrcnn.load(config, model_file, device="cpu")
-    assert detector.classes == ANIMALS
-    del content["classes"]
-    torch.save(content, tmp_path / "bare.pth")
-    with pytest.raises(ConfigError, match=r"NUM_CLASSES is 0, from the data, and .* has no class"):
-        dsrcnn.load(config, tmp_path / "bare.pth")
-
-
-def test_names_of_the_coco_classes_are_known_to_owners_of_official_weights(tmp_path):
-    opts = ["MODEL.SparseRCNN.NUM_CLASSES", 80]
-    cfg = save_model(tmp_path / "model.pth", *opts)
-    state = torch.load(tmp_path / "model.pth")["model"]
-    torch.save({"model": state}, tmp_path / "official.pth")
-    (tmp_path / "config.yaml").write_text(cfg.dump())
-    detector = dsrcnn.load(tmp_path / "config.yaml", tmp_path / "official.pth", device="cpu")
-    assert detector.classes[:3] == ["person", "bicycle", "car"]
-
-
-@pytest.mark.parametrize(("model", "weights", "error", "words"), [
-    ("no_such_model", None, ConfigError, "Config file 'no_such_model' does not exist"),
-    ("coco/sparse_rcnn_R50_100pro_3x", None, ConfigError, "is a config; give weights, too"),
-    ("{tmp}", None, ConfigError, "config.yaml does not exist. Give the output folder"),
-    ("{tmp}/missing.pth", None, WeightsError, "do not exist"),
-    ("{tmp}/bare.pth", None, WeightsError, "has weights but no config"),
-    ("coco/sparse_rcnn_R50_100pro_3x", "{tmp}/bare.pth", WeightsError, "weights do not fit"),
-])  # fmt: skip
-def test_models_that_cannot_be_loaded_are_one_error(tmp_path, model, weights, error, words):
-    torch.save({"model": {"a": torch.zeros(3)}}, tmp_path / "bare.pth")
-    paths = [x and x.format(tmp=tmp_path) for x in (model, weights)]
-    with pytest.raises(error, match=words):
-        dsrcnn.load(*paths, device="cpu")

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import gray_frames, write_clip
 from PIL import Image
 
 from dsrcnn.errors import DataError
@@ -102,12 +102,7 @@ def test_faults_in_a_list_do_not_hide_the_others(photos, tmp_path):
 @pytest.fixture
 def video(tmp_path):
     """Seven frames of growing brightness."""
-    path = str(tmp_path / "clip.mkv")
-    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 48))
-    for i in range(7):
-        writer.write(np.full((48, 64, 3), 30 * i, np.uint8))
-    writer.release()
-    return path
+    return write_clip(tmp_path / "clip.mkv", gray_frames(range(0, 210, 30)), fps=5)
 
 
 def test_videos_give_their_frames(video):

@@ -151,16 +151,15 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageBatch:
         """Normalize each ``image`` (3, H, W), and pad all with zeros at the right and bottom.
 
-        All get the same height and the same width, at least `pad_to` and multiples of the
-        backbone's size divisibility.
+        All get the same height and the same width (`padded_size`), at least `pad_to` and multiples
+        of the backbone's size divisibility.
         """
         images = [
             (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
             for x in batched_inputs
         ]
         sizes = [(x.shape[-2], x.shape[-1]) for x in images]
-        step = max(self.backbone.size_divisibility, 1)
-        padded = [-(-max(self.pad_to, *sides) // step) * step for sides in zip(*sizes, strict=True)]
+        padded = self.padded_size(sizes)
         if len(images) == 1:
             (height, width), image = sizes[0], images[0]
             batch = F.pad(image, (0, padded[1] - width, 0, padded[0] - height)).unsqueeze(0)
@@ -175,6 +174,12 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         pixels = size_tensor([*sizes, *originals], self.device)  # one transfer
         inputs, outputs = pixels.split(len(sizes))
         return ImageBatch(batch, inputs, outputs, originals)
+
+    def padded_size(self, sizes: list[tuple[int, int]]) -> tuple[int, int]:
+        """Height and width that images of the sizes (height, width) are padded to in a batch."""
+        step = max(self.backbone.size_divisibility, 1)
+        height, width = (max(self.pad_to, *sides) for sides in zip(*sizes, strict=True))
+        return -(-height // step) * step, -(-width // step) * step
 
     def extract_features(self, images: ImageBatch) -> list[Tensor]:
         """Run the backbone; returns pyramid levels (B, D, H_l, W_l), finest first."""
