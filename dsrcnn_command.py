@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a detector",
     "eval": "evaluate a trained detector",
     "predict": "detect objects in images, folders, videos",
+    "export": "write a trained detector to ONNX and other formats",
     "app": "show a trained detector in the browser",
     "draw": "draw predictions, assignments, loss curves, ... of a run",
     "check-data": "check a dataset for broken files and boxes before training",

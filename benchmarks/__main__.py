@@ -4,7 +4,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import asag, loader, matching, operators, prediction, recollection, speed, training
+from benchmarks import (
+    asag,
+    export,
+    loader,
+    matching,
+    operators,
+    prediction,
+    recollection,
+    speed,
+    training,
+)
 from dsrcnn.errors import DsrcnnError
 
 _BENCHMARKS = {
@@ -14,6 +24,7 @@ _BENCHMARKS = {
     "matching": matching,
     "operators": operators,
     "prediction": prediction,
+    "export": export,
     "recollection": recollection,
     "asag": asag,
 }

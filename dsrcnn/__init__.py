@@ -16,14 +16,25 @@ from .config.load import load_cfg  # noqa: E402
 from .version import __version__  # noqa: E402
 
 if TYPE_CHECKING:
-    from .inference import Detector, Result, load
+    from .inference import Detector, ExportedDetector, Result, load, load_exported
 
-__all__ = ["Detector", "Result", "__version__", "add_dsrcnn_config", "load", "load_cfg"]
+_OF_INFERENCE = ("Detector", "ExportedDetector", "Result", "load", "load_exported")
+
+__all__ = [
+    "Detector",
+    "ExportedDetector",
+    "Result",
+    "__version__",
+    "add_dsrcnn_config",
+    "load",
+    "load_cfg",
+    "load_exported",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import what predicts when it is used first; training needs none of it."""
-    if name in ("Detector", "Result", "load"):
+    if name in _OF_INFERENCE:
         from . import inference
 
         return getattr(inference, name)

@@ -50,6 +50,10 @@ class MissingPackageError(DsrcnnError, ImportError):
     """Optional package that is not installed."""
 
 
+class ExportError(DsrcnnError, RuntimeError):
+    """Model that cannot be exported, or exported file that disagrees with it."""
+
+
 class LoaderError(DsrcnnError, RuntimeError):
     """Process that loads images has died."""
 

@@ -18,7 +18,7 @@ from ..engine.main import (
 )
 from ..engine.weight_io import export_weights
 from ..errors import ConfigError
-from . import analyze, app, check_data, doctor, predict
+from . import analyze, app, check_data, doctor, export, predict
 from .options import add_model_arguments, find_model, output_path, positive_int
 
 
@@ -131,6 +131,7 @@ _COMMANDS = {
     "train": (_declare_train, launch),
     "eval": (_declare_eval, _eval),
     "predict": (predict.add_arguments, predict.run),
+    "export": (export.add_arguments, export.run),
     "app": (app.add_arguments, app.run),
     "check-data": (check_data.add_arguments, check_data.run),
     "analyze": (analyze.add_arguments, analyze.run),

@@ -17,7 +17,9 @@ from tqdm import tqdm
 from ..engine.interrupt import handled_by
 from ..errors import ConfigError, DataError
 from ..inference.batching import Background
-from ..inference.detector import Detector, load
+from ..inference.detector import load
+from ..inference.exported import load_exported
+from ..inference.predictor import Predictor
 from ..inference.results import Result
 from ..inference.saving import KINDS, Writer, build_writers, check_kinds
 from ..inference.sources import count_images, is_video, video_info
@@ -34,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "image, folder, pattern such as 'photos/*.jpg', video, or the number of a camera"
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help=text)
     text = (
-        "output folder of a training run, or a weight file (others than this package's: --config)"
+        "output folder of a training run, a weight file (others than this package's: --config), or "
+        "an exported ONNX file"
     )
     parser.add_argument("--model", metavar="MODEL", help=text)
     text = "YAML file or shipped name, for weight files without config"
@@ -79,13 +82,23 @@ def run(args: argparse.Namespace) -> int:
     check_kinds(kinds)
     if kinds:
         prepare_folder(output, "--output")
-    model, weights = (args.config, args.model) if args.config else (args.model, None)
-    detector = load(model, weights, device=args.device, opts=opts)
+    detector = _load(args, opts)
     writers = build_writers(kinds, output, detector.classes, args.annotations)
     if args.threshold is None:
         args.threshold = 0.0 if args.annotations else 0.3
     with handled_by(_end, (signal.SIGTERM, signal.SIGHUP)):
         return _Job(detector, args, sources, writers).run()
+
+
+def _load(args: argparse.Namespace, opts: list[str]) -> Predictor:
+    if args.model.endswith(".onnx"):
+        rest = {"--config": args.config, "--device": args.device, "KEY VALUE": opts}
+        for name, value in rest.items():
+            if value:
+                raise ConfigError(f"{name} does not go with an exported model; leave it out.")
+        return load_exported(args.model)
+    model, weights = (args.config, args.model) if args.config else (args.model, None)
+    return load(model, weights, device=args.device, opts=opts)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -98,7 +111,7 @@ class _Job:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: Predictor,
         args: argparse.Namespace,
         sources: list[str],
         writers: list[Writer],

@@ -98,11 +98,11 @@ def map_batches(
     """Apply a function to batches of items with the same key, and return results in order.
 
     Args:
-        function: from a batch to as many results; it runs in threads.
+        function: from a batch to as many results.
         items: pairs of a key and an item.
         size: of a batch.
         window: number of items to wait for until an incomplete batch is processed.
-        workers: batches at once.
+        workers: threads that call it; 0 for the thread of the consumer.
         initializer: called in every thread first.
     """
     done: dict[int, B] = {}
@@ -114,10 +114,18 @@ def map_batches(
         numbers, values = zip(*batch, strict=True)
         return list(zip(numbers, function(list(values)), strict=True))
 
-    futures = map_ahead(run, batches, workers=workers, ahead=ahead, initializer=initializer)
-    with closing(futures):
-        for future in futures:
-            done.update(future.result())
+    def results() -> Generator[list[tuple[int, B]], None, None]:
+        if not workers:
+            yield from map(run, batches)
+            return
+        futures = map_ahead(run, batches, workers=workers, ahead=ahead, initializer=initializer)
+        with closing(futures):
+            for future in futures:
+                yield future.result()
+
+    with closing(results()) as batches_done:
+        for batch in batches_done:
+            done.update(batch)
             while first in done:
                 yield done.pop(first)
                 first += 1

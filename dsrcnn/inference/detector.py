@@ -4,24 +4,32 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from matplotlib import cbook
 
 from ..config.load import NO_DATA, load_cfg, read_cfg
 from ..config.rules import value_of
 from ..config.validate import num_classes_key
+from ..data.build import load_records
 from ..data.datasets.custom import class_names
+from ..data.transforms.geometric import Resize
 from ..engine.checkpoint import load_trained, without_weights
 from ..engine.main import evaluate, train
 from ..engine.resume import best_weights
 from ..engine.weight_io import read_any
 from ..errors import ConfigError, DataError, WeightsError
-from .predictor import Predictor
+from ..export import Export, ExportOptions, export_model
+from .model import ModelPredictor
+from .sources import readers
 
+_COMPARED = 8  # images that an exported file is compared on
 _WEIGHT_FILES = (".pth", ".pkl", ".safetensors")
 
 
@@ -60,6 +68,11 @@ def load(
                 )
             if weights is None and "MODEL.WEIGHTS" not in opts:
                 weights = best_weights(Path(path))
+        elif path.endswith(".onnx"):
+            raise ConfigError(
+                f"The model {path!r} is an exported one; write dsrcnn.load_exported(...) or "
+                "dsrcnn predict --model."
+            )
         elif path.endswith(_WEIGHT_FILES):
             if weights is not None or "MODEL.WEIGHTS" in opts:
                 raise ConfigError(
@@ -128,7 +141,7 @@ def _classes_in(content: Any) -> list[str]:
     return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
 
 
-class Detector(Predictor):
+class Detector(ModelPredictor):
     """A trained detector.
 
     `predict` is that of `Predictor`.
@@ -215,6 +228,63 @@ class Detector(Predictor):
             opts = self._opts(data, {**classes, "OUTPUT_DIR": output, **overrides})
             train(path, [str(word) for word in opts])
         return load(output, device=self.cfg.MODEL.DEVICE)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        format: str = "onnx",
+        *,
+        size: tuple[int, int] | None = None,
+        dynamic_batch: bool = False,
+        nms: bool | None = None,
+        half: bool = False,
+        images: Any = None,
+    ) -> Export:
+        """Write the detector to a file that other programs run, and compare it with the model.
+
+        Args:
+            path: of the file.
+            format: ``onnx``, ``torch-export`` or ``torchscript``.
+            size: height and width in pixels that images are resized to fit inside; None for the
+                size at which evaluation sees the middle one of `images` by aspect ratio.
+            dynamic_batch: accept any number of images of one size.
+            nms: False to leave out NMS, True to demand it; None for the model's choice.
+            half: float16 for convolutions and linear layers.
+            images: source as in `predict` to compare on; None for the test set, or a sample
+                photograph where it is gone.
+
+        Raises:
+            ConfigError: for an option that does not fit.
+            ExportError: if the model cannot be exported, or the file disagrees with it.
+            MissingPackageError: if a package of the format is not installed.
+        """
+        pixels, name = self._comparison_images(images)
+        if size is None:
+            size = self._usual_size(pixels)
+        options = ExportOptions(format, size, dynamic_batch, nms, half)
+        return export_model(self.model, self.cfg, self.classes, path, options, pixels, name)
+
+    def _usual_size(self, images: list[np.ndarray]) -> tuple[int, int]:
+        """Height and width at which evaluation sees the middle image by aspect ratio."""
+        middle = sorted(images, key=lambda x: x.shape[0] / x.shape[1])[len(images) // 2]
+        resized = Resize(self.resizing()).get_transform(middle).apply_image(middle)
+        return resized.shape[0], resized.shape[1]
+
+    def _comparison_images(self, source: Any) -> tuple[list[np.ndarray], str]:
+        """Up to eight images (h, w, 3) RGB of a source or else the test set, and its name."""
+        name = "of the source"
+        if source is None:
+            try:
+                dataset = self.cfg_with().DATASETS.TEST[0]
+                records = load_records(dataset, for_training=False)
+                step = max(len(records) // _COMPARED, 1)
+                source = [record["file_name"] for record in records[::step]]
+                name = f"of {dataset}"
+            except (DataError, ConfigError, IndexError):  # the data are elsewhere
+                source = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+                name = "that is no test image, as there are none: Matplotlib's sample"
+        frames = [reader() for reader in islice(readers(source), _COMPARED)]
+        return [frame.image for frame in frames if frame.image is not None], name
 
     def _opts(
         self, data: str | os.PathLike[str] | None, overrides: Mapping[str, Any]

@@ -1,25 +1,18 @@
-"""Prediction: images of any kind to results, in batches, tiles or with augmentation."""
+"""Prediction: images of any kind to results, in batches or tiles, whatever runs the model."""
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import transforms as T
-from detectron2.structures import Instances
-from torch import nn
 
-from ..data.transforms.geometric import Resize
 from ..errors import ConfigError, DataError
-from ..modeling.meta_arch.base import SparseDetector
-from ..modeling.tta import TestTimeAugmentation
 from .batching import map_ahead, map_batches
 from .results import Result, StageDetections
 from .sources import Frame, Reader, is_single, readers
@@ -57,17 +50,17 @@ _WORKERS = 4  # at most, on a CPU; each needs memory for the activations of a ba
 _KEPT_PIXELS = 4_000_000  # of images that wait for the model or for being drawn
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
     """An image that was read and resized."""
 
     frame: Frame
     record: dict[str, Any]  # model input
 
 
-class _Threads(NamedTuple):
+class Threads(NamedTuple):
     """Threads that run the model, and cores for each."""
 
-    workers: int
+    workers: int  # 0 for the thread that calls
     cores: int
 
     def divide(self) -> None:
@@ -76,25 +69,48 @@ class _Threads(NamedTuple):
             torch.set_num_threads(self.cores)
 
 
-_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, scores, labels
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (K, 4), scores, labels
 
 
-class Predictor:
-    """Predicts with a model.
+class Predictor(ABC):
+    """Predicts images of any source; subclasses run the model.
 
     Attributes:
-        cfg: config of the model.
-        model: in evaluation mode.
         classes: class names by label.
+        on_cpu: whether the model runs on the CPU.
         seconds: spent on reading and resizing, in threads, and by the model, so far.
         skipped: errors of the images that the last prediction left out.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module, classes: Sequence[str]) -> None:
-        self.cfg, self.model, self.classes = cfg, model.eval(), list(classes)
+    def __init__(self, classes: Sequence[str], *, on_cpu: bool) -> None:
+        self.classes, self.on_cpu = list(classes), on_cpu
         self.seconds = {"reading": 0.0, "model": 0.0}
         self.skipped: list[DataError] = []
-        self._tta: nn.Module | None = None  # built when it is used first
+
+    @abstractmethod
+    def _check_settings(self, settings: Settings) -> None:
+        """Raise a `ConfigError` for settings that the model does not have."""
+
+    @abstractmethod
+    def _prepare(self, frame: Frame, settings: Settings) -> Prepared:
+        """Make the model input of an image."""
+
+    @abstractmethod
+    def _batch_key(self, item: Prepared) -> object:
+        """Return what images that share a batch have in common."""
+
+    @abstractmethod
+    def _detect(
+        self, records: list[dict[str, Any]], settings: Settings
+    ) -> list[tuple[Arrays, list[Arrays] | None]]:
+        """Run the model; returns the detections of each image, and those of its stages."""
+
+    @abstractmethod
+    def _most_detections(self) -> int:
+        """Return the limit of detections per image; negative for none."""
+
+    def _default_batch(self) -> int:
+        return 1 if self.on_cpu else 4
 
     def predict(
         self,
@@ -140,7 +156,7 @@ class Predictor:
             DataError: if a single source, or all of several, cannot be read.
         """
         if batch is None:
-            batch = 1 if self.cfg.MODEL.DEVICE == "cpu" else 4
+            batch = self._default_batch()
         settings = Settings(
             *(threshold, batch, size, tile, overlap, tta, max_detections, stages, bgr, stream)
         )
@@ -163,16 +179,7 @@ class Predictor:
         for first, second in _CONFLICTS:
             if all(getattr(settings, name) not in (None, False) for name in (first, second)):
                 raise ConfigError(f"{first} cannot be combined with {second}; leave one out.")
-        if isinstance(self.model, SparseDetector):
-            return
-        name = self.cfg.MODEL.META_ARCHITECTURE
-        if settings.stages:
-            raise ConfigError(f"stages needs a cascade; {name} has none. Leave it out.")
-        if settings.max_detections is not None:
-            raise ConfigError(
-                f"max_detections is a setting of sparse detectors; with {name} load the model with "
-                "opts=['TEST.DETECTIONS_PER_IMAGE', ...]."
-            )
+        self._check_settings(settings)
 
     def _stream(self, source: Any, settings: Settings) -> Iterator[Result]:
         """Predict images in order; skip and report those that cannot be read."""
@@ -186,7 +193,7 @@ class Predictor:
         skipped: list[DataError] = []  # other predictions may run in other threads
         self.skipped = skipped
 
-        def prepared() -> Iterator[tuple[object, _Prepared]]:
+        def prepared() -> Iterator[tuple[object, Prepared]]:
             todo = readers(source, bgr=settings.bgr)
             work = partial(prepare, settings=settings)
             for future in map_ahead(work, todo, workers=2, ahead=ahead):
@@ -197,7 +204,7 @@ class Predictor:
                         _LOGGER.warning("Skipped: %s", error)
                     continue
                 item = future.result()
-                yield self._padded_size(item), item
+                yield None if settings.tile else self._batch_key(item), item
 
         is_one = settings.tile is None and (is_camera or is_single(source))
         with (
@@ -215,22 +222,24 @@ class Predictor:
             raise skipped[0]
 
     @contextmanager
-    def _threads(self, *, one: bool) -> Iterator[_Threads]:
+    def _threads(self, *, one: bool) -> Iterator[Threads]:
         """Threads of the model; `one` image gets all cores.
 
-        On a CPU images run side by side, which keeps its cores busier than one image on all.
+        On a CPU images run side by side, which keeps its cores busier than one image on all. One
+        image runs in the thread that calls: OpenMP lets the cores of a second one sleep after each
+        operator, as if there were too many.
         """
         before = torch.get_num_threads()
-        on_cpu = self.cfg.MODEL.DEVICE == "cpu"
-        workers = 1 if one or not on_cpu else min(before, _WORKERS)
+        side_by_side = 0 if one else min(before, _WORKERS)
+        workers = side_by_side if self.on_cpu else 1
         try:
-            yield _Threads(workers, max(before // workers, 1))
+            yield Threads(workers, max(before // max(workers, 1), 1))
         finally:
             if workers > 1:  # some libraries have one setting for all threads
                 torch.set_num_threads(before)
 
     def _predict_whole(
-        self, items: Iterator[tuple[object, _Prepared]], settings: Settings, threads: _Threads
+        self, items: Iterator[tuple[object, Prepared]], settings: Settings, threads: Threads
     ) -> Generator[Result, None, None]:
         """Predict images in batches."""
         size = 1 if settings.tta else settings.batch
@@ -244,14 +253,14 @@ class Predictor:
             initializer=threads.divide,
         )
 
-    def _read(self, reader: Reader, settings: Settings) -> _Prepared:
+    def _read(self, reader: Reader, settings: Settings) -> Prepared:
         with self._clock("reading"):
             frame = reader()
             assert frame.image is not None
             height, width = frame.image.shape[:2]
-            return _Prepared(frame, {"height": height, "width": width})
+            return Prepared(frame, {"height": height, "width": width})
 
-    def _prepare_whole(self, reader: Reader, settings: Settings) -> _Prepared:
+    def _prepare_whole(self, reader: Reader, settings: Settings) -> Prepared:
         with self._clock("reading"):
             return self._prepare(reader(), settings)
 
@@ -263,84 +272,19 @@ class Predictor:
         finally:
             self.seconds[name] += (time.perf_counter() - start) / share
 
-    def _prepare(self, frame: Frame, settings: Settings) -> _Prepared:
-        """Resize an image as evaluation does."""
-        image = frame.image
-        assert image is not None
-        if self.cfg.INPUT.FORMAT == "BGR":
-            image = image[..., ::-1]
-        height, width = image.shape[:2]
-        if not settings.tta:
-            resize = Resize(self._resizing(settings.size))
-            image = resize.get_transform(image).apply_image(image)
-        tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return _lightened(_Prepared(frame, {"image": tensor, "height": height, "width": width}))
-
-    def _resizing(self, size: int | None) -> T.ResizeShortestEdge:
-        node = self.cfg.INPUT
-        shortest, longest = node.MIN_SIZE_TEST, node.MAX_SIZE_TEST
-        if size is not None:
-            longest = round(longest * size / shortest) if shortest else longest
-            shortest = size
-        return T.ResizeShortestEdge(shortest, longest, "choice")
-
-    def _padded_size(self, item: _Prepared) -> object:
-        """Size of the network input of an image alone; equal ones share a batch."""
-        if "image" not in item.record:
-            return None
-        height, width = item.record["image"].shape[1:]
-        if isinstance(self.model, SparseDetector):
-            return self.model.padded_size([(height, width)])
-        backbone: Any = self.model.backbone
-        step = max(backbone.size_divisibility, 1)
-        return -(-height // step) * step, -(-width // step) * step
-
-    def _run(self, items: list[_Prepared], settings: Settings, workers: int) -> list[Result]:
+    def _run(self, items: list[Prepared], settings: Settings, workers: int) -> list[Result]:
         """Predict a batch, one of `workers` at once."""
-        records = [item.record for item in items]
-        with self._clock("model", workers), torch.inference_mode():
-            if settings.tta:
-                outputs = self._augmented(records)
-                by_stage: list[list[Instances]] | None = None
-            else:
-                outputs, by_stage = self._forward(records, settings)
+        with self._clock("model", max(workers, 1)):
+            outputs = self._detect([item.record for item in items], settings)
         results = []
-        for index, (item, instances) in enumerate(zip(items, outputs, strict=True)):
+        for item, (arrays, by_stage) in zip(items, outputs, strict=True):
             stages = None
             if by_stage is not None:
-                parts = [_to_arrays(stage[index], settings) for stage in by_stage]
-                stages = [StageDetections(*part) for part in parts]
-            results.append(self._result(item, _to_arrays(instances, settings), settings, stages))
+                stages = [StageDetections(*_limited(part, settings)) for part in by_stage]
+            results.append(self._result(item, _limited(arrays, settings), settings, stages))
         return results
 
-    def _forward(
-        self, records: list[dict[str, Any]], settings: Settings
-    ) -> tuple[list[Instances], list[list[Instances]] | None]:
-        """Detections of images, and those of every stage if they are asked for."""
-        model = self.model
-        if not isinstance(model, SparseDetector):
-            return [x["instances"] for x in model(records)], None
-        predictions, images = model.raw_predictions(records, all_stages=settings.stages)
-        used = self.cfg.MODEL.SparseRCNN.INFERENCE_STAGES
-        if used and settings.stages:  # the last of them is the result, as without `stages`
-            predictions = predictions.of_sets(slice(used))
-        detection = model.detection
-        if settings.max_detections is not None:
-            detection = replace(detection, limit=settings.max_detections)
-        sets = range(len(predictions.stage)) if settings.stages else [len(predictions.stage) - 1]
-        by_stage = []
-        for index in sets:
-            part = predictions.of_sets(slice(index, index + 1))
-            outputs = model.postprocess(part, images, records, detection=detection)
-            by_stage.append([x["instances"] for x in outputs])
-        return by_stage[-1], by_stage if settings.stages else None
-
-    def _augmented(self, records: list[dict[str, Any]]) -> list[Instances]:
-        if self._tta is None:
-            self._tta = TestTimeAugmentation(self.cfg, self.model)
-        return [x["instances"] for x in self._tta(records)]
-
-    def _predict_tiles(self, whole: _Prepared, settings: Settings, threads: _Threads) -> Result:
+    def _predict_tiles(self, whole: Prepared, settings: Settings, threads: Threads) -> Result:
         """Predict an image in tiles."""
         image = whole.frame.image
         assert image is not None
@@ -348,19 +292,19 @@ class Predictor:
         height, width = image.shape[:2]
         tiles = make_tiles(height, width, settings.tile, settings.overlap)
         items = (self._prepare(Frame(tile.crop(image)), settings) for tile in tiles)
-        keyed = ((self._padded_size(item), item) for item in items)
+        keyed = ((self._batch_key(item), item) for item in items)
         parts = list(self._predict_whole(keyed, settings, threads))
         arrays = [(part.boxes, part.scores, part.labels) for part in parts]
         boxes, scores, labels = merge_tiles(tiles, arrays, (height, width))
-        most = settings.max_detections or self.cfg.TEST.DETECTIONS_PER_IMAGE
+        most = settings.max_detections or self._most_detections()
         kept = slice(most if most >= 0 else None)
-        whole = _lightened(whole)
+        whole = lightened(whole)
         return self._result(whole, (boxes[kept], scores[kept], labels[kept]), settings)
 
     def _result(
         self,
-        item: _Prepared,
-        arrays: _Arrays,
+        item: Prepared,
+        arrays: Arrays,
         settings: Settings,
         stages: list[StageDetections] | None = None,
     ) -> Result:
@@ -379,7 +323,7 @@ class Predictor:
         )
 
 
-def _lightened(item: _Prepared) -> _Prepared:
+def lightened(item: Prepared) -> Prepared:
     """Drop the pixels of a large image file, which is read again if it is drawn."""
     frame = item.frame
     is_file = frame.path is not None and frame.number is None
@@ -388,11 +332,9 @@ def _lightened(item: _Prepared) -> _Prepared:
     return item
 
 
-def _to_arrays(instances: Instances, settings: Settings) -> _Arrays:
-    """Boxes (K, 4), scores (K,) and labels (K,) from the threshold on, best first."""
-    scores = instances.scores.float().cpu()
-    order = scores.argsort(descending=True, stable=True)
+def _limited(arrays: Arrays, settings: Settings) -> Arrays:
+    """Keep the detections from the threshold on, best first, up to the limit."""
+    boxes, scores, labels = arrays
+    order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= settings.threshold][: settings.max_detections]
-    parts = (instances.pred_boxes.tensor.float(), instances.scores.float(), instances.pred_classes)
-    boxes, scores, labels = (part.cpu()[order].numpy() for part in parts)
-    return boxes, scores, labels
+    return boxes[order], scores[order], labels[order]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,18 @@ class FrozenNormConv2d(nn.Conv2d):
         x = F.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
         return x if self.activation is None else self.activation(x)
 
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """Return the same function as a convolution with bias, and its activation."""
+        scale, shift = _scale_and_shift(self.norm)
+        shape = (self.in_channels, self.out_channels, self.kernel_size)
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        build: Any = nn.Conv2d
+        conv: nn.Conv2d = build(*shape, *geometry, bias=True, device="meta")
+        # The memory format of the product is that of the weight.
+        conv.weight, conv.bias = nn.Parameter(self.weight * scale), nn.Parameter(shift)
+        return conv if self.activation is None else _Activated(conv, self.activation)
+
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one convolution, in the precision of autocast if they are kept."""
         norm, weight = self.norm, self.weight
@@ -123,6 +136,16 @@ class FrozenNormConv2d(nn.Conv2d):
             return (weight * scale).to(dtype), shift.to(dtype)
 
         return self._product(product, (weight, *statistics), dtype)
+
+
+class _Activated(nn.Module):
+    def __init__(self, layer: nn.Module, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.layer(x))
 
 
 class _Cached:
@@ -176,3 +199,15 @@ def fold_frozen_norms(module: nn.Module) -> None:
             setattr(module, name, FrozenNormConv2d(child))
         else:
             fold_frozen_norms(child)
+
+
+def merge_frozen_norms(module: nn.Module) -> None:
+    """Turn the convolutions of `fold_frozen_norms` into plain ones with bias, in place.
+
+    For exported models; the norms are gone, so that checkpoints no longer fit.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, FrozenNormConv2d):
+            setattr(module, name, child.merged())
+        else:
+            merge_frozen_norms(child)

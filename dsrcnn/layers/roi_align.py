@@ -58,8 +58,10 @@ class FeatureTable(NamedTuple):
     def from_levels(cls, features: list[Tensor], strides: tuple[int, ...]) -> "FeatureTable":
         """Lay out pyramid levels (B, D, H_l, W_l) with their strides as one table."""
         rows = torch.cat([f.permute(0, 2, 3, 1).flatten(1, 2) for f in features], dim=1)
-        sizes = tuple((f.shape[2], f.shape[3]) for f in features)
-        return cls(rows.flatten(0, 1), _levels(sizes, strides, len(rows), rows.device))
+        sizes = tuple((int(f.shape[2]), int(f.shape[3])) for f in features)
+        # A symbol in exported models, but not a tensor, as shapes are while tracing.
+        images = len(rows) if torch.jit.is_tracing() else rows.shape[0]
+        return cls(rows.flatten(0, 1), _levels(sizes, strides, images, rows.device))
 
 
 def _made_once(function: Callable[..., _T]) -> Callable[..., _T]:
@@ -90,12 +92,13 @@ def _levels(
     finest = strides[0].bit_length() - 1
     # Level k from a side of 224 * 2^(k - 4) on; the formula of FPN adds 1e-8 to side / 224.
     bounds = [(2.0 ** (finest + 1 + i - 4) - 1e-8) * _CANONICAL_SIZE for i in range(len(sizes) - 1)]
+    is_one = isinstance(images, int) and images == 1
     with torch.inference_mode(False):
         rows = torch.arange(images, dtype=torch.int32, device=device) * first
         return Levels(
             places=torch.tensor(places, device=device),
             layout=torch.tensor(layout, dtype=torch.int32, device=device),
-            images=None if images == 1 else rows.unsqueeze(1),
+            images=None if is_one else rows.unsqueeze(1),
             areas=torch.tensor([bound**2 for bound in bounds], device=device),
             neighbors=torch.tensor([1.0, 0.0], device=device),
             shift=torch.tensor([-0.5, 0.0], device=device),
@@ -200,6 +203,8 @@ def pool_rois(
     # Indices are int32: half the memory, three times as fast to gather.
     with torch.no_grad():
         index, weight = _sampling_weights(table, boxes, cells, samples, aligned)
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return _pool_by_gather(table.rows, index, weight, boxes.shape, cells)
     offsets = _offsets(*index.shape, index.device)
     pooled = F.embedding_bag(
         index.view(-1),
@@ -209,3 +214,25 @@ def pool_rois(
         per_sample_weights=weight.view(-1).to(table.rows.dtype),
     )
     return pooled.view(-1, cells * cells, table.rows.shape[1])
+
+
+_PART = 1 << 22  # bytes of gathered features, which stay in the cache of a core
+
+
+def _pool_by_gather(
+    rows: Tensor, index: Tensor, weight: Tensor, shape: torch.Size, cells: int
+) -> Tensor:
+    """Pool boxes of `shape` (B, R, 4) in ONNX, which has no embedding bags, in parts.
+
+    See `_sampling_weights` for index and weight.
+    """
+    size, channels = index.shape[1], rows.shape[1]
+    per_roi = (shape[0], shape[1], cells * cells, size)
+    part = max(_PART // (4 * cells * cells * size * channels), 1)
+    indices, weights = (x.view(per_roi).split(part, dim=1) for x in (index, weight))
+    pooled = []
+    for places, shares in zip(indices, weights, strict=True):
+        gathered = rows.index_select(0, places.flatten().long()).unflatten(0, (-1, size))
+        mean = shares.reshape(-1, 1, size) @ gathered
+        pooled.append(mean.view(shape[0], -1, cells * cells, channels))
+    return torch.cat(pooled, dim=1).flatten(0, 1)

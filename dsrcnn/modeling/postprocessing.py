@@ -26,12 +26,14 @@ class DetectionSettings:
         focal: sigmoid scores; False for softmax with a background class.
         nms_threshold: IoU of class-wise NMS; None for no NMS.
         candidates: best scores that enter NMS with sigmoid scores; None or negative for ``P``.
+        dense_nms: whether NMS is `dense_nms`, for graphs; False for the faster `batched_nms`.
     """
 
     limit: int = 100
     focal: bool = True
     nms_threshold: float | None = None
     candidates: int | None = None
+    dense_nms: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "DetectionSettings":
@@ -103,12 +105,13 @@ def select_detections(
     scores, flat = scores.flatten(1).topk(count, dim=1)
     proposal = flat // num_classes
     classes = flat % num_classes if settings.focal else best_class.gather(1, proposal)
-    selected = boxes.take_along_dim(proposal.unsqueeze(-1), dim=1)
+    selected = boxes.gather(1, proposal.unsqueeze(-1).expand(-1, -1, 4))
     kept = scores >= 0
     scores = scores.clamp(min=0)
     if settings.nms_threshold is not None:
         visible = selected if sizes is None else selected.clamp(min=0).minimum(sizes.unsqueeze(1))
-        kept = kept & batched_nms(scores, classes, visible, settings.nms_threshold)
+        suppress = dense_nms if settings.dense_nms else batched_nms
+        kept = kept & suppress(scores, classes, visible, settings.nms_threshold)
         kept = kept & (kept.cumsum(dim=1) <= limit)
     return Detections(scores, classes, selected, kept)
 
@@ -137,6 +140,43 @@ def batched_nms(scores: Tensor, classes: Tensor, boxes: Tensor, threshold: float
     stays = nms(moved.flatten(0, 1), scores.flatten().double(), threshold)
     kept = torch.zeros_like(scores, dtype=torch.bool).flatten()
     return kept.scatter(0, stays, torch.ones_like(stays, dtype=torch.bool)).view_as(scores)
+
+
+_ROUNDS = 16  # of `dense_nms`
+
+
+def dense_nms(scores: Tensor, classes: Tensor, boxes: Tensor, threshold: float) -> Tensor:
+    """Class-wise NMS by matrix products, of fixed shapes and without a wait of the host.
+
+    For CUDA graphs and exported models. Every round removes what overlaps a box that is kept so
+    far and has a higher score. From the best box on, a round settles at least one more link of
+    every chain of overlaps, so the result is that of `batched_nms` unless a chain of boxes, each
+    overlapping only the next ones, is longer than 16.
+
+    Args:
+        scores: (B, K), descending; not read.
+        classes: (B, K).
+        boxes: (B, K, 4) xyxy in pixels.
+        threshold: of two boxes of a class with a larger IoU, the lower score is removed.
+
+    Returns:
+        (B, K) bool, True for what stays.
+    """
+    places = boxes.nan_to_num().clamp(-_FAR, _FAR)
+    sides = (places[..., 2:] - places[..., :2]).clamp(min=0)
+    area = sides.prod(dim=-1)
+    first, second = places.unsqueeze(2), places.unsqueeze(1)
+    corner = torch.maximum(first[..., :2], second[..., :2])
+    overlap = (torch.minimum(first[..., 2:], second[..., 2:]) - corner).clamp(min=0).prod(dim=-1)
+    # Without a quotient, which boxes without area would not have.
+    exceeds = overlap > threshold * (area.unsqueeze(2) + area.unsqueeze(1) - overlap)
+    is_rival = exceeds & (classes.unsqueeze(2) == classes.unsqueeze(1))
+    rank = torch.arange(boxes.shape[1], device=boxes.device)
+    suppresses = (is_rival & (rank.unsqueeze(1) < rank)).float()
+    kept = torch.ones_like(area)
+    for _ in range(_ROUNDS):
+        kept = ((kept.unsqueeze(1) @ suppresses).squeeze(1) == 0).float()
+    return kept > 0
 
 
 def scale_to_originals(detections: Detections, sizes: Tensor, originals: Tensor) -> Detections:

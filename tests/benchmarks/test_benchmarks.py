@@ -2,12 +2,14 @@ import re
 import time
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import REPOSITORY, TINY, batch, tiny_cfg
 from detectron2.modeling import build_model
 
+import dsrcnn
 from benchmarks.__main__ import main
 from benchmarks.loader import PIPELINES, share_of_waiting
 from benchmarks.matching import assign_by_loop, make_scene
@@ -259,9 +261,32 @@ def test_prediction_is_compared_with_a_loop(model_file, photos, capsys):
     assert [row.split("|")[4].strip() for row in rows] == ["1.00", "1.00"]
 
 
-def test_prediction_of_a_folder_without_images_is_refused(model_file, tmp_path, capsys):
-    assert main(["prediction", str(model_file), str(tmp_path), "--device", "cpu"]) == 2
+@pytest.mark.parametrize("name", ["prediction", "export"])
+def test_benchmarks_of_a_folder_without_images_are_refused(model_file, tmp_path, capsys, name):
+    assert main([name, str(model_file), str(tmp_path)]) == 2
     assert "has no image" in capsys.readouterr().err
+
+
+def test_an_exported_file_is_compared_with_its_model(model_file, photos, capsys, monkeypatch):
+    """With a file made beforehand: exporting takes long."""
+    pytest.importorskip("onnxruntime")
+
+    class Exported:
+        def predict(self, image):
+            assert image.shape == (64, 96, 3)
+
+    def export(self, path, images):
+        info = SimpleNamespace(padded_height=64, padded_width=96)
+        return SimpleNamespace(info=info)
+
+    monkeypatch.setattr(dsrcnn.Detector, "export", export)
+    monkeypatch.setattr("dsrcnn.load_exported", lambda path: Exported(), raising=False)
+    monkeypatch.setattr("benchmarks.export.find_spec", lambda name: None)
+    words = ["export", str(model_file), str(photos), "--threads", "1", "--repeats", "2"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "Network input 64 x 96" in text
+    assert "| onnxruntime " in text
 
 
 def test_one_image_dispatches_few_operators_and_moves_nothing_to_the_device():

@@ -50,7 +50,8 @@ def test_reading_stays_at_most_a_few_items_ahead_and_stops_with_the_consumer():
     ("abbbbbbb", 2, 3, ["12", "0", "34", "56", "7"]),
     ("", 2, 3, []),
 ])  # fmt: skip
-def test_batches_have_one_key_and_results_keep_the_order(keys, size, window, batches):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_have_one_key_and_results_keep_the_order(keys, size, window, batches, workers):
     seen = []
 
     def process(batch):
@@ -58,7 +59,7 @@ def test_batches_have_one_key_and_results_keep_the_order(keys, size, window, bat
         return [i * 10 for i in batch]
 
     items = [(key, i) for i, key in enumerate(keys)]
-    results = list(map_batches(process, items, size=size, window=window))
+    results = list(map_batches(process, items, size=size, window=window, workers=workers))
     assert results == [i * 10 for i in range(len(keys))]
     assert seen == batches
 

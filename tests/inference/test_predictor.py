@@ -277,6 +277,19 @@ def test_predictions_in_several_threads_do_not_share_errors(detector, photos, tm
     assert kinds == [DataError] * 30
 
 
+def test_a_single_image_runs_on_all_cores_in_the_thread_that_calls(detector, photos, monkeypatch):
+    """In a thread of its own OpenMP would leave the other cores asleep."""
+    forward, seen = detector.model.raw_predictions, []
+
+    def note(*args, **options):
+        seen.append((threading.current_thread(), torch.get_num_threads()))
+        return forward(*args, **options)
+
+    monkeypatch.setattr(detector.model, "raw_predictions", note)
+    detector.predict(photos / "a.png")
+    assert seen == [(threading.current_thread(), torch.get_num_threads())]
+
+
 def test_on_a_cpu_images_run_side_by_side_with_the_same_results(detector, photos, monkeypatch):
     expected = detector.predict(photos, threshold=0)
     tiled = detector.predict(photos, tile=64, threshold=0)

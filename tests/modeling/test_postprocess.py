@@ -8,7 +8,12 @@ from conftest import batch, tiny_cfg
 from detectors import DLA, SIZES, enable, model_of, options
 from torchvision import ops
 
-from dsrcnn.modeling.postprocessing import DetectionSettings, batched_nms, select_detections
+from dsrcnn.modeling.postprocessing import (
+    DetectionSettings,
+    batched_nms,
+    dense_nms,
+    select_detections,
+)
 
 
 def overlapping(images=3, count=40, classes=5, seed=0):
@@ -28,6 +33,25 @@ def test_nms_of_all_images_at_once_agrees_with_one_by_one(threshold):
     for image in range(3):
         alone = ops.batched_nms(boxes[image], scores[image], classes[image], threshold)
         assert torch.equal(kept[image].nonzero().flatten(), alone.sort().values)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("seed", range(5))
+def test_dense_nms_keeps_the_same_boxes(threshold, seed):
+    scores, classes, boxes = overlapping(count=200, seed=seed)
+    boxes[0, 3] = float("nan")
+    boxes[1, 7, 2:] = boxes[1, 7, :2]  # without area
+    expected = batched_nms(scores, classes, boxes, threshold)
+    assert expected.any(dim=1).all()
+    assert torch.equal(dense_nms(scores, classes, boxes, threshold), expected)
+
+
+def test_dense_nms_settles_long_chains():
+    # Every box overlaps the next one alone, so every second one stays.
+    left = torch.arange(16.0) * 5
+    boxes = torch.stack([left, torch.zeros(16), left + 8, torch.ones(16)], dim=-1).unsqueeze(0)
+    scores, classes = torch.linspace(1, 0.1, 16)[None], torch.zeros(1, 16, dtype=torch.int64)
+    assert dense_nms(scores, classes, boxes, 0.2).tolist() == [[True, False] * 8]
 
 
 def test_nms_of_other_images_is_exact_beside_boxes_that_diverged():

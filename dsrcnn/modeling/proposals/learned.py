@@ -89,7 +89,7 @@ class LearnedProposals(ProposalSource):
         Returns boxes (B, P, 4) xyxy in pixels and features (B, P, D).
         """
         boxes = box_cxcywh_to_xyxy(self.init_proposal_boxes.weight) * sizes.unsqueeze(1)
-        return Proposals(boxes, self.init_proposal_features.weight.expand(len(sizes), -1, -1))
+        return Proposals(boxes, self.init_proposal_features.weight.expand(sizes.shape[0], -1, -1))
 
 
 @PROPOSALS_REGISTRY.register()
@@ -116,6 +116,6 @@ class ContentQueries(ProposalSource):
     def forward(self, features: list[Tensor], sizes: Tensor) -> Proposals:
         """Place the queries in boxes of the size of each image, see `LearnedProposals`."""
         weight = self.init_proposal_features.weight
-        states = F.layer_norm(weight, weight.shape[-1:]).expand(len(sizes), -1, -1)
+        states = F.layer_norm(weight, weight.shape[-1:]).expand(sizes.shape[0], -1, -1)
         corners = torch.cat([torch.zeros_like(sizes[:, :2]), sizes[:, 2:]], dim=1)
         return Proposals(corners.unsqueeze(1).expand(-1, len(weight), -1), states)

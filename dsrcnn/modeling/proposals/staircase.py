@@ -52,5 +52,5 @@ def resize_nearest(maps: Tensor, size: int, valid: Tensor) -> Tensor:
     """
     index = torch.arange(size, device=maps.device)
     rows, columns = (index * extent.unsqueeze(-1) // size for extent in valid.unbind(-1))
-    image = torch.arange(len(maps), device=maps.device).view(-1, 1, 1)
+    image = torch.arange(maps.shape[0], device=maps.device).view(-1, 1, 1)
     return maps[image, rows.unsqueeze(2), columns.unsqueeze(1)]

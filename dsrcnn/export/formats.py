@@ -1,0 +1,321 @@
+"""File formats of exported models: ONNX, torch.export and TorchScript."""
+
+import ast
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from detectron2.layers import DeformConv, ModulatedDeformConv
+from torch import Tensor
+
+from ..errors import ExportError, MissingPackageError
+from ..layers.deform_conv import DeformConv as OurDeformConv
+from .info import INPUT, KEY, OUTPUTS, ModelInfo
+from .parity import Detections
+from .program import DetectionProgram
+
+LARGEST = 16_384  # side of an image, in pixels
+_OPSET, _DEFORMABLE_OPSET = 18, 19  # the first one with deformable convolution
+_SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: the names of the modules that it is in
+
+
+class Session(ABC):
+    """An exported file, ready to run.
+
+    Attributes:
+        info: its metadata.
+    """
+
+    info: ModelInfo
+
+    @abstractmethod
+    def run(self, images: np.ndarray) -> list[Detections]:
+        """Detect objects in images (B, h, w, 3) uint8 RGB; a result per image, best first."""
+
+
+def _per_image(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> list[Detections]:
+    """Split a batch into images, without the rows that are no detections."""
+    kept = scores > 0
+    parts = zip(boxes, scores, labels, kept, strict=True)
+    return [(b[k].astype(np.float32), s[k].astype(np.float32), c[k]) for b, s, c, k in parts]
+
+
+def run_program(program: torch.nn.Module, images: np.ndarray) -> list[Detections]:
+    """Run a program, or what was made of it, as `Session.run`."""
+    device = next(iter([*program.parameters(), *program.buffers()])).device
+    with torch.inference_mode():
+        outputs = program(torch.from_numpy(np.require(images, requirements="W")).to(device))
+    boxes, scores, labels = (x.float().cpu().numpy() for x in outputs)
+    return _per_image(boxes, scores, labels.astype(np.int64))
+
+
+class Format(ABC):
+    """A file format.
+
+    Attributes:
+        suffix: of its files.
+        dynamic_batch: whether files can take any number of images.
+    """
+
+    suffix: ClassVar[str]
+    dynamic_batch: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Raise a `MissingPackageError` if a package is missing."""
+        return
+
+    @abstractmethod
+    def write(self, program: DetectionProgram, info: ModelInfo, path: Path) -> None:
+        """Export a program to a file."""
+
+    @abstractmethod
+    def open(self, path: Path) -> Session:
+        """Open an exported file."""
+
+
+class TorchExport(Format):
+    """``torch.export``, whose files end with ``.pt2``."""
+
+    suffix = ".pt2"
+
+    def write(self, program: DetectionProgram, info: ModelInfo, path: Path) -> None:
+        """Export with dynamic height and width."""
+        _store_half(program, info)
+        exported = torch.export.export(
+            program, (_example(program, info),), dynamic_shapes=(_dynamic(info),), strict=False
+        )
+        torch.export.save(exported, path, extra_files={KEY: info.to_json()})
+
+    def open(self, path: Path) -> Session:
+        """Open a file; those of others can run code."""
+        extra = {KEY: ""}
+        exported = torch.export.load(path, extra_files=extra)
+        return _TorchSession(exported.module(), ModelInfo.from_json(extra[KEY], str(path)))
+
+
+class TorchScript(Format):
+    """Traced TorchScript, whose files end with ``.torchscript``.
+
+    PyTorch calls it deprecated; it is for programs that can read nothing else, such as those in
+    C++.
+    """
+
+    suffix = ".torchscript"
+    dynamic_batch = False
+
+    def write(self, program: DetectionProgram, info: ModelInfo, path: Path) -> None:
+        """Trace; height and width stay dynamic."""
+        with warnings.catch_warnings(), torch.no_grad():
+            for category in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):
+                warnings.simplefilter("ignore", category)
+            _store_half(program, info)
+            traced = torch.jit.trace(program, (_example(program, info),), check_trace=False)
+            torch.jit.save(traced, path, _extra_files={KEY: info.to_json()})
+
+    def open(self, path: Path) -> Session:
+        """Open a file."""
+        extra = {KEY: ""}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = torch.jit.load(path, _extra_files=extra)
+        text: Any = extra[KEY]
+        text = text.decode() if isinstance(text, bytes) else text
+        return _TorchSession(module, ModelInfo.from_json(text, str(path)))
+
+
+class Onnx(Format):
+    """ONNX, for onnxruntime, OpenVINO, TensorRT and others."""
+
+    suffix = ".onnx"
+
+    def check(self) -> None:
+        """Look for the packages that torch's exporter needs, and for onnxruntime."""
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            _import(name)
+
+    def write(self, program: DetectionProgram, info: ModelInfo, path: Path) -> None:
+        """Export through ``torch.export``, with operators of opset 18."""
+        example = _example(program, info)
+        # Half precision comes afterwards: the exporter does not know autocast.
+        layers = program.half_layers(example) if info.half else set[str]()
+        program.half_precision = False
+        opset = _DEFORMABLE_OPSET if _has_deformable(program) else _OPSET
+        with _quiet(), torch.no_grad():
+            exported = torch.onnx.export(
+                program,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=(_dynamic(info),),
+                input_names=[INPUT],
+                output_names=[*OUTPUTS],
+                optimize=True,
+                verbose=False,
+            )
+        assert exported is not None
+        _strip(exported.model)
+        exported.model.metadata_props[KEY] = info.to_json()
+        exported.save(path, external_data=False)
+        program.half_precision = info.half
+        if info.half:
+            _to_half(path, layers)
+
+    def open(self, path: Path) -> Session:
+        """Open a file on all cores of the CPU, or on the GPU of onnxruntime-gpu."""
+        return OnnxSession(path)
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Onnx(),
+    "torch-export": TorchExport(),
+    "torchscript": TorchScript(),
+}
+
+
+class _TorchSession(Session):
+    def __init__(self, module: torch.nn.Module, info: ModelInfo) -> None:
+        self.module, self.info = module, info
+
+    def run(self, images: np.ndarray) -> list[Detections]:
+        return run_program(self.module, images)
+
+
+class OnnxSession(Session):
+    """An ONNX file in onnxruntime.
+
+    Attributes:
+        on_gpu: whether it runs on a GPU.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file on the GPU of onnxruntime-gpu, or on all cores of the CPU.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            MissingPackageError: if onnxruntime is not installed.
+            ExportError: if the file cannot be used.
+        """
+        runtime = _import("onnxruntime")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Images run side by side; threads that wait for more work would take their cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        available = runtime.get_available_providers()
+        names = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [name for name in names if name in available]
+        if not path.is_file():
+            raise ExportError(f"{path} does not exist. Correct the path.")
+        try:
+            self.session = runtime.InferenceSession(path, options, providers=providers)
+            self.on_gpu = self.session.get_providers()[0] == names[0]
+            inputs = [x.name for x in self.session.get_inputs()]
+            text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+        except Exception as error:  # onnxruntime has no base class of its errors
+            reason = " ".join(str(error).split())[:200]
+            raise ExportError(
+                f"{path} cannot be opened by onnxruntime: {reason}. Export the model again."
+            ) from error
+        self.info = ModelInfo.from_json(text, str(path))
+        if inputs != [INPUT]:
+            raise ExportError(f"{path} has the inputs {inputs}, not {[INPUT]}; export it again.")
+
+    def run(self, images: np.ndarray) -> list[Detections]:
+        """Detect objects, see `Session`."""
+        return _per_image(*self.session.run([*OUTPUTS], {INPUT: images}))
+
+
+def _example(program: DetectionProgram, info: ModelInfo) -> Tensor:
+    """Images (B, h, w, 3) of a size that is none of the program's."""
+    count = 2 if info.dynamic_batch else 1
+    device = program.model.device
+    height, width = (side + side // 3 + 5 for side in program.canvas)
+    return torch.zeros((count, height, width, 3), dtype=torch.uint8, device=device)
+
+
+def _has_deformable(program: DetectionProgram) -> bool:
+    layers = (DeformConv, ModulatedDeformConv, OurDeformConv)
+    return any(isinstance(module, layers) for module in program.modules())
+
+
+def _store_half(program: DetectionProgram, info: ModelInfo) -> None:
+    """Store the weights that are used in half precision so."""
+    if info.half:
+        names = program.half_layers(_example(program, info))
+        for name in names:
+            program.get_submodule(name).half()
+
+
+def _to_half(path: Path, layers: set[str]) -> None:
+    """Convert the backbone and `layers` of an ONNX file to float16."""
+    import onnx
+    from onnxruntime.transformers.float16 import (  # type: ignore[import-untyped]
+        DEFAULT_OP_BLOCK_LIST,
+        convert_float_to_float16,
+    )
+
+    model = onnx.load(path)
+    kept = []
+    for node in model.graph.node:
+        scopes = {p.key: p.value for p in node.metadata_props}.get(_SCOPES, "")
+        names = ast.literal_eval(scopes) if scopes else []
+        is_half = "model.backbone" in names or (len(names) > 1 and names[-2] in layers)
+        if not is_half:
+            kept.append(node.name)
+    converted = convert_float_to_float16(
+        model,
+        keep_io_types=True,
+        node_block_list=kept,
+        op_block_list=[*DEFAULT_OP_BLOCK_LIST, "InstanceNormalization", "LayerNormalization"],
+    )
+    onnx.save(converted, path)
+
+
+def _dynamic(info: ModelInfo) -> dict[int, Any]:
+    axes = {1: torch.export.Dim("height", min=1, max=LARGEST)}
+    axes[2] = torch.export.Dim("width", min=1, max=LARGEST)
+    if info.dynamic_batch:
+        axes[0] = torch.export.Dim("batch", min=1, max=1024)
+    return axes
+
+
+def _import(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"ONNX files need the package {name}, which is not installed: "
+            "pip install 'dsrcnn[export]'"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says about constants that it does not fold."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _strip(model: Any) -> None:
+    """Remove constants and functions that nothing uses."""
+    from onnx_ir.passes import common
+
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)

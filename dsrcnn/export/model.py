@@ -1,0 +1,192 @@
+"""Export of a trained model to a file that needs none of its code."""
+
+import copy
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..errors import ConfigError, ExportError
+from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
+from ..version import __version__
+from .formats import FORMATS, LARGEST, Session, run_program
+from .info import ModelInfo
+from .parity import FLOAT16, FLOAT32, Detections, Parity, compare
+from .program import DetectionProgram
+
+_REPEATS = 5  # of timings; their median counts
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Choices of an export.
+
+    Attributes:
+        format: a name in `FORMATS`.
+        size: height and width in pixels that images are resized to fit.
+        dynamic_batch: accept any number of images of one size, not one.
+        nms: False to leave out NMS, True to demand it; None for the config's choice.
+        half: float16 for convolutions, linear layers and their weights.
+    """
+
+    format: str
+    size: tuple[int, int]
+    dynamic_batch: bool = False
+    nms: bool | None = None
+    half: bool = False
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported file that was compared with the model.
+
+    Attributes:
+        path: of the file.
+        info: its metadata.
+        images: what it was compared on, in words.
+        parity: largest differences from the model.
+        seconds: median time of the file for an image.
+        model_seconds: of the model, in the same run.
+    """
+
+    path: Path
+    info: ModelInfo
+    images: str
+    parity: Parity
+    seconds: float
+    model_seconds: float
+
+
+def export_model(
+    model: nn.Module,
+    cfg: CfgNode,
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+    options: ExportOptions,
+    images: Sequence[np.ndarray],
+    images_name: str = "",
+) -> Export:
+    """Export a model, run the file, and compare its detections with the model's.
+
+    Args:
+        model: in evaluation mode; it is left as it is.
+        cfg: its config.
+        classes: names by label.
+        path: of the file, which is replaced once the comparison has succeeded.
+        options: format, size and so on.
+        images: (h, w, 3) uint8 RGB, to compare on.
+        images_name: what they are, in words that follow their number.
+
+    Raises:
+        ConfigError: for an option that does not fit.
+        ExportError: if the model cannot be exported, or the file disagrees with it.
+        MissingPackageError: if a package of the format is not installed.
+    """
+    target = Path(path)
+    if not isinstance(model, SparseRCNN):
+        raise ExportError(
+            f"{cfg.MODEL.META_ARCHITECTURE} cannot be exported: the number of its boxes depends on "
+            "the image, and exported models have fixed shapes. Models of SparseRCNN, "
+            "DynamicSparseRCNN and AdaMixer can be."
+        )
+    if options.format not in FORMATS:
+        names = ", ".join(FORMATS)
+        raise ConfigError(f"The format is {options.format!r}; write one of {names}.")
+    kind = FORMATS[options.format]
+    if not all(1 <= side <= LARGEST for side in options.size):
+        raise ConfigError(f"The size is {options.size}; write two sides from 1 to {LARGEST}.")
+    if target.suffix != kind.suffix:
+        raise ConfigError(
+            f"--output is {target}; files of {options.format} end with {kind.suffix}."
+        )
+    if options.dynamic_batch and not kind.dynamic_batch:
+        raise ConfigError(
+            f"{options.format} cannot have a dynamic batch; use onnx or torch-export, or leave "
+            "--dynamic-batch out."
+        )
+    kind.check()
+    program, info = _program(model, cfg, classes, options)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.stem}.part{kind.suffix}")
+    try:
+        try:
+            kind.write(program, info, part)
+        except Exception as error:
+            raise ExportError(
+                f"{options.format} could not express the model: {_first_line(error)} Use another "
+                "format or version of torch, and report this."
+            ) from error
+        session = kind.open(part)
+        parity = _compare(program, session, images)
+        model_seconds = _median(lambda: run_program(program, images[0][None]))
+        seconds = _median(lambda: session.run(images[0][None]))
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    text = f"{len(images)} image{'s' * (len(images) > 1)} {images_name}".strip()
+    return Export(target, info, text, parity, seconds, model_seconds)
+
+
+def _program(
+    model: SparseRCNN, cfg: CfgNode, classes: Sequence[str], options: ExportOptions
+) -> tuple[DetectionProgram, ModelInfo]:
+    detection = model.detection
+    if options.nms is False:
+        detection = replace(detection, nms_threshold=None)
+    elif options.nms:
+        detection = replace(detection, nms_threshold=cfg.MODEL.SparseRCNN.NMS.THRESHOLD)
+    program = DetectionProgram(
+        copy.deepcopy(model),
+        options.size,
+        detection,
+        bgr=cfg.INPUT.FORMAT == "BGR",
+        half=options.half,
+    )
+    height, width = options.size
+    info = ModelInfo(
+        architecture=cfg.MODEL.META_ARCHITECTURE,
+        classes=list(classes),
+        height=height,
+        width=width,
+        padded_height=program.padded[0],
+        padded_width=program.padded[1],
+        dynamic_batch=options.dynamic_batch,
+        nms=detection.nms_threshold,
+        half=options.half,
+        detections=detection.limit,
+        version=__version__,
+    )
+    return program.eval(), info
+
+
+def _compare(program: DetectionProgram, session: Session, images: Sequence[np.ndarray]) -> Parity:
+    """Compare images one by one, and a batch of two if the file takes batches."""
+    batches = [image[None] for image in images]
+    if session.info.dynamic_batch:
+        batches.append(np.stack([images[0], images[0][:, ::-1]]))
+    expected: list[Detections] = []
+    actual: list[Detections] = []
+    for batch in batches:
+        expected += run_program(program, batch)
+        actual += session.run(batch)
+    return compare(expected, actual, FLOAT16 if session.info.half else FLOAT32)
+
+
+def _median(function: Callable[[], object]) -> float:
+    function()  # warm-up
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:300].rstrip(".") + "."
