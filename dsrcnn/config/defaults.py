@@ -204,6 +204,9 @@ def _add_custom_data(cfg: CfgNode) -> None:
 
 def _add_augmentation(cfg: CfgNode) -> None:
     cfg.INPUT.PAD_TO = 0  # least side of padded batches; MAX_SIZE_TRAIN gives squares
+    # Padded sizes of batches; GPUs are faster with few.
+    cfg.INPUT.NUM_BUCKETS = 0  # sizes that a run chooses from its training images; 0: any size
+    cfg.INPUT.BUCKETS = ()  # the sizes ((height, width), ...), chosen or written
     cfg.INPUT.OPENCV = False  # decode and resize training images with OpenCV, faster than Pillow
     # Augmentation of training images; PROB 0 is off.
     node = cfg.INPUT.AUG = CfgNode()

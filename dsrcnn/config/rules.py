@@ -58,6 +58,11 @@ def _shown(value: object) -> str:
     return str(value) or "''"
 
 
+def _is_sizes(value: Any) -> bool:
+    pairs = all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value)
+    return pairs and all(type(side) is int and 0 < side <= 100_000 for p in value for side in p)
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and "\0" not in value
 
@@ -302,6 +307,8 @@ INPUT: Table = {
     "CROP.SIZE": each(above(0), "height and width, both above 0", (2,)),
     "RANDOM_FLIP": one_of("none", "horizontal", "vertical"),
     "PAD_TO": at_least(0, 100_000),
+    "NUM_BUCKETS": at_least(0, 1000),
+    "BUCKETS": Allowed(_is_sizes, "pairs (height, width) of whole numbers above 0"),
     **{f"AUG.{k}": FRACTION for k in ("VERTICAL_FLIP", "MIN_VISIBLE", "PLAIN_END")},
     **{
         f"AUG.{k}.PROB": FRACTION

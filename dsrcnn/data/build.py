@@ -27,6 +27,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, DataError, DsrcnnError
+from .buckets import bucket_groups
 from .datasets.coco import is_checked, load_checked_coco_json
 from .datasets.custom import check_registered, class_names
 from .datasets.validate import check_custom_records, check_learnable, warn_once
@@ -58,7 +59,9 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         )
     records = training_records(cfg)
     groups = None
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+    if cfg.INPUT.BUCKETS:
+        groups = bucket_groups(cfg, records)
+    elif cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(r.get("width", 1) > r.get("height", 1)) for r in records]
     batches = TrainingBatches(
         _build_order(cfg, records),

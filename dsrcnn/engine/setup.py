@@ -19,6 +19,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 
 from ..config import load_cfg, read_cfg
+from ..data.buckets import choose_buckets
 from ..data.build import load_records, training_records
 from ..data.datasets.custom import check_registered
 from ..data.datasets.validate import is_learnable
@@ -222,15 +223,15 @@ def restore_seed(cfg: CfgNode) -> None:
 
 
 def resolve_solver(cfg: CfgNode) -> CfgNode:
-    """Return a frozen config with final values in ``SOLVER`` and ``SEED``.
+    """Return a frozen config with final values in ``SOLVER``, ``SEED`` and ``INPUT.BUCKETS``.
 
     In this order: ``REFERENCE_WORLD_SIZE`` (Detectron2's rule of constant images per process),
-    ``EPOCHS``, ``REFERENCE_BATCH``, and a drawn seed if ``SEED`` is negative. A second call has no
-    effect.
+    ``EPOCHS``, ``REFERENCE_BATCH``, a drawn seed if ``SEED`` is negative, and buckets. A second
+    call has no effect.
 
     Raises:
         ConfigError: if the values cannot work.
-        DataError: if the data are needed to count epochs and cannot be read.
+        DataError: if the data are needed, to count epochs or choose buckets, and cannot be read.
     """
     batch = cfg.SOLVER.IMS_PER_BATCH
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
@@ -244,5 +245,7 @@ def resolve_solver(cfg: CfgNode) -> CfgNode:
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed() % 2**31
         _LOGGER.info("SEED is drawn: %d.", cfg.SEED)
+    if cfg.INPUT.NUM_BUCKETS and not cfg.INPUT.BUCKETS:
+        cfg.INPUT.BUCKETS = choose_buckets(cfg, training_records(cfg))
     cfg.freeze()
     return cfg

@@ -61,6 +61,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         detection: DetectionSettings,
         checkpoint_backbone: bool,
         pad_to: int,
+        buckets: list[tuple[int, int]],
     ) -> None:
         """Assemble the detector.
 
@@ -72,6 +73,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
             detection: settings of the post-processing.
             checkpoint_backbone: recompute the activations of the backbone in the backward pass.
             pad_to: least side of a padded batch, in pixels.
+            buckets: heights and widths that batches are padded to where they fit; () for any.
 
         Raises:
             ConfigError: if the backbone lacks one of the levels.
@@ -93,6 +95,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         self.in_features = in_features
         self.detection = detection
         self.pad_to = pad_to
+        self.buckets = buckets
         # Not persistent: official checkpoints do not have them.
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
@@ -113,6 +116,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
             "detection": DetectionSettings.from_config(cfg),
             "checkpoint_backbone": "backbone" in cfg.MODEL.ACTIVATION_CHECKPOINT,
             "pad_to": cfg.INPUT.PAD_TO,
+            "buckets": [(height, width) for height, width in cfg.INPUT.BUCKETS],
         }
 
     @classmethod
@@ -151,8 +155,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageBatch:
         """Normalize each ``image`` (3, H, W), and pad all with zeros at the right and bottom.
 
-        All get the same height and the same width (`padded_size`), at least `pad_to` and multiples
-        of the backbone's size divisibility.
+        All get the same height and the same width (`padded_size`).
         """
         images = [
             (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
@@ -176,9 +179,15 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         return ImageBatch(batch, inputs, outputs, originals)
 
     def padded_size(self, sizes: list[tuple[int, int]]) -> tuple[int, int]:
-        """Height and width that images of the sizes (height, width) are padded to in a batch."""
+        """Height and width that images of the sizes (height, width) are padded to in a batch.
+
+        The smallest bucket that they fit in, or else their own size; multiples of the backbone's
+        size divisibility.
+        """
         step = max(self.backbone.size_divisibility, 1)
         height, width = (max(self.pad_to, *sides) for sides in zip(*sizes, strict=True))
+        fitting = [b for b in self.buckets if b[0] >= height and b[1] >= width]
+        height, width = min(fitting, key=lambda b: (b[0] * b[1], b), default=(height, width))
         return -(-height // step) * step, -(-width // step) * step
 
     def extract_features(self, images: ImageBatch) -> list[Tensor]:

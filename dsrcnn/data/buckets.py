@@ -1,0 +1,122 @@
+"""Size buckets: a few padded sizes for all batches, chosen from the data.
+
+GPUs prepare plans, graphs and memory for every size they meet, so few sizes are fast ones. Padding
+that images do not need is the price, and it is minimized.
+
+Notation: ``N`` sizes.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+
+_LOGGER = logging.getLogger(__name__)
+_STEP = 32  # sides of padded batches are multiples of it
+_RANGE = 9  # sides that stand for a range of them
+
+Size = tuple[int, int]  # height, width
+
+
+def smallest_bucket(size: Size, buckets: Sequence[Size]) -> Size | None:
+    """Return the bucket with the fewest pixels that contains an image, None if there is none."""
+    fitting = [b for b in buckets if b[0] >= size[0] and b[1] >= size[1]]
+    return min(fitting, key=lambda b: (b[0] * b[1], b), default=None)
+
+
+def merge_sizes(sizes: Counter[Size], count: int) -> list[Size]:
+    """Choose at most `count` sizes that contain all others, with little padding.
+
+    The two sizes whose union adds the fewest pixels are merged, again and again.
+
+    Args:
+        sizes: how often each (height, width) occurs.
+        count: at least 1.
+
+    Returns:
+        The sizes, smallest first.
+    """
+    boxes = np.array(sorted(sizes), dtype=np.float64).reshape(-1, 2)
+    weights = np.array([sizes[key] for key in sorted(sizes)], dtype=np.float64)
+    while len(boxes) > count:
+        areas = boxes.prod(axis=1)
+        union = np.maximum(boxes[:, None], boxes[None]).prod(axis=2)
+        growth = weights[:, None] * (union - areas[:, None])
+        cost = growth + growth.T
+        cost[np.tril_indices(len(boxes))] = np.inf
+        first, second = np.unravel_index(cost.argmin(), cost.shape)
+        boxes[first] = np.maximum(boxes[first], boxes[second])
+        weights[first] += weights[second]
+        boxes, weights = (np.delete(x, second, axis=0) for x in (boxes, weights))
+    chosen = {(int(height), int(width)) for height, width in boxes}
+    return sorted(chosen, key=lambda b: (b[0] * b[1], b))
+
+
+def choose_buckets(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[Size]:
+    """Choose ``INPUT.NUM_BUCKETS`` padded sizes for the images of records.
+
+    Images count at every size of training and at that of evaluation; those without a recorded size
+    are left out. With ``INPUT.CROP`` the last bucket contains all others. What fits in none, such
+    as a mosaic, is padded to its own size.
+    """
+    sizes: Counter[Size] = Counter()
+    shapes = Counter((int(r["height"]), int(r["width"])) for r in records if "height" in r)
+    for shape, number in shapes.items():
+        for resized in _resized(cfg, shape):
+            sizes[_padded(resized)] += number
+    if not sizes:
+        return []
+    count = cfg.INPUT.NUM_BUCKETS
+    if cfg.INPUT.CROP.ENABLED and count > 1:  # crops have other aspect ratios
+        largest = max(h for h, _ in sizes), max(w for _, w in sizes)
+        buckets = sorted({*merge_sizes(sizes, count - 1), largest})
+    else:
+        buckets = merge_sizes(sizes, count)
+    pixels = sum(n * h * w for (h, w), n in sizes.items())
+    chosen = {size: smallest_bucket(size, buckets) or size for size in sizes}
+    padded = sum(n * chosen[size][0] * chosen[size][1] for size, n in sizes.items())
+    _LOGGER.info(
+        "INPUT.BUCKETS: %d padded sizes of images become %d (%s), with %.0f %% more pixels in the "
+        "mean.",
+        len(sizes),
+        len(buckets),
+        ", ".join(f"{h} x {w}" for h, w in buckets),
+        100 * (padded / pixels - 1),
+    )
+    return buckets
+
+
+def bucket_groups(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[int]:
+    """Group records by the bucket of their largest size in training."""
+    buckets = [(int(h), int(w)) for h, w in cfg.INPUT.BUCKETS]
+    groups = []
+    for record in records:
+        bucket = None
+        if "height" in record:
+            largest = _resized(cfg, (int(record["height"]), int(record["width"])))[-2]
+            bucket = smallest_bucket(_padded(largest), buckets)
+        groups.append(len(buckets) if bucket is None else buckets.index(bucket))
+    return groups
+
+
+def _resized(cfg: CfgNode, shape: Size) -> list[Size]:
+    """Sizes of an image in training, from the smallest to the largest, and in evaluation."""
+    node = cfg.INPUT
+    sides = sorted(node.MIN_SIZE_TRAIN)
+    if node.MIN_SIZE_TRAIN_SAMPLING == "range":
+        sides = [round(x) for x in np.linspace(sides[0], sides[-1], _RANGE)]
+    limits = [(side, node.MAX_SIZE_TRAIN) for side in sides]
+    limits.append((node.MIN_SIZE_TEST, node.MAX_SIZE_TEST))
+    return [
+        ResizeShortestEdge.get_output_shape(*shape, short, long) if short else shape
+        for short, long in limits
+    ]
+
+
+def _padded(size: Size) -> Size:
+    height, width = (-(-max(side, 1) // _STEP) * _STEP for side in size)
+    return height, width

@@ -1,0 +1,106 @@
+"""Size buckets: chosen from the data, used by loader and model, stable over a run."""
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+from conftest import batch, quick_cfg, tiny_cfg, train
+from detectron2.modeling import build_model
+
+from dsrcnn.config import load_cfg
+from dsrcnn.data import build_train_loader
+from dsrcnn.data.buckets import bucket_groups, choose_buckets, merge_sizes, smallest_bucket
+from dsrcnn.errors import ConfigError
+
+
+def test_sizes_whose_union_adds_the_fewest_pixels_are_merged():
+    # (32, 64) and (32, 96) cost 32 * 32 pixels an image, any union with (128, 64) more.
+    sizes = Counter({(32, 64): 1, (32, 96): 1, (128, 64): 1})
+    assert merge_sizes(sizes, 3) == [(32, 64), (32, 96), (128, 64)]
+    assert merge_sizes(sizes, 2) == [(32, 96), (128, 64)]
+    assert merge_sizes(sizes, 1) == [(128, 96)]
+    # A size of many images is not enlarged for one of few: here (32, 64) is left alone.
+    sizes = Counter({(32, 64): 100, (32, 96): 1, (64, 96): 1})
+    assert merge_sizes(sizes, 2) == [(32, 64), (64, 96)]
+
+
+def test_an_image_gets_the_smallest_bucket_that_contains_it():
+    buckets = [(64, 64), (64, 96), (96, 64), (128, 128)]
+    table = {(60, 64): (64, 64), (65, 64): (96, 64), (64, 65): (64, 96), (97, 97): (128, 128)}
+    assert {size: smallest_bucket(size, buckets) for size in table} == table
+    assert smallest_bucket((129, 10), buckets) is None
+
+
+def records(*shapes):
+    return [{"height": h, "width": w} for h, w in shapes]
+
+
+def test_all_images_fit_at_every_size_and_share_batches_with_like_ones():
+    cfg = tiny_cfg(
+        *("INPUT.MIN_SIZE_TRAIN", (64, 96), "INPUT.MAX_SIZE_TRAIN", 160),
+        *("INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160, "INPUT.NUM_BUCKETS", 4),
+    )
+    data = records((480, 640), (640, 480), (500, 500), (480, 640), (100, 900))
+    buckets = choose_buckets(cfg, [*data, {}])
+    # 64 x 85, 96 x 128; turned; 64 x 64, 96 x 96; 18 x 160: each rounded up to 32.
+    assert len(buckets) == 4
+    for size in ((64, 96), (96, 128), (96, 64), (128, 96), (64, 64), (96, 96), (32, 160)):
+        assert smallest_bucket(size, buckets) is not None
+    cfg.INPUT.BUCKETS = buckets
+    groups = bucket_groups(cfg, [*data, {}])
+    assert groups[0] == groups[3]
+    assert groups[0] != groups[1]
+    assert groups[4] not in groups[:4]
+    assert groups[5] == 4  # of unknown size
+
+
+def test_with_crops_one_bucket_contains_all_others():
+    opts = ("INPUT.NUM_BUCKETS", 3, "INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64)
+    cfg = tiny_cfg(*opts, "INPUT.CROP.ENABLED", True, "INPUT.MAX_SIZE_TRAIN", 160)
+    data = records((480, 640), (640, 480), (480, 900))
+    assert set(choose_buckets(cfg, data)) == {(64, 128), (96, 64), (96, 128)}
+
+
+def test_batches_are_padded_to_a_bucket_or_to_their_own_size():
+    cfg = tiny_cfg("INPUT.BUCKETS", [[96, 128], [128, 96], [96, 160]])
+    model = build_model(cfg).eval()
+    for sizes, expected in (
+        ([(64, 90), (90, 70)], (96, 128)), ([(100, 60)], (128, 96)), ([(64, 129)], (96, 160)),
+        ([(100, 100)], (128, 128)), ([(200, 90)], (224, 96)),
+    ):  # fmt: skip
+        inputs = batch(sizes, [1] * len(sizes))
+        assert tuple(model.preprocess_image(inputs).tensor.shape[-2:]) == expected
+
+
+def test_an_image_has_the_same_detections_alone_and_beside_others_of_its_bucket():
+    model = build_model(tiny_cfg("INPUT.BUCKETS", [[96, 128]])).eval()
+    one, other = batch([(64, 90), (96, 128)], [1, 1])
+    with torch.no_grad():
+        alone = model([one])[0]["instances"]
+        together = model([one, other])[0]["instances"]
+    torch.testing.assert_close(
+        alone.pred_boxes.tensor, together.pred_boxes.tensor, atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(alone.scores, together.scores)
+
+
+def test_a_run_chooses_its_buckets_once_and_keeps_them(tmp_path):
+    opts = ("INPUT.NUM_BUCKETS", 2, "INPUT.MIN_SIZE_TRAIN", (48, 64), "SOLVER.IMS_PER_BATCH", 2)
+    cfg = quick_cfg(tmp_path, *opts)
+    trainer = train(cfg)
+    buckets = trainer.cfg.INPUT.BUCKETS
+    assert 1 <= len(buckets) <= 2
+    sizes = set()
+    model = trainer.model
+    for images in islice(iter(build_train_loader(trainer.cfg)), 8):
+        sizes.add(tuple(model.preprocess_image(images).tensor.shape[-2:]))
+    assert sizes <= {tuple(b) for b in buckets}
+    saved = torch.load(tmp_path / "model_final.pth")["config"]
+    assert "BUCKETS: []" not in saved
+
+
+@pytest.mark.parametrize("value", [[64], [[64, 0]], [[64, 64, 64]], [["a", 64]], [[64.5, 64]]])
+def test_values_that_are_no_sizes_are_refused(value):
+    with pytest.raises(ConfigError, match=r"INPUT.BUCKETS.*pairs \(height, width\)"):
+        load_cfg("quick/sparse_rcnn_shapes", ["INPUT.BUCKETS", value])
