@@ -47,6 +47,11 @@ class OperatorCount(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     @property
+    def casts(self) -> int:
+        """Number of conversions of type or device."""
+        return self.by_name["_to_copy"]
+
+    @property
     def total(self) -> int:
         """Number of operators."""
         return sum(self.by_name.values())
@@ -61,13 +66,19 @@ def _place() -> str:
     return "elsewhere"
 
 
-def count_operators(config: str, opts: list[str], *, height: int, width: int) -> OperatorCount:
-    """Count the operators of one image in evaluation, at the second pass."""
+def count_operators(
+    config: str, opts: list[str], *, height: int, width: int, half: bool = False
+) -> OperatorCount:
+    """Count the operators of one image in evaluation, at the second pass.
+
+    With `half` under autocast with bfloat16, whose copies of the weights are kept.
+    """
     cfg = load_cfg(config, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *opts])
     model = build_model(cfg).eval()
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     inputs = [{"image": image, "height": height, "width": width}]
-    with torch.no_grad():  # inference mode would hide what composite operators consist of
+    # Inference mode would hide what composite operators consist of.
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
         model(inputs)
         with OperatorCount() as count:
             model(inputs)
@@ -77,13 +88,14 @@ def count_operators(config: str, opts: list[str], *, height: int, width: int) ->
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_config_arguments(parser)
+    parser.add_argument("--bf16", action="store_true", help="under autocast with bfloat16")
     parser.add_argument("--size", type=at_least_one, nargs=2, default=[256, 320], metavar="N")
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the counts by place and by name."""
     height, width = args.size
-    count = count_operators(args.config_file, args.set, height=height, width=width)
+    count = count_operators(args.config_file, args.set, height=height, width=width, half=args.bf16)
     for title, counter in (("place", count.by_place), ("operator", count.by_name)):
         print(tabulate(counter.most_common(), [title, "operators"], tablefmt="pipe"), "\n")
-    print(f"{count.total} operators")
+    print(f"{count.total} operators, {count.casts} of them conversions")

@@ -251,6 +251,7 @@ def _add_solver(cfg: CfgNode) -> None:
     node.EVAL = 0.0  # TEST.EVAL_PERIOD
     cfg.SOLVER.CHECKPOINTS_KEPT = 3  # newest model_<iteration>.pth that stay; 0: all
     cfg.DETERMINISTIC = False  # deterministic algorithms on GPUs too
+    cfg.FLOAT32_PRECISION = ""  # of products on GPUs: highest, high (TF32) or medium; "": torch's
     cfg.DISTRIBUTED_TIMEOUT = 1800.0  # seconds that processes wait for one that hangs
 
 

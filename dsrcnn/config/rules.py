@@ -248,6 +248,7 @@ RUN: Table = {
     ),
     # numpy's generators take 32 bits, and processes add their rank.
     "SEED": Allowed(lambda v: v <= 4_000_000_000, "a number up to 4000000000, or -1 to draw one"),
+    "FLOAT32_PRECISION": one_of("", "highest", "high", "medium"),
     "DISTRIBUTED_TIMEOUT": above(0, 10**7),
     "OUTPUT_DIR": TEXT,
 }

@@ -80,7 +80,7 @@ def setup_run(
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not eval_only:  # evaluation has too many sizes
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    if cfg.get("FLOAT32_PRECISION"):  # a key of Detectron2's main branch
+    if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     if cfg.DETERMINISTIC:  # for GPUs; CPU results are the same for the same number of threads
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -130,7 +130,7 @@ class FrozenNormConv2d(nn.Conv2d):
         scale, shift = self._affine(lambda: _scale_and_shift(norm), statistics)
         if weight.requires_grad and torch.is_grad_enabled():
             return weight * scale, shift
-        dtype = _autocast_dtype(weight)
+        dtype = autocast_dtype(weight)
 
         def product() -> tuple[Tensor, Tensor]:
             return (weight * scale).to(dtype), shift.to(dtype)
@@ -184,7 +184,7 @@ def _scale_and_shift(norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype:
+def autocast_dtype(x: Tensor) -> torch.dtype:
     """Precision in which autocast computes with `x`; its own without autocast."""
     kind = x.device.type
     is_cast = x.dtype == torch.float32 and torch.is_autocast_enabled(kind)

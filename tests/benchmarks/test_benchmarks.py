@@ -293,6 +293,8 @@ def test_one_image_dispatches_few_operators_and_moves_nothing_to_the_device():
     """Launches are the limit on GPUs: 1407 before norms, pooling and box decoding were fused."""
     count = count_operators("coco/sparse_rcnn_R50_100pro_3x", [], height=64, width=96)
     assert 300 < count.total <= 550
+    half = count_operators("coco/sparse_rcnn_R50_100pro_3x", [], height=64, width=96, half=True)
+    assert half.casts <= 50  # between bfloat16 and float32, and to indices
     # Constants are made once; what the host waits for is the number of detections.
     waits = {"_local_scalar_dense": 0, "nonzero": 1, "lift_fresh": 1}  # sizes of the image
     assert {name: count.by_name[name] for name in waits} == waits

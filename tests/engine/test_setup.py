@@ -4,8 +4,10 @@ import pytest
 import torch
 from conftest import QUICK, SMALL, coco_options, quick_cfg
 
+from dsrcnn.config import load_cfg
 from dsrcnn.engine.main import run
-from dsrcnn.engine.setup import resolve_solver
+from dsrcnn.engine.setup import resolve_solver, setup_run
+from dsrcnn.errors import ConfigError
 
 
 def test_a_resolved_config_stays_as_it_is(tmp_path):
@@ -44,3 +46,14 @@ def test_every_start_of_a_run_is_recorded(tmp_path):
     assert {"command", "device", "processes", "dsrcnn", "commit", "changed"} <= set(starts[0])
     assert "PyTorch" in (output / "environment.txt").read_text()
     assert "(backbone)" in (output / "model.txt").read_text()
+
+
+def test_the_precision_of_matrix_products_is_set(tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    for opts in ((), ("FLOAT32_PRECISION", "high")):
+        words = [*SMALL, "OUTPUT_DIR", str(tmp_path / str(len(opts))), *opts]
+        setup_run("quick/sparse_rcnn_shapes", words)
+    assert chosen == ["high"]
+    with pytest.raises(ConfigError, match=r"FLOAT32_PRECISION is 'tf32'"):
+        load_cfg("quick/sparse_rcnn_shapes", ["FLOAT32_PRECISION", "tf32"])

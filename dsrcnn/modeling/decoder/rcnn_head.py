@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...layers.blocks import activation_from_name, initialize_xavier, linear_norm_act, prior_bias
 from ...layers.dynamic_conv import DynamicConv
+from ...layers.norm import autocast_dtype
 from ...layers.roi_align import FeatureTable, pool_rois
 from ...structures import apply_deltas, at_least_float32
 
@@ -249,5 +250,6 @@ class RCNNHead(Stage):
         if mask is not None:
             pairs = mask if mask.dim() == 3 else mask.unsqueeze(1).expand(-1, x.shape[1], -1)
             ignored = ~pairs.repeat_interleave(self.self_attn.num_heads, dim=0)
+        x = x.to(autocast_dtype(x))  # once, not for each of the three
         attended = self.self_attn(x, x, x, attn_mask=ignored, need_weights=False)[0]
         return attended.view_as(features)
