@@ -18,6 +18,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 _LOGGER = logging.getLogger(__name__)
 _STEP = 32  # sides of padded batches are multiples of it
 _RANGE = 9  # sides that stand for a range of them
+_ENOUGH = 4  # batches in a group of records
 
 Size = tuple[int, int]  # height, width
 
@@ -69,6 +70,7 @@ def choose_buckets(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[Size
         for resized in _resized(cfg, shape):
             sizes[_padded(resized)] += number
     if not sizes:
+        _LOGGER.warning("INPUT.NUM_BUCKETS has no effect: no training image has a recorded size.")
         return []
     count = cfg.INPUT.NUM_BUCKETS
     if cfg.INPUT.CROP.ENABLED and count > 1:  # crops have other aspect ratios
@@ -91,7 +93,11 @@ def choose_buckets(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[Size
 
 
 def bucket_groups(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[int]:
-    """Group records by the bucket of their largest size in training."""
+    """Group records by the bucket of their largest size in training.
+
+    A group of few records would wait long for a full batch, and fill it with the same images, so it
+    joins the smallest larger one.
+    """
     buckets = [(int(h), int(w)) for h, w in cfg.INPUT.BUCKETS]
     groups = []
     for record in records:
@@ -100,7 +106,16 @@ def bucket_groups(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[int]:
             largest = _resized(cfg, (int(record["height"]), int(record["width"])))[-2]
             bucket = smallest_bucket(_padded(largest), buckets)
         groups.append(len(buckets) if bucket is None else buckets.index(bucket))
-    return groups
+    return _without_small_groups(groups, _ENOUGH * cfg.SOLVER.IMS_PER_BATCH)
+
+
+def _without_small_groups(groups: list[int], least: int) -> list[int]:
+    """Let groups of fewer than `least` members join the next one of enough, or the largest."""
+    counts = Counter(groups)
+    large = sorted(group for group, count in counts.items() if count >= least)
+    largest = counts.most_common(1)[0][0] if counts else 0
+    new = {group: next((x for x in large if x >= group), largest) for group in counts}
+    return [new[group] for group in groups]
 
 
 def _resized(cfg: CfgNode, shape: Size) -> list[Size]:

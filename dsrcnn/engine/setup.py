@@ -65,8 +65,10 @@ def setup_run(
     _check_datasets(cfg, eval_only=eval_only)
     if not eval_only:
         check_folder(cfg.OUTPUT_DIR, resume=resume, overwrite=overwrite)
+        if cfg.INPUT.NUM_BUCKETS:  # the config may be that of a run on other data
+            cfg.INPUT.BUCKETS = []
         if resume:
-            restore_seed(cfg)
+            restore_drawn(cfg)
         cfg = resolve_solver(cfg)
         if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
             _LOGGER.warning(
@@ -215,11 +217,15 @@ def _git_state() -> dict[str, object]:
     return {} if commit is None else {"commit": commit, "changed": bool(changes)}
 
 
-def restore_seed(cfg: CfgNode) -> None:
-    """Replace a negative ``SEED`` by the one drawn at the start of a resumed run, in place."""
+def restore_drawn(cfg: CfgNode) -> None:
+    """Restore what a resumed run drew or chose at its start, in place: ``SEED`` and buckets."""
     saved, checkpoint = (Path(cfg.OUTPUT_DIR) / n for n in ("config.yaml", "last_checkpoint"))
-    if cfg.SEED < 0 and checkpoint.is_file() and saved.is_file():
+    if not (checkpoint.is_file() and saved.is_file()):
+        return
+    if cfg.SEED < 0:
         cfg.SEED = read_cfg(saved).SEED
+    if cfg.INPUT.NUM_BUCKETS:
+        cfg.INPUT.BUCKETS = read_cfg(saved).INPUT.BUCKETS
 
 
 def resolve_solver(cfg: CfgNode) -> CfgNode:

@@ -40,7 +40,15 @@ class Session(ABC):
 
 
 def _per_image(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> list[Detections]:
-    """Split a batch into images, without the rows that are no detections."""
+    """Split a batch into images, without the rows that are no detections.
+
+    Raises:
+        ExportError: for numbers that are not finite.
+    """
+    if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
+        raise ExportError(
+            "The exported model computes numbers that are not finite. Export it without --half."
+        )
     kept = scores > 0
     parts = zip(boxes, scores, labels, kept, strict=True)
     return [(b[k].astype(np.float32), s[k].astype(np.float32), c[k]) for b, s, c, k in parts]
@@ -217,7 +225,8 @@ class OnnxSession(Session):
         try:
             self.session = runtime.InferenceSession(path, options, providers=providers)
             self.on_gpu = self.session.get_providers()[0] == names[0]
-            inputs = [x.name for x in self.session.get_inputs()]
+            inputs = [(x.name, x.type, len(x.shape)) for x in self.session.get_inputs()]
+            outputs = [x.name for x in self.session.get_outputs()]
             text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
         except Exception as error:  # onnxruntime has no base class of its errors
             reason = " ".join(str(error).split())[:200]
@@ -225,8 +234,11 @@ class OnnxSession(Session):
                 f"{path} cannot be opened by onnxruntime: {reason}. Export the model again."
             ) from error
         self.info = ModelInfo.from_json(text, str(path))
-        if inputs != [INPUT]:
-            raise ExportError(f"{path} has the inputs {inputs}, not {[INPUT]}; export it again.")
+        if inputs != [(INPUT, "tensor(uint8)", 4)] or outputs != [*OUTPUTS]:
+            raise ExportError(
+                f"{path} has the inputs {inputs} and outputs {outputs}, not those of an exported "
+                "detector. Export it again."
+            )
 
     def run(self, images: np.ndarray) -> list[Detections]:
         """Detect objects, see `Session`."""
@@ -291,6 +303,11 @@ def _import(name: str) -> Any:
     try:
         return __import__(name)
     except ImportError as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == name):
+            raise MissingPackageError(
+                f"The package {name} is installed but cannot be imported: {error}. Install it "
+                "again."
+            ) from error
         raise MissingPackageError(
             f"ONNX files need the package {name}, which is not installed: "
             "pip install 'dsrcnn[export]'"

@@ -67,5 +67,8 @@ class ModelInfo:
 
     def _check(self) -> None:
         names = isinstance(self.classes, list) and all(isinstance(c, str) for c in self.classes)
-        if not names or not all(isinstance(n, int) and n > 0 for n in (self.height, self.width)):
-            raise ValueError("classes, height or width")
+        sides = (self.height, self.width, self.padded_height, self.padded_width)
+        numbers = all(type(n) is int and n > 0 for n in sides) and type(self.detections) is int
+        flags = type(self.dynamic_batch) is bool and type(self.half) is bool
+        if not (names and numbers and flags and isinstance(self.architecture, str)):
+            raise ValueError("a value of another type")

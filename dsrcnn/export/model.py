@@ -2,6 +2,7 @@
 
 import copy
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,10 @@ import numpy as np
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..errors import ConfigError, ExportError
+from ..errors import ConfigError, DsrcnnError, ExportError, plain_system_errors
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
 from ..version import __version__
-from .formats import FORMATS, LARGEST, Session, run_program
+from .formats import FORMATS, LARGEST, Format, Session, run_program
 from .info import ModelInfo
 from .parity import FLOAT16, FLOAT32, Detections, Parity, compare
 from .program import DetectionProgram
@@ -98,38 +99,67 @@ def export_model(
         names = ", ".join(FORMATS)
         raise ConfigError(f"The format is {options.format!r}; write one of {names}.")
     kind = FORMATS[options.format]
-    if not all(1 <= side <= LARGEST for side in options.size):
-        raise ConfigError(f"The size is {options.size}; write two sides from 1 to {LARGEST}.")
+    _check_size(options.size)
     if target.suffix != kind.suffix:
         raise ConfigError(
-            f"--output is {target}; files of {options.format} end with {kind.suffix}."
+            f"The file is {str(target)!r}; files of {options.format} end with {kind.suffix}."
         )
     if options.dynamic_batch and not kind.dynamic_batch:
         raise ConfigError(
-            f"{options.format} cannot have a dynamic batch; use onnx or torch-export, or leave "
-            "--dynamic-batch out."
+            f"{options.format} cannot have a dynamic batch; use onnx or torch-export, or one image."
         )
     kind.check()
-    program, info = _program(model, cfg, classes, options)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.stem}.part{kind.suffix}")
+    with plain_system_errors(f"{target} cannot be written"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(kind.suffix, f".{target.stem}.", target.parent)
+        os.close(handle)
+    part = Path(name)
     try:
-        try:
-            kind.write(program, info, part)
-        except Exception as error:
-            raise ExportError(
-                f"{options.format} could not express the model: {_first_line(error)} Use another "
-                "format or version of torch, and report this."
-            ) from error
+        # Half precision is compared with full precision, not with itself.
+        reference, info = _program(model, cfg, classes, options)
+        program = copy.deepcopy(reference)
+        program.half_precision = options.half
+        _write(kind, program, info, part, options)
         session = kind.open(part)
-        parity = _compare(program, session, images)
-        model_seconds = _median(lambda: run_program(program, images[0][None]))
+        parity = _compare(reference, session, images)
+        model_seconds = _median(lambda: run_program(reference, images[0][None]))
         seconds = _median(lambda: session.run(images[0][None]))
-        os.replace(part, target)
+        with plain_system_errors(f"{target} cannot be written"):
+            part.chmod(0o666 & ~_umask())
+            os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
     text = f"{len(images)} image{'s' * (len(images) > 1)} {images_name}".strip()
     return Export(target, info, text, parity, seconds, model_seconds)
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    is_pair = isinstance(size, (tuple, list)) and len(size) == 2
+    if not is_pair or not all(type(s) is int and 1 <= s <= LARGEST for s in size):
+        raise ConfigError(
+            f"The size is {size!r}; write height and width, whole numbers from 1 to {LARGEST}."
+        )
+
+
+def _write(
+    kind: Format, program: DetectionProgram, info: ModelInfo, path: Path, options: ExportOptions
+) -> None:
+    try:
+        with plain_system_errors(f"{path} cannot be written"):
+            kind.write(program, info, path)
+    except (DsrcnnError, MemoryError):
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{options.format} could not express the model: {_first_line(error)} Use another "
+            "format or version of torch, and report this."
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _program(
@@ -145,7 +175,6 @@ def _program(
         options.size,
         detection,
         bgr=cfg.INPUT.FORMAT == "BGR",
-        half=options.half,
     )
     height, width = options.size
     info = ModelInfo(

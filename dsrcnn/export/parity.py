@@ -62,7 +62,8 @@ def compare(
         tolerance: larger differences are an error.
 
     Raises:
-        ExportError: if more detections than the tolerance allows have no counterpart.
+        ExportError: if more detections than the tolerance allows have no counterpart, or there is
+            nothing to compare.
     """
     differences: list[tuple[float, float]] = []
     missing: list[str] = []
@@ -78,7 +79,12 @@ def compare(
             f"{missing[0]}, more than {tolerance.pixels} pixels and {tolerance.score}. No file was "
             "written. Use another format or version of torch, and report this."
         )
-    pixels, score = np.max(differences, axis=0) if differences else (0.0, 0.0)
+    if not differences:
+        raise ExportError(
+            "The model detects nothing on the images, so the exported file cannot be compared with "
+            "it. Give other images."
+        )
+    pixels, score = np.max(differences, axis=0)
     return Parity(len(differences), len(missing), float(pixels), float(score))
 
 

@@ -16,7 +16,11 @@ from .resize import resize_to_canvas
 
 
 class DetectionProgram(nn.Module):
-    """A cascade with its pre- and post-processing, of fixed shapes after the resizing."""
+    """A cascade with its pre- and post-processing, of fixed shapes after the resizing.
+
+    Attributes:
+        half_precision: whether the network runs under autocast with float16.
+    """
 
     def __init__(
         self,
@@ -25,7 +29,6 @@ class DetectionProgram(nn.Module):
         detection: DetectionSettings,
         *,
         bgr: bool,
-        half: bool = False,
     ) -> None:
         """Prepare the evaluation of a model.
 
@@ -34,14 +37,14 @@ class DetectionProgram(nn.Module):
             canvas: height and width in pixels that images are resized to fit.
             detection: limit and NMS.
             bgr: channel order of the network input.
-            half: run the network under autocast with float16.
         """
         super().__init__()
         self.model = model.eval()
         self.canvas = canvas
-        self.padded = model.padded_size([canvas])
+        step = max(model.backbone.size_divisibility, 1)
+        self.padded = (-(-canvas[0] // step) * step, -(-canvas[1] // step) * step)
         self.bgr = bgr
-        self.half_precision = half
+        self.half_precision = False
         self.detection = replace(detection, dense_nms=True)
         merge_frozen_norms(model)
 

@@ -1,9 +1,10 @@
 """A trained detector: ``dsrcnn.load(...).predict(...)``."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from ..export import Export, ExportOptions, export_model
 from .model import ModelPredictor
 from .sources import readers
 
+_LOGGER = logging.getLogger(__name__)
+_LANDSCAPE = (480, 640)  # height and width of most photographs
 _COMPARED = 8  # images that an exported file is compared on
 _WEIGHT_FILES = (".pth", ".pkl", ".safetensors")
 
@@ -246,7 +249,8 @@ class Detector(ModelPredictor):
             path: of the file.
             format: ``onnx``, ``torch-export`` or ``torchscript``.
             size: height and width in pixels that images are resized to fit inside; None for the
-                size at which evaluation sees the middle one of `images` by aspect ratio.
+                size at which evaluation sees the middle test image by aspect ratio, or an image of
+                480 x 640 pixels if no test set can be read.
             dynamic_batch: accept any number of images of one size.
             nms: False to leave out NMS, True to demand it; None for the model's choice.
             half: float16 for convolutions and linear layers.
@@ -258,33 +262,49 @@ class Detector(ModelPredictor):
             ExportError: if the model cannot be exported, or the file disagrees with it.
             MissingPackageError: if a package of the format is not installed.
         """
-        pixels, name = self._comparison_images(images)
-        if size is None:
-            size = self._usual_size(pixels)
-        options = ExportOptions(format, size, dynamic_batch, nms, half)
+        records = self._test_records()
+        pixels, name = self._comparison_images(images, records)
+        options = ExportOptions(format, size or self._usual_size(records), dynamic_batch, nms, half)
         return export_model(self.model, self.cfg, self.classes, path, options, pixels, name)
 
-    def _usual_size(self, images: list[np.ndarray]) -> tuple[int, int]:
+    def _test_records(self) -> list[dict[str, Any]]:
+        """Records of the first test set, none where the data are not."""
+        try:
+            cfg = self.cfg_with()
+            return load_records(cfg.DATASETS.TEST[0], for_training=False)
+        except (DataError, ConfigError, IndexError) as error:
+            _LOGGER.info("Exporting without the test set: %s", error)
+            return []
+
+    def _usual_size(self, records: list[dict[str, Any]]) -> tuple[int, int]:
         """Height and width at which evaluation sees the middle image by aspect ratio."""
-        middle = sorted(images, key=lambda x: x.shape[0] / x.shape[1])[len(images) // 2]
+        shapes = [(r["height"], r["width"]) for r in records if "height" in r]
+        shapes = sorted(shapes, key=lambda shape: shape[0] / shape[1]) or [_LANDSCAPE]
+        middle = np.empty((*shapes[len(shapes) // 2], 3), dtype=np.uint8)
         resized = Resize(self.resizing()).get_transform(middle).apply_image(middle)
         return resized.shape[0], resized.shape[1]
 
-    def _comparison_images(self, source: Any) -> tuple[list[np.ndarray], str]:
-        """Up to eight images (h, w, 3) RGB of a source or else the test set, and its name."""
+    def _comparison_images(
+        self, source: Any, records: list[dict[str, Any]]
+    ) -> tuple[list[np.ndarray], str]:
+        """Up to eight images (h, w, 3) RGB of a source or else of records, and what they are."""
         name = "of the source"
-        if source is None:
-            try:
-                dataset = self.cfg_with().DATASETS.TEST[0]
-                records = load_records(dataset, for_training=False)
-                step = max(len(records) // _COMPARED, 1)
-                source = [record["file_name"] for record in records[::step]]
-                name = f"of {dataset}"
-            except (DataError, ConfigError, IndexError):  # the data are elsewhere
-                source = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
-                name = "that is no test image, as there are none: Matplotlib's sample"
-        frames = [reader() for reader in islice(readers(source), _COMPARED)]
-        return [frame.image for frame in frames if frame.image is not None], name
+        if source is None and records:
+            step = max(len(records) // _COMPARED, 1)
+            source = [record["file_name"] for record in records[::step]]
+            name = "of the test set"
+        elif source is None:
+            source = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+            name = "that Matplotlib ships, as no test set can be read"
+        images = []
+        for reader in islice(readers(source), _COMPARED):
+            with suppress(DataError):  # others will do
+                image = reader().image
+                assert image is not None
+                images.append(image)
+        if not images:
+            raise DataError("No image can be read to compare the exported file on; give others.")
+        return images, name
 
     def _opts(
         self, data: str | os.PathLike[str] | None, overrides: Mapping[str, Any]

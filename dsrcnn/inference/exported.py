@@ -53,6 +53,12 @@ class ExportedDetector(Predictor):
                     f"{name} is not possible with an exported model; leave it out, or load the "
                     "trained model."
                 )
+        limit, most = self.info.detections, settings.max_detections
+        if settings.tile is None and most is not None and 0 <= limit < most:
+            raise ConfigError(
+                f"max_detections is {most}, but {self.path} returns at most {limit}; export it "
+                "with a larger TEST.DETECTIONS_PER_IMAGE."
+            )
         if settings.batch > 1 and not self.info.dynamic_batch:
             raise ConfigError(
                 f"batch is {settings.batch}, but {self.path} takes one image at a time; leave it "

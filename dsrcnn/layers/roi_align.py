@@ -203,7 +203,7 @@ def pool_rois(
     # Indices are int32: half the memory, three times as fast to gather.
     with torch.no_grad():
         index, weight = _sampling_weights(table, boxes, cells, samples, aligned)
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
         return _pool_by_gather(table.rows, index, weight, boxes.shape, cells)
     offsets = _offsets(*index.shape, index.device)
     pooled = F.embedding_bag(

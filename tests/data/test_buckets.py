@@ -5,12 +5,19 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import batch, quick_cfg, tiny_cfg, train
+from conftest import SMALL, batch, quick_cfg, tiny_cfg, train
 from detectron2.modeling import build_model
 
 from dsrcnn.config import load_cfg
 from dsrcnn.data import build_train_loader
-from dsrcnn.data.buckets import bucket_groups, choose_buckets, merge_sizes, smallest_bucket
+from dsrcnn.data.buckets import (
+    _without_small_groups,
+    bucket_groups,
+    choose_buckets,
+    merge_sizes,
+    smallest_bucket,
+)
+from dsrcnn.engine.setup import restore_drawn, setup_run
 from dsrcnn.errors import ConfigError
 
 
@@ -48,11 +55,19 @@ def test_all_images_fit_at_every_size_and_share_batches_with_like_ones():
     for size in ((64, 96), (96, 128), (96, 64), (128, 96), (64, 64), (96, 96), (32, 160)):
         assert smallest_bucket(size, buckets) is not None
     cfg.INPUT.BUCKETS = buckets
-    groups = bucket_groups(cfg, [*data, {}])
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    many = [*data[:4], *data[:3], {}] * 9  # enough of each shape
+    groups = bucket_groups(cfg, many)
     assert groups[0] == groups[3]
-    assert groups[0] != groups[1]
-    assert groups[4] not in groups[:4]
-    assert groups[5] == 4  # of unknown size
+    assert len({groups[0], groups[1], groups[2]}) == 3
+    assert groups[7] == 4  # of unknown size
+
+
+def test_images_of_rare_shapes_join_a_larger_group():
+    """Batches of their own would come late, full of the same images."""
+    assert _without_small_groups([0] * 9 + [1] * 2 + [2] * 8 + [3], 8) == [0] * 9 + [2] * 10 + [0]
+    assert _without_small_groups([0, 1, 1], 8) == [1, 1, 1]
+    assert _without_small_groups([], 8) == []
 
 
 def test_with_crops_one_bucket_contains_all_others():
@@ -98,6 +113,20 @@ def test_a_run_chooses_its_buckets_once_and_keeps_them(tmp_path):
     assert sizes <= {tuple(b) for b in buckets}
     saved = torch.load(tmp_path / "model_final.pth")["config"]
     assert "BUCKETS: []" not in saved
+
+
+def test_another_run_chooses_again_and_a_resumed_one_keeps_its_buckets(tmp_path):
+    opts = ["OUTPUT_DIR", str(tmp_path / "out"), "INPUT.NUM_BUCKETS", "2"]
+    words = [*SMALL, *opts, "INPUT.BUCKETS", "[[640, 640]]"]
+    chosen = setup_run("quick/sparse_rcnn_shapes", words).INPUT.BUCKETS
+    assert chosen
+    assert [640, 640] not in [list(b) for b in chosen]
+    saved = load_cfg("quick/sparse_rcnn_shapes", [*words, "INPUT.BUCKETS", "[[96, 96]]"])
+    (tmp_path / "out/config.yaml").write_text(saved.dump())
+    (tmp_path / "out/last_checkpoint").write_text("model_0000001.pth")
+    cfg = load_cfg("quick/sparse_rcnn_shapes", words)
+    restore_drawn(cfg)
+    assert [list(b) for b in cfg.INPUT.BUCKETS] == [[96, 96]]
 
 
 @pytest.mark.parametrize("value", [[64], [[64, 0]], [[64, 64, 64]], [["a", 64]], [[64.5, 64]]])

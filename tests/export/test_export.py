@@ -14,7 +14,7 @@ from PIL import Image
 
 import dsrcnn
 from dsrcnn.cli.main import main
-from dsrcnn.errors import ConfigError, ExportError
+from dsrcnn.errors import ConfigError, DataError, ExportError
 from dsrcnn.export import program as programs
 from dsrcnn.export.formats import FORMATS, run_program
 from dsrcnn.export.program import DetectionProgram
@@ -47,7 +47,7 @@ def dynamic(tmp_path_factory):
 def exported(dynamic, photos, tmp_path_factory):
     """Its ONNX file, which takes batches."""
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    return dynamic.export(path, images=photos, dynamic_batch=True)
+    return dynamic.export(path, size=(64, 96), images=photos, dynamic_batch=True)
 
 
 @pytest.mark.parametrize("opts", [(), DYNAMIC, ("INPUT.FORMAT", "BGR")])
@@ -102,7 +102,7 @@ def test_an_exported_detector_predicts_as_the_detector(exported, dynamic, photos
 
 @pytest.mark.parametrize(("settings", "text"), [
     ({"tta": True}, "tta is not possible"), ({"stages": True}, "stages is not possible"),
-    ({"size": 32}, "size is not possible"),
+    ({"size": 32}, "size is not possible"), ({"max_detections": 101}, "returns at most 100"),
 ])  # fmt: skip
 def test_settings_that_a_file_does_not_have_are_refused(exported, photos, settings, text):
     with pytest.raises(ConfigError, match=text):
@@ -134,6 +134,27 @@ def test_other_formats_agree_with_the_model(dynamic, photos, tmp_path, kind, hal
     assert FORMATS[kind].open(path).info.half is half
 
 
+def test_half_precision_is_compared_with_full_precision(dynamic, photos, tmp_path, monkeypatch):
+    seen = []
+    original = programs.DetectionProgram.forward
+
+    def note(self, images):
+        seen.append((self.half_precision, next(self.model.head.parameters()).dtype))
+        return original(self, images)
+
+    monkeypatch.setattr(programs.DetectionProgram, "forward", note)
+    path = tmp_path / "model.torchscript"
+    dynamic.export(path, "torchscript", size=(32, 48), images=photos, half=True)
+    assert seen[0][0] is True  # the trace
+    assert seen[-1] == (False, torch.float32)  # what the file is compared with
+
+
+def test_the_size_is_that_of_evaluation_of_a_photograph_without_a_test_set(dynamic, tmp_path):
+    export = dynamic.export(tmp_path / "model.torchscript", "torchscript")
+    assert (export.info.height, export.info.width) == (64, 85)  # 480 x 640 at INPUT.MIN_SIZE_TEST
+    assert export.images == "1 image that Matplotlib ships, as no test set can be read"
+
+
 def test_half_precision_halves_an_onnx_file(dynamic, exported, photos, tmp_path):
     export = dynamic.export(tmp_path / "half.onnx", size=(64, 96), images=photos, half=True)
     assert export.parity.detections > 10
@@ -161,7 +182,9 @@ def test_a_file_that_disagrees_is_not_written(dynamic, photos, tmp_path, monkeyp
     ({"format": "caffe"}, ConfigError, "'caffe'; write one of onnx, torch-export, torchscript"),
     ({"path": "m.torchscript", "format": "torchscript", "dynamic_batch": True}, ConfigError,
      "torchscript cannot have a dynamic batch"),
-    ({"size": (0, 64)}, ConfigError, r"size is \(0, 64\); write two sides"),
+    ({"size": (0, 64)}, ConfigError, r"size is \(0, 64\); write height and width"),
+    ({"size": 640}, ConfigError, "size is 640; write height and width"),
+    ({"images": []}, DataError, "No image can be read"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_refused(dynamic, photos, arguments, error, text):
     with pytest.raises(error, match=text):
@@ -181,13 +204,16 @@ def test_other_files_are_refused(exported, tmp_path):
     onnx = pytest.importorskip("onnx")
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(exported.path.read_bytes()[:1000])
-    foreign = tmp_path / "foreign.onnx"
+    foreign, other = tmp_path / "foreign.onnx", tmp_path / "other.onnx"
     model = onnx.load(exported.path)
+    onnx.helper.set_model_props(model, {"dsrcnn": json.dumps({"classes": "cat"})})
+    onnx.save(model, other)
     del model.metadata_props[:]
     onnx.save(model, foreign)
     table = {
         broken: "cannot be opened",
         foreign: "was not exported by",
+        other: "was not exported by",
         tmp_path / "no.onnx": "not exist",
     }
     for path, text in table.items():

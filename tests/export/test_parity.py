@@ -71,3 +71,9 @@ def test_half_precision_may_decide_otherwise_in_one_of_ten():
     moved[2] += 30
     with pytest.raises(ExportError, match=r"disagree in 6 of 40 detections"):
         compare([one], [(moved, scores, labels)], FLOAT16)
+
+
+def test_a_model_that_detects_nothing_cannot_be_compared():
+    nothing = (BOXES[:0], SCORES[:0], LABELS[:0])
+    with pytest.raises(ExportError, match="detects nothing"):
+        compare([nothing], [nothing], FLOAT32)
