@@ -61,8 +61,8 @@ def choose_buckets(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[Size
     """Choose ``INPUT.NUM_BUCKETS`` padded sizes for the images of records.
 
     Images count at every size of training and at that of evaluation; those without a recorded size
-    are left out. With ``INPUT.CROP`` the last bucket contains all others. What fits in none, such
-    as a mosaic, is padded to its own size.
+    are left out. The last bucket contains all others. What fits in none, such as a mosaic, is
+    padded to its own size.
     """
     sizes: Counter[Size] = Counter()
     shapes = Counter((int(r["height"]), int(r["width"])) for r in records if "height" in r)
@@ -73,11 +73,11 @@ def choose_buckets(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[Size
         _LOGGER.warning("INPUT.NUM_BUCKETS has no effect: no training image has a recorded size.")
         return []
     count = cfg.INPUT.NUM_BUCKETS
-    if cfg.INPUT.CROP.ENABLED and count > 1:  # crops have other aspect ratios
-        largest = max(h for h, _ in sizes), max(w for _, w in sizes)
-        buckets = sorted({*merge_sizes(sizes, count - 1), largest})
-    else:
-        buckets = merge_sizes(sizes, count)
+    # One contains all others: for crops and for batches of unlike images.
+    largest = max(h for h, _ in sizes), max(w for _, w in sizes)
+    buckets = merge_sizes(sizes, max(count - 1, 1))
+    if count > 1 and largest not in buckets:
+        buckets.append(largest)
     pixels = sum(n * h * w for (h, w), n in sizes.items())
     chosen = {size: smallest_bucket(size, buckets) or size for size in sizes}
     padded = sum(n * chosen[size][0] * chosen[size][1] for size, n in sizes.items())
@@ -96,7 +96,7 @@ def bucket_groups(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[int]:
     """Group records by the bucket of their largest size in training.
 
     A group of few records would wait long for a full batch, and fill it with the same images, so it
-    joins the smallest larger one.
+    joins that of the next bucket that contains its own, or the largest group.
     """
     buckets = [(int(h), int(w)) for h, w in cfg.INPUT.BUCKETS]
     groups = []
@@ -106,15 +106,24 @@ def bucket_groups(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[int]:
             largest = _resized(cfg, (int(record["height"]), int(record["width"])))[-2]
             bucket = smallest_bucket(_padded(largest), buckets)
         groups.append(len(buckets) if bucket is None else buckets.index(bucket))
-    return _without_small_groups(groups, _ENOUGH * cfg.SOLVER.IMS_PER_BATCH)
+    return _without_small_groups(groups, buckets, _ENOUGH * cfg.SOLVER.IMS_PER_BATCH)
 
 
-def _without_small_groups(groups: list[int], least: int) -> list[int]:
-    """Let groups of fewer than `least` members join the next one of enough, or the largest."""
+def _without_small_groups(groups: list[int], buckets: list[Size], least: int) -> list[int]:
+    """Let groups of fewer than `least` members join another; see `bucket_groups`."""
     counts = Counter(groups)
-    large = sorted(group for group, count in counts.items() if count >= least)
-    largest = counts.most_common(1)[0][0] if counts else 0
-    new = {group: next((x for x in large if x >= group), largest) for group in counts}
+    large = {group for group, count in counts.items() if count >= least}
+
+    def target(group: int) -> int:
+        if group in large:
+            return group
+        if group < len(buckets):
+            others = [buckets[x] for x in large if x < len(buckets)]
+            if bucket := smallest_bucket(buckets[group], others):
+                return buckets.index(bucket)
+        return counts.most_common(1)[0][0]
+
+    new = {group: target(group) for group in counts}
     return [new[group] for group in groups]
 
 

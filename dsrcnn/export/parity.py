@@ -74,10 +74,13 @@ def compare(
             missing += [f"image {image}: the file {lacks} {text}" for text in texts]
     total = len(differences) + len(missing)
     if len(missing) > tolerance.missing * total:
+        advice = "Use another format or version of torch, and report this."
+        if tolerance.missing:
+            advice = "Export it without --half; TensorRT and OpenVINO convert models themselves."
         raise ExportError(
             f"The exported file and the model disagree in {len(missing)} of {total} detections. "
             f"{missing[0]}, more than {tolerance.pixels} pixels and {tolerance.score}. No file was "
-            "written. Use another format or version of torch, and report this."
+            f"written. {advice}"
         )
     if not differences:
         raise ExportError(

@@ -46,12 +46,12 @@ def records(*shapes):
 def test_all_images_fit_at_every_size_and_share_batches_with_like_ones():
     cfg = tiny_cfg(
         *("INPUT.MIN_SIZE_TRAIN", (64, 96), "INPUT.MAX_SIZE_TRAIN", 160),
-        *("INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160, "INPUT.NUM_BUCKETS", 4),
+        *("INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160, "INPUT.NUM_BUCKETS", 5),
     )
     data = records((480, 640), (640, 480), (500, 500), (480, 640), (100, 900))
     buckets = choose_buckets(cfg, [*data, {}])
     # 64 x 85, 96 x 128; turned; 64 x 64, 96 x 96; 18 x 160: each rounded up to 32.
-    assert len(buckets) == 4
+    assert len(buckets) == 5
     for size in ((64, 96), (96, 128), (96, 64), (128, 96), (64, 64), (96, 96), (32, 160)):
         assert smallest_bucket(size, buckets) is not None
     cfg.INPUT.BUCKETS = buckets
@@ -60,19 +60,23 @@ def test_all_images_fit_at_every_size_and_share_batches_with_like_ones():
     groups = bucket_groups(cfg, many)
     assert groups[0] == groups[3]
     assert len({groups[0], groups[1], groups[2]}) == 3
-    assert groups[7] == 4  # of unknown size
+    assert groups[7] == 5  # of unknown size
 
 
 def test_images_of_rare_shapes_join_a_larger_group():
     """Batches of their own would come late, full of the same images."""
-    assert _without_small_groups([0] * 9 + [1] * 2 + [2] * 8 + [3], 8) == [0] * 9 + [2] * 10 + [0]
-    assert _without_small_groups([0, 1, 1], 8) == [1, 1, 1]
-    assert _without_small_groups([], 8) == []
+    buckets = [(32, 64), (64, 32), (64, 64), (64, 96)]
+    groups = [0] * 9 + [1] * 2 + [2] * 8 + [3] + [4]
+    # (64, 32) fits in (64, 64); what fits in no large group, or has no size, joins the largest.
+    expected = [0] * 9 + [2] * 2 + [2] * 8 + [0] + [0]
+    assert _without_small_groups(groups, buckets, 8) == expected
+    assert _without_small_groups([0, 1, 1], buckets, 8) == [1, 1, 1]
+    assert _without_small_groups([], buckets, 8) == []
 
 
-def test_with_crops_one_bucket_contains_all_others():
+def test_one_bucket_contains_all_others():
     opts = ("INPUT.NUM_BUCKETS", 3, "INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64)
-    cfg = tiny_cfg(*opts, "INPUT.CROP.ENABLED", True, "INPUT.MAX_SIZE_TRAIN", 160)
+    cfg = tiny_cfg(*opts, "INPUT.MAX_SIZE_TRAIN", 160)
     data = records((480, 640), (640, 480), (480, 900))
     assert set(choose_buckets(cfg, data)) == {(64, 128), (96, 64), (96, 128)}
 
