@@ -10,11 +10,11 @@ from pathlib import Path
 from ..analysis.images import evenly_spaced
 from ..app.views import AssignmentView
 from ..config import load_cfg
-from ..errors import ConfigError, DataError, DsrcnnError, MissingPackageError
-from ..inference import Detector, load
+from ..errors import DataError, DsrcnnError, MissingPackageError
+from ..inference import Detector
 from ..inference.results import import_supervision
 from ..inference.sources import image_files
-from .options import positive_int
+from .options import add_detector_arguments, load_detector, positive_int, require_detector
 
 _SAMPLES = 8
 
@@ -22,10 +22,7 @@ _SAMPLES = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.usage = "%(prog)s --model MODEL [options] [KEY VALUE ...]"
-    text = "output folder of a training run, or a weight file"
-    parser.add_argument("--model", metavar="MODEL", help=text)
-    text = "YAML file or shipped name, for weight files without config"
-    parser.add_argument("--config", metavar="FILE", help=text)
+    add_detector_arguments(parser)
     text = "folder of labeled images, for the view of assignments (default: the data of the run)"
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=text)
     text = "folder of images to offer (default: labeled images)"
@@ -40,13 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C or SIGTERM; returns 0."""
-    if not args.model:
-        raise ConfigError("write --model, the output folder of a training run or a weight file.")
+    require_detector(args)
     if find_spec("gradio") is None:
         raise MissingPackageError("dsrcnn app needs the package gradio: pip install 'dsrcnn[app]'")
     import_supervision()
-    model, weights = (args.config, args.model) if args.config else (args.model, None)
-    detector = load(model, weights, device=args.device, opts=args.opts)
+    detector = load_detector(args, args.opts)
     view = _assignment_view(detector, args)
     samples = _samples(args.samples, view)
 

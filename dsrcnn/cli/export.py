@@ -3,10 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ..errors import ConfigError
 from ..export.formats import FORMATS
-from ..inference.detector import load
-from .options import positive_int
+from .options import add_detector_arguments, load_detector, positive_int
 
 _USAGE = "%(prog)s --model MODEL [options] [KEY VALUE ...]"
 
@@ -14,12 +12,7 @@ _USAGE = "%(prog)s --model MODEL [options] [KEY VALUE ...]"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.usage = _USAGE
-    text = (
-        "output folder of a training run, or a weight file (others than this package's: --config)"
-    )
-    parser.add_argument("--model", metavar="MODEL", help=text)
-    text = "YAML file or shipped name, for weight files without config"
-    parser.add_argument("--config", metavar="FILE", help=text)
+    add_detector_arguments(parser)
     parser.add_argument("--format", choices=[*FORMATS], default="onnx", help="(default: onnx)")
     text = "where to write it (default: RUN/model.onnx and so on)"
     parser.add_argument("--output", type=Path, metavar="FILE", help=text)
@@ -43,10 +36,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
-    if not args.model:
-        raise ConfigError("write --model, the output folder of a training run or a weight file.")
-    model, weights = (args.config, args.model) if args.config else (args.model, None)
-    detector = load(model, weights, device=args.device, opts=args.opts)
+    detector = load_detector(args, args.opts)
     folder = Path(args.model) if Path(args.model).is_dir() else Path()
     path = args.output or folder / f"model{FORMATS[args.format].suffix}"
     print(f"Exporting to {path}; this takes a minute.", flush=True)

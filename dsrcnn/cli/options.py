@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..engine.resume import best_weights
 from ..errors import ConfigError
+from ..inference.detector import Detector, load
 
 _LARGEST = 1_000_000  # of numbers of pixels, images and the like
 
@@ -72,6 +73,29 @@ def find_model(args: argparse.Namespace, *, weights: bool = True) -> tuple[str, 
     if weights and "MODEL.WEIGHTS" not in args.opts:
         opts += ["MODEL.WEIGHTS", str(best_weights(folder))]
     return str(folder / "config.yaml"), [*opts, *args.opts]
+
+
+def add_detector_arguments(parser: argparse.ArgumentParser, *, more: str = "") -> None:
+    """Declare the arguments that `load_detector` reads; `more` ends the help of ``--model``."""
+    text = (
+        "output folder of a training run, or a weight file (others than this package's: --config)"
+    )
+    parser.add_argument("--model", metavar="MODEL", help=text + more)
+    text = "YAML file or shipped name, for weight files without config"
+    parser.add_argument("--config", metavar="FILE", help=text)
+
+
+def require_detector(args: argparse.Namespace) -> None:
+    """Raise a `ConfigError` if no model is named."""
+    if not args.model:
+        raise ConfigError("write --model, the output folder of a training run or a weight file.")
+
+
+def load_detector(args: argparse.Namespace, opts: list[str]) -> Detector:
+    """Load the model of the arguments; see `load`."""
+    require_detector(args)
+    model, weights = (args.config, args.model) if args.config else (args.model, None)
+    return load(model, weights, device=args.device, opts=opts)
 
 
 def output_path(args: argparse.Namespace, name: str) -> Path:

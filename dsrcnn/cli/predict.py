@@ -17,14 +17,19 @@ from tqdm import tqdm
 from ..engine.interrupt import handled_by
 from ..errors import ConfigError, DataError
 from ..inference.batching import Background
-from ..inference.detector import load
 from ..inference.exported import load_exported
 from ..inference.predictor import Predictor
 from ..inference.results import Result
 from ..inference.saving import KINDS, Writer, build_writers, check_kinds
 from ..inference.sources import count_images, is_video, video_info
 from ..utils.files import prepare_folder
-from .options import fraction, positive_int
+from .options import (
+    add_detector_arguments,
+    fraction,
+    load_detector,
+    positive_int,
+    require_detector,
+)
 
 _LOGGER = logging.getLogger(__name__)
 _USAGE = "%(prog)s SOURCE ... --model MODEL [options] [KEY VALUE ...]"
@@ -35,13 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = _USAGE
     text = "image, folder, pattern such as 'photos/*.jpg', video, or the number of a camera"
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help=text)
-    text = (
-        "output folder of a training run, a weight file (others than this package's: --config), or "
-        "an exported ONNX file"
-    )
-    parser.add_argument("--model", metavar="MODEL", help=text)
-    text = "YAML file or shipped name, for weight files without config"
-    parser.add_argument("--config", metavar="FILE", help=text)
+    add_detector_arguments(parser, more=", or an exported ONNX file")
     text = "folder to write to (default: RUN/detections, or detections)"
     parser.add_argument("--output", type=Path, metavar="FOLDER", help=text)
     text = f"what to write, of {','.join(KINDS)} (default: pictures,video,csv)"
@@ -75,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
     opts = args.opts[: len(args.opts) - len(args.unknown)]
     if not sources:
         raise ConfigError("write SOURCE: an image, a folder, a video or the number of a camera.")
-    if not args.model:
-        raise ConfigError("write --model, the output folder of a training run or a weight file.")
+    require_detector(args)
     kinds = [kind for kind in args.save.split(",") if kind]
     output = args.output or Path(args.model if os.path.isdir(args.model) else ".") / "detections"
     check_kinds(kinds)
@@ -97,8 +95,7 @@ def _load(args: argparse.Namespace, opts: list[str]) -> Predictor:
             if value:
                 raise ConfigError(f"{name} does not go with an exported model; leave it out.")
         return load_exported(args.model)
-    model, weights = (args.config, args.model) if args.config else (args.model, None)
-    return load(model, weights, device=args.device, opts=opts)
+    return load_detector(args, opts)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -2,10 +2,9 @@
 
 GPUs prepare plans, graphs and memory for every size they meet, so few sizes are fast ones. Padding
 that images do not need is the price, and it is minimized.
-
-Notation: ``N`` sizes.
 """
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -15,18 +14,12 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 
+from ..structures.buckets import Size, smallest_bucket
+
 _LOGGER = logging.getLogger(__name__)
 _STEP = 32  # sides of padded batches are multiples of it
 _RANGE = 9  # sides that stand for a range of them
 _ENOUGH = 4  # batches in a group of records
-
-Size = tuple[int, int]  # height, width
-
-
-def smallest_bucket(size: Size, buckets: Sequence[Size]) -> Size | None:
-    """Return the bucket with the fewest pixels that contains an image, None if there is none."""
-    fitting = [b for b in buckets if b[0] >= size[0] and b[1] >= size[1]]
-    return min(fitting, key=lambda b: (b[0] * b[1], b), default=None)
 
 
 def merge_sizes(sizes: Counter[Size], count: int) -> list[Size]:
@@ -99,13 +92,16 @@ def bucket_groups(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[int]:
     joins that of the next bucket that contains its own, or the largest group.
     """
     buckets = [(int(h), int(w)) for h, w in cfg.INPUT.BUCKETS]
-    groups = []
-    for record in records:
-        bucket = None
-        if "height" in record:
-            largest = _resized(cfg, (int(record["height"]), int(record["width"])))[-2]
-            bucket = smallest_bucket(_padded(largest), buckets)
-        groups.append(len(buckets) if bucket is None else buckets.index(bucket))
+
+    @functools.cache
+    def group(shape: Size) -> int:
+        bucket = smallest_bucket(_padded(_resized(cfg, shape)[-2]), buckets)
+        return len(buckets) if bucket is None else buckets.index(bucket)
+
+    groups = [
+        group((int(r["height"]), int(r["width"]))) if "height" in r else len(buckets)
+        for r in records
+    ]
     return _without_small_groups(groups, buckets, _ENOUGH * cfg.SOLVER.IMS_PER_BATCH)
 
 

@@ -98,6 +98,9 @@ class TorchExport(Format):
         exported = torch.export.export(
             program, (_example(program, info),), dynamic_shapes=(_dynamic(info),), strict=False
         )
+        for module in exported.graph_module.modules():
+            for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+                node.meta.pop("stack_trace", None)  # has the folders of this machine
         torch.export.save(exported, path, extra_files={KEY: info.to_json()})
 
     def open(self, path: Path) -> Session:
@@ -167,10 +170,9 @@ class Onnx(Format):
                 verbose=False,
             )
         assert exported is not None
-        _strip(exported.model)
+        _strip(exported.model, keep_scopes=info.half)
         exported.model.metadata_props[KEY] = info.to_json()
         exported.save(path, external_data=False)
-        program.half_precision = info.half
         if info.half:
             _to_half(path, layers)
 
@@ -288,6 +290,8 @@ def _to_half(path: Path, layers: set[str]) -> None:
         node_block_list=kept,
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, "InstanceNormalization", "LayerNormalization"],
     )
+    for node in converted.graph.node:
+        del node.metadata_props[:]
     onnx.save(converted, path)
 
 
@@ -330,9 +334,14 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _strip(model: Any) -> None:
-    """Remove constants and functions that nothing uses."""
+def _strip(model: Any, *, keep_scopes: bool) -> None:
+    """Remove what nothing uses, and stack traces, which have the folders of this machine."""
     from onnx_ir.passes import common
 
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get(_SCOPES)
+        node.metadata_props.clear()
+        if keep_scopes and scopes is not None:
+            node.metadata_props[_SCOPES] = scopes

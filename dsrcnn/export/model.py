@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -12,8 +13,10 @@ import numpy as np
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..engine.weight_io import write_atomically
 from ..errors import ConfigError, DsrcnnError, ExportError, plain_system_errors
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
+from ..utils.files import prepare_folder
 from ..version import __version__
 from .formats import FORMATS, LARGEST, Format, Session, run_program
 from .info import ModelInfo
@@ -109,26 +112,20 @@ def export_model(
             f"{options.format} cannot have a dynamic batch; use onnx or torch-export, or one image."
         )
     kind.check()
-    with plain_system_errors(f"{target} cannot be written"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(kind.suffix, f".{target.stem}.", target.parent)
-        os.close(handle)
-    part = Path(name)
-    try:
-        # Half precision is compared with full precision, not with itself.
-        reference, info = _program(model, cfg, classes, options)
-        program = copy.deepcopy(reference)
-        program.half_precision = options.half
+    prepare_folder(target.parent, "The folder of the file", files=(target.name,))
+    reference, info = _program(model, cfg, classes, options)
+    # Half precision is compared with full precision, not with itself.
+    program = copy.deepcopy(reference) if options.half else reference
+    program.half_precision = options.half
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / target.name
         _write(kind, program, info, part, options)
         session = kind.open(part)
         parity = _compare(reference, session, images)
         model_seconds = _median(lambda: run_program(reference, images[0][None]))
         seconds = _median(lambda: session.run(images[0][None]))
-        with plain_system_errors(f"{target} cannot be written"):
-            part.chmod(0o666 & ~_umask())
-            os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+        with part.open("rb") as content:
+            write_atomically(target, lambda file: shutil.copyfileobj(content, file))
     text = f"{len(images)} image{'s' * (len(images) > 1)} {images_name}".strip()
     return Export(target, info, text, parity, seconds, model_seconds)
 
@@ -154,12 +151,6 @@ def _write(
             f"{options.format} could not express the model: {_first_line(error)} Use another "
             "format or version of torch, and report this."
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _program(

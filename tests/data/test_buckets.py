@@ -15,10 +15,10 @@ from dsrcnn.data.buckets import (
     bucket_groups,
     choose_buckets,
     merge_sizes,
-    smallest_bucket,
 )
 from dsrcnn.engine.setup import restore_drawn, setup_run
 from dsrcnn.errors import ConfigError
+from dsrcnn.structures.buckets import smallest_bucket
 
 
 def test_sizes_whose_union_adds_the_fewest_pixels_are_merged():

@@ -13,6 +13,7 @@ from ...errors import ConfigError
 from ...layers.activation_checkpoint import checkpoint_blocks
 from ...layers.norm import fold_frozen_norms
 from ...structures import Predictions
+from ...structures.buckets import smallest_bucket
 from ...utils.training import TrainableModel
 from ..postprocessing import (
     Detections,
@@ -186,8 +187,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         """
         step = max(self.backbone.size_divisibility, 1)
         height, width = (max(self.pad_to, *sides) for sides in zip(*sizes, strict=True))
-        fitting = [b for b in self.buckets if b[0] >= height and b[1] >= width]
-        height, width = min(fitting, key=lambda b: (b[0] * b[1], b), default=(height, width))
+        height, width = smallest_bucket((height, width), self.buckets) or (height, width)
         return -(-height // step) * step, -(-width // step) * step
 
     def extract_features(self, images: ImageBatch) -> list[Tensor]:
