@@ -115,8 +115,10 @@ class _PartTimer:
             if name in _PARTS:
                 part.register_forward_pre_hook(lambda *_, name=name: self._start(name))
                 part.register_forward_hook(lambda *_, name=name: self._stop(name))
-        if hasattr(model, "postprocess"):
-            model.postprocess = self._timed("postprocess", model.postprocess)
+        # `select` since evaluation is one function of tensors, `postprocess` in older checkouts.
+        method = "select" if hasattr(model, "detect") else "postprocess"
+        if hasattr(model, method):
+            setattr(model, method, self._timed("postprocess", getattr(model, method)))
 
     def _start(self, name: str) -> None:
         self._started[name] = now()

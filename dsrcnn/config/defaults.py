@@ -183,7 +183,8 @@ def _add_model_training(cfg: CfgNode) -> None:
     node.DECAY = 0.9998  # per iteration
     # Recompute activations in the backward pass: any of "backbone" and "stages"
     cfg.MODEL.ACTIVATION_CHECKPOINT = ()
-    cfg.MODEL.COMPILE = False  # torch.compile for the stages of a cascade; needs a C++ compiler
+    cfg.MODEL.COMPILE = False  # torch.compile: stages, pooling, costs, losses; needs a C++ compiler
+    cfg.MODEL.COMPILE_MODE = "default"  # a mode of torch.compile
     cfg.MODEL.FREEZE = ()  # modules that stay as loaded, such as ("backbone",)
     cfg.MODEL.TRUST_WEIGHTS = False  # run code that a pickled weight file may contain
 
@@ -257,6 +258,7 @@ def _add_solver(cfg: CfgNode) -> None:
 
 def _add_evaluation(cfg: CfgNode) -> None:
     cfg.TEST.MAX_DETECTIONS = 100  # of an image, that COCO metrics count; more for crowds
+    cfg.TEST.CUDA_GRAPH = False  # on GPUs: a graph for every padded size
     cfg.TEST.LOSS = False  # log the losses on DATASETS.TEST as validation/*
     # The best model of a training run.
     node = cfg.TEST.BEST = CfgNode()

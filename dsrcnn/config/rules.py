@@ -166,6 +166,7 @@ FIXED_IN_ASAG = {
     "MODEL.SparseRCNN.ACTIVATION": "gelu",
     "MODEL.SparseRCNN.USE_FOCAL": True,
     "MODEL.COMPILE": False,
+    "TEST.CUDA_GRAPH": False,
 }
 DYNAMIC_RCNN: Table = {
     **dict.fromkeys(("KI", "KE", "ITERATION_COUNT"), at_least(1)),
@@ -205,6 +206,9 @@ GENERALIZED_RCNN: Table = {
 }
 MODEL: Table = {
     "NECK.NAME": one_of("FPN", "PAFPN", "BiFPN", "ChannelMapper"),
+    "COMPILE_MODE": one_of(
+        "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+    ),
     "TIMM.NORM": one_of("", "FrozenBN", "SyncBN", "GN"),
     "TIMM.DROP_PATH": BELOW_ONE,
     "PIXEL_MEAN": each(at_least(-math.inf), "three numbers, one per color", (3,)),

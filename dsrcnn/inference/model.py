@@ -107,21 +107,22 @@ class ModelPredictor(Predictor):
         model = self.model
         if not isinstance(model, SparseDetector):
             return _instances(model(records)), None
-        predictions, images = model.raw_predictions(records, all_stages=settings.stages)
-        used = self.cfg.MODEL.SparseRCNN.INFERENCE_STAGES
-        if used and settings.stages:  # the last of them is the result, as without `stages`
-            predictions = predictions.of_sets(slice(used))
         detection = model.detection
         if settings.max_detections is not None:
             detection = replace(detection, limit=settings.max_detections)
-        sets = range(len(predictions.stage)) if settings.stages else [len(predictions.stage) - 1]
+        if not settings.stages:
+            return _instances(model.inference(records, detection=detection)), None
+        predictions, images = model.raw_predictions(records, all_stages=True)
+        used = self.cfg.MODEL.SparseRCNN.INFERENCE_STAGES
+        if used:  # the last of them is the result, as without `stages`
+            predictions = predictions.of_sets(slice(used))
         by_stage = []
-        for index in sets:
+        for index in range(len(predictions.stage)):
             part = predictions.of_sets(slice(index, index + 1))
             by_stage.append(
                 _instances(model.postprocess(part, images, records, detection=detection))
             )
-        return by_stage[-1], by_stage if settings.stages else None
+        return by_stage[-1], by_stage
 
 
 def _instances(outputs: list[dict[str, Any]]) -> list[Instances]:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..utils.distributed import reduce_mean
 from ..utils.training import iteration_ends
+from .constants import held
 
 
 @contextmanager
@@ -172,7 +173,7 @@ class _Cached:
             with torch.inference_mode(False), torch.no_grad():
                 entry = key, compute(), [x.detach() for x in inputs]
             self._entry = entry
-        return entry[1]
+        return held(entry[1])
 
     def clear(self) -> None:
         self._entry = None

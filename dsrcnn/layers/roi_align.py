@@ -9,15 +9,14 @@ Notation: ``R`` RoIs per image, ``K`` output cells per side, ``S`` sampling poin
 side, ``T`` rows of the table.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_T = TypeVar("_T")
+from .constants import made_once
+
 _CANONICAL_SIZE = 224.0  # side of a box that belongs to level 4
 
 
@@ -64,19 +63,7 @@ class FeatureTable(NamedTuple):
         return cls(rows.flatten(0, 1), _levels(sizes, strides, images, rows.device))
 
 
-def _made_once(function: Callable[..., _T]) -> Callable[..., _T]:
-    """Keep the results of a function that makes constants, a transfer to the device each time."""
-    cached = functools.lru_cache(maxsize=256)(function)
-
-    @functools.wraps(function)
-    def make(*args: Any) -> _T:
-        # A compiler keeps them itself.
-        return function(*args) if torch.compiler.is_compiling() else cached(*args)
-
-    return make
-
-
-@_made_once
+@made_once
 def _levels(
     sizes: tuple[tuple[int, int], ...],
     strides: tuple[int, ...],
@@ -120,14 +107,14 @@ def assign_levels(boxes: Tensor, areas: Tensor) -> Tensor:
     return torch.bucketize(area, areas.to(area.dtype), right=True)
 
 
-@_made_once
+@made_once
 def _offsets(count: int, size: int, device: torch.device) -> Tensor:
     """First entries (count,) int32 of bags of equal size."""
     with torch.inference_mode(False):
         return torch.arange(0, count * size, size, dtype=torch.int32, device=device)
 
 
-@_made_once
+@made_once
 def _grid(count: int, device: torch.device) -> Tensor:
     """Midpoints (count,) of equal parts of 0..1, as RoIAlign computes them."""
     with torch.inference_mode(False):

@@ -279,13 +279,13 @@ def test_predictions_in_several_threads_do_not_share_errors(detector, photos, tm
 
 def test_a_single_image_runs_on_all_cores_in_the_thread_that_calls(detector, photos, monkeypatch):
     """In a thread of its own OpenMP would leave the other cores asleep."""
-    forward, seen = detector.model.raw_predictions, []
+    forward, seen = detector.model.inference, []
 
     def note(*args, **options):
         seen.append((threading.current_thread(), torch.get_num_threads()))
         return forward(*args, **options)
 
-    monkeypatch.setattr(detector.model, "raw_predictions", note)
+    monkeypatch.setattr(detector.model, "inference", note)
     detector.predict(photos / "a.png")
     assert seen == [(threading.current_thread(), torch.get_num_threads())]
 
@@ -293,7 +293,7 @@ def test_a_single_image_runs_on_all_cores_in_the_thread_that_calls(detector, pho
 def test_on_a_cpu_images_run_side_by_side_with_the_same_results(detector, photos, monkeypatch):
     expected = detector.predict(photos, threshold=0)
     tiled = detector.predict(photos, tile=64, threshold=0)
-    forward, running, most = detector.model.raw_predictions, [], []
+    forward, running, most = detector.model.inference, [], []
 
     def slow(*args, **options):
         running.append(torch.get_num_threads())
@@ -304,7 +304,7 @@ def test_on_a_cpu_images_run_side_by_side_with_the_same_results(detector, photos
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    monkeypatch.setattr(detector.model, "raw_predictions", slow)
+    monkeypatch.setattr(detector.model, "inference", slow)
     try:
         results = detector.predict([photos] * 3, threshold=0)
         for result, of_image in zip(results, expected * 3, strict=True):

@@ -5,8 +5,6 @@ import torch
 from conftest import batch
 from detectors import DLA, enable, model_of
 
-from dsrcnn.modeling.meta_arch.base import ImageBatch
-
 MODELS = {"Sparse R-CNN": (), "DLA with NMS, DPG": (*DLA, *enable("DPG"))}
 
 
@@ -18,9 +16,7 @@ class Detect(torch.nn.Module):
         self.model = model
 
     def forward(self, tensor, sizes, originals):
-        images = ImageBatch(tensor, sizes, originals, [])
-        predictions = self.model.predict(images)
-        return tuple(self.model.select(predictions, images, self.model.detection))
+        return tuple(self.model.detect(tensor, sizes, originals, self.model.detection))
 
 
 def function_and_inputs(name, device="cpu"):

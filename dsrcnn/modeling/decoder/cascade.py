@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...layers.activation_checkpoint import checkpointed
 from ...layers.roi_align import FeatureTable
 from ...structures import Predictions, Proposals
+from ...utils.compilation import compile_mode
 from .rcnn_head import RCNNHead, RoIFeatures, Stage
 from .sqr import GroupMemory, Window, build_windows, plain_windows
 
@@ -39,7 +40,7 @@ class Cascade(nn.Module):
         inference_stages: int = 0,
         prior_probability: float | None = 0.01,
         checkpoint: bool = False,
-        compile_stages: bool = False,
+        compile_mode: str = "",
         windows: Sequence[Window] | None = None,
         chunk: int = 0,
         checkpoint_recollection: bool = False,
@@ -53,7 +54,7 @@ class Cascade(nn.Module):
             inference_stages: stages to run in evaluation mode; 0 for all.
             prior_probability: class score of an untrained model; None with softmax.
             checkpoint: recompute the activations of each stage in the backward pass.
-            compile_stages: run the stages through ``torch.compile``.
+            compile_mode: of ``torch.compile`` for the stages; empty: not compiled.
             windows: of SQR, see `build_windows`; None for the plain cascade.
             chunk: groups a stage refines at once; 0 for all.
             checkpoint_recollection: like `checkpoint`, for stages of several groups only.
@@ -69,9 +70,9 @@ class Cascade(nn.Module):
         self.windows = self.plain_windows if windows is None else tuple(windows)
         self.chunk = chunk
         self.checkpoint_recollection = checkpoint_recollection
-        if compile_stages:
+        if compile_mode:
             for member in self.head_series:
-                member.compile()
+                member.compile(mode=compile_mode)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class Cascade(nn.Module):
             "inference_stages": node.INFERENCE_STAGES,
             "prior_probability": node.PRIOR_PROB if node.USE_FOCAL else None,
             "checkpoint": "stages" in cfg.MODEL.ACTIVATION_CHECKPOINT,
-            "compile_stages": cfg.MODEL.COMPILE,
+            "compile_mode": compile_mode(cfg),
             "windows": build_windows(cfg) if node.SQR.ENABLED else None,
             "chunk": node.SQR.CHUNK,
             "checkpoint_recollection": node.SQR.ACTIVATION_CHECKPOINT,
@@ -182,11 +183,15 @@ class DynamicHead(Cascade):
     """The cascade of Sparse R-CNN: every stage pools RoI features at its boxes."""
 
     @configurable
-    def __init__(self, *, stage: RCNNHead, roi_features: RoIFeatures, **kwargs: Any) -> None:
+    def __init__(
+        self, *, stage: RCNNHead, roi_features: RoIFeatures, compile_mode: str = "", **kwargs: Any
+    ) -> None:
         """Add pooling at boxes to a cascade; other arguments are those of `Cascade`."""
-        super().__init__(stage=stage, **kwargs)
+        super().__init__(stage=stage, compile_mode=compile_mode, **kwargs)
         self.roi_features = roi_features
         self.strides = roi_features.strides
+        if compile_mode:
+            roi_features.compile(mode=compile_mode)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

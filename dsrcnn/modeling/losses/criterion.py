@@ -7,6 +7,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ...structures import Predictions, Targets, TermWeights, at_least_float32
+from ...utils.compilation import compile_mode, in_region
 from ...utils.distributed import reduce_mean
 from ...utils.events import ScalarLog
 from ...utils.training import iteration_ends
@@ -47,6 +48,7 @@ class SetCriterion(nn.Module):
         normalizer: str = "gt",
         overlap: str = "giou",
         log: ScalarLog | None = None,
+        compile_mode: str = "",
     ) -> None:
         """Initialize the criterion.
 
@@ -65,6 +67,7 @@ class SetCriterion(nn.Module):
                 loss uses neither: it is a weighted mean.
             overlap: see `pairwise_overlaps`; the loss is named after it.
             log: with recollection (SQR), for the losses of the plain cascade (``plain/*``).
+            compile_mode: of ``torch.compile`` for `set_losses`; empty: not compiled.
         """
         super().__init__()
         self.num_classes, self.num_stages = num_classes, num_stages
@@ -73,6 +76,7 @@ class SetCriterion(nn.Module):
         self.focal, self.alpha, self.gamma = focal, alpha, gamma
         self.normalizer, self.overlap = normalizer, overlap
         self.log = log or ScalarLog(0)
+        self.compile_mode = compile_mode
         self._plain_sums: dict[str, Tensor] = {}  # of the parts of this iteration so far
         if not focal:  # only then part of official checkpoints
             class_weights = torch.ones(num_classes + 1)
@@ -95,6 +99,7 @@ class SetCriterion(nn.Module):
             "normalizer": node.DLA.NORMALIZER if node.DLA.ENABLED else "gt",
             "overlap": node.OVERLAP,
             "log": ScalarLog(cfg.LOG.PERIOD if node.SQR.ENABLED else 0),
+            "compile_mode": compile_mode(cfg),
         }
 
     @property
@@ -149,14 +154,28 @@ class SetCriterion(nn.Module):
             those of stage s < S - 1 with the suffix ``_s``. An image without ground truth
             contributes to ``loss_ce`` only; all losses stay connected to the graph.
         """
+        if normalizers is None:
+            normalizers = self.normalizers([self.count(targets, assignment)])
+        losses_of_sets = in_region(SetCriterion.set_losses, self.compile_mode)
+        per_set = losses_of_sets(self, predictions, targets, assignment, normalizers)
+        if self.log.is_due():
+            self._log_plain(per_set, predictions.stage)
+        return self._by_stage(per_set, predictions.stage)
+
+    def set_losses(
+        self,
+        predictions: Predictions,
+        targets: Targets,
+        assignment: Tensor,
+        normalizers: LossNormalizers,
+    ) -> dict[str, Tensor]:
+        """Compute the weighted losses (Q,) of every prediction set by name; see `forward`."""
         positive = assignment >= 0
         classes, boxes = self._gather(targets, assignment, positive)
         # Never in half precision: the sums run over all proposals and classes.
         logits, predicted = (at_least_float32(x) for x in predictions[:2])
         sizes = targets.sizes.to(predicted.dtype)
         l1, overlap = box_losses(predicted, boxes, positive, sizes, self.overlap)
-        if normalizers is None:
-            normalizers = self.normalizers([self.count(targets, assignment)])
         if self.focal:
             ce = focal_losses(logits, classes, alpha=self.alpha, gamma=self.gamma)
             ce = ce / normalizers.num_boxes
@@ -164,14 +183,11 @@ class SetCriterion(nn.Module):
             ce = cross_entropy_losses(logits, classes, self.empty_weight.to(logits.dtype))
             assert normalizers.class_weight_sum is not None  # `count` sets it with softmax
             ce = ce / normalizers.class_weight_sum
-        per_set = {
+        return {
             "loss_ce": self.weights.class_ * ce,
             "loss_bbox": self.weights.l1 * l1 / normalizers.num_boxes,
             f"loss_{self.overlap}": self.weights.giou * overlap / normalizers.num_boxes,
         }
-        if self.log.is_due():
-            self._log_plain(per_set, predictions.stage)
-        return self._by_stage(per_set, predictions.stage)
 
     def _gather(
         self, targets: Targets, assignment: Tensor, positive: Tensor

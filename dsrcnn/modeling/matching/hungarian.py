@@ -41,9 +41,13 @@ def assign_one_to_one(cost: Tensor, mask: Tensor) -> Tensor:
 class HungarianMatcher(Matcher):
     """One proposal per ground truth, matched separately for every stage and image."""
 
+    on_device = False
+
     @configurable
-    def __init__(self, *, costs: CostSettings, log: ScalarLog | None = None) -> None:
-        super().__init__(costs=costs, log=log)
+    def __init__(
+        self, *, costs: CostSettings, log: ScalarLog | None = None, compile_mode: str = ""
+    ) -> None:
+        super().__init__(costs=costs, log=log, compile_mode=compile_mode)
 
     def assign(
         self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets, stats: Stats = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...config.validate import check_name
 from ...structures import Predictions, Targets
+from ...utils.compilation import compile_mode, in_region
 from ...utils.events import ScalarLog
 from .costs import CostSettings, bounded_costs, pairwise_costs
 
@@ -30,21 +31,30 @@ class Matcher(nn.Module):
 
     Attributes:
         one_to_many: whether a ground truth may get several proposals, so that inference needs NMS.
+        on_device: whether `assign` is a function of tensors; False if the host computes it.
     """
 
     one_to_many: ClassVar[bool] = False
+    on_device: ClassVar[bool] = True
 
-    def __init__(self, *, costs: CostSettings, log: ScalarLog | None = None) -> None:
-        """Set how costs are computed, and the log of statistics by stage (``dla/*``)."""
+    def __init__(
+        self, *, costs: CostSettings, log: ScalarLog | None = None, compile_mode: str = ""
+    ) -> None:
+        """Set how costs are computed and compiled, and the log of statistics (``dla/*``)."""
         super().__init__()
         self.costs = costs
         self.log = log or ScalarLog(0)
+        self.compile_mode = compile_mode
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.SparseRCNN`; statistics are logged with DLA."""
         period = cfg.LOG.PERIOD if cfg.MODEL.SparseRCNN.DLA.ENABLED else 0
-        return {"costs": CostSettings.from_config(cfg), "log": ScalarLog(period)}
+        return {
+            "costs": CostSettings.from_config(cfg),
+            "log": ScalarLog(period),
+            "compile_mode": compile_mode(cfg),
+        }
 
     def extra_repr(self) -> str:
         """Settings for the printed model."""
@@ -58,8 +68,10 @@ class Matcher(nn.Module):
             if targets.mask.shape[1] == 0:  # known on the host: a batch without any ground truth
                 assignment = targets.labels.new_full(predictions.boxes.shape[:3], -1)
             else:
-                cost, iou = self.finite_costs(predictions, targets)
-                assignment = self.assign(cost, iou, predictions.stage, targets, stats)
+                kind, mode = type(self), self.compile_mode
+                cost, iou = in_region(kind.finite_costs, mode)(self, predictions, targets)
+                assign = in_region(kind.assign, mode if self.on_device else "")
+                assignment = assign(self, cost, iou, predictions.stage, targets, stats)
         if stats is not None:
             stats |= _count(assignment, targets)
             self.log.write("dla", _by_stage(stats, predictions.stage))

@@ -115,8 +115,7 @@ class ASAG(SparseDetector):
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Compute losses in training mode, detections otherwise, in Detectron2's formats."""
         if not self.training:
-            predictions, images = self.raw_predictions(batched_inputs)
-            return self.postprocess(predictions, images, batched_inputs)
+            return self.inference(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         features = self.extract_features(images)
         targets = Targets.from_inputs(batched_inputs, images.sizes)
@@ -139,21 +138,18 @@ class ASAG(SparseDetector):
             counts.append(self.criterion.count(Targets.from_inputs(inputs, sizes)))
         return self.criterion.normalizers(counts)
 
-    def raw_predictions(
-        self, batched_inputs: list[dict[str, Any]], *, all_stages: bool = False
-    ) -> tuple[Predictions, ImageBatch]:
-        """Run the network without post-processing; `all_stages` is ignored, as there is one stage.
+    def predict(self, images: ImageBatch, *, all_stages: bool = False) -> Predictions:
+        """Run the network on images; `all_stages` is ignored, as there is one stage.
 
         Returns:
             Predictions of the decoder in use (of all decoders in training mode) with a mask of real
-            anchors, and the images.
+            anchors.
         """
-        images = self.preprocess_image(batched_inputs)
         features = self.extract_features(images)
         with torch.autocast(self.device.type, enabled=False):
             features = [at_least_float32(x) for x in features]
             anchors, _ = self.anchors(features, images.sizes)
-            return self.decode(features, anchors), images
+            return self.decode(features, anchors)
 
     def anchors(self, features: list[Tensor], sizes: Tensor) -> tuple[Anchors, list[ProbedLevel]]:
         """Generate anchors, and return the predictions on probed patches with them.

@@ -1,5 +1,6 @@
 """Base of all sparse detectors: from images to features, and from predictions to detections."""
 
+import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from ...layers.norm import fold_frozen_norms
 from ...structures import Predictions
 from ...structures.buckets import smallest_bucket
 from ...utils.training import TrainableModel
+from ..cuda_graphs import CudaGraphs
 from ..postprocessing import (
     Detections,
     DetectionSettings,
@@ -22,6 +24,8 @@ from ..postprocessing import (
     select_detections,
     to_instances,
 )
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class ImageBatch(NamedTuple):
@@ -63,6 +67,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         checkpoint_backbone: bool,
         pad_to: int,
         buckets: list[tuple[int, int]],
+        cuda_graph: bool,
     ) -> None:
         """Assemble the detector.
 
@@ -75,6 +80,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
             checkpoint_backbone: recompute the activations of the backbone in the backward pass.
             pad_to: least side of a padded batch, in pixels.
             buckets: heights and widths that batches are padded to where they fit; () for any.
+            cuda_graph: evaluate by CUDA graphs where they can be captured.
 
         Raises:
             ConfigError: if the backbone lacks one of the levels.
@@ -97,6 +103,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         self.detection = detection
         self.pad_to = pad_to
         self.buckets = buckets
+        self.graphs = CudaGraphs() if cuda_graph else None
         # Not persistent: official checkpoints do not have them.
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
@@ -109,6 +116,8 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
             ConfigError: if the config contradicts itself.
         """
         check_model(cfg)
+        if cfg.TEST.CUDA_GRAPH and not cfg.MODEL.DEVICE.startswith("cuda"):
+            _LOGGER.info("TEST.CUDA_GRAPH has no effect on %s.", cfg.MODEL.DEVICE)
         return {
             "backbone": build_backbone(cfg),
             "in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
@@ -118,6 +127,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
             "checkpoint_backbone": "backbone" in cfg.MODEL.ACTIVATION_CHECKPOINT,
             "pad_to": cfg.INPUT.PAD_TO,
             "buckets": [(height, width) for height, width in cfg.INPUT.BUCKETS],
+            "cuda_graph": cfg.TEST.CUDA_GRAPH,
         }
 
     @classmethod
@@ -151,7 +161,52 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         Returns:
             Predictions with boxes in pixels of the network input, and the images.
         """
+        images = self.preprocess_image(batched_inputs)
+        return self.predict(images, all_stages=all_stages), images
+
+    def predict(self, images: ImageBatch, *, all_stages: bool = False) -> Predictions:
+        """Run the network on images; see `raw_predictions`."""
         raise NotImplementedError
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        *,
+        detection: DetectionSettings | None = None,
+    ) -> list[dict[str, Any]]:
+        """Detect in evaluation mode, by CUDA graphs with ``TEST.CUDA_GRAPH``.
+
+        Args:
+            batched_inputs: Detectron2's model inputs.
+            detection: limits and NMS; None for those of the config.
+
+        Returns:
+            One dictionary with ``instances`` per image, in pixels of the original images.
+        """
+        images = self.preprocess_image(batched_inputs)
+        inputs, settings = images[:3], detection or self.detection
+        if self.graphs is None:
+            detections = self.detect(*inputs, settings)
+        else:
+            detections = self.graphs(self, inputs, settings)
+        return _to_outputs(detections, images)
+
+    def detect(
+        self, tensor: Tensor, sizes: Tensor, originals: Tensor, settings: DetectionSettings
+    ) -> Detections:
+        """Detect in padded images: a function of tensors, the whole evaluation pass.
+
+        It can be compiled as a whole, exported, and captured in a CUDA graph; with NMS only if that
+        is dense. Arguments are those of `ImageBatch`, and the settings of the post-processing.
+        """
+        images = ImageBatch(tensor, sizes, originals, [])
+        return self.select(self.predict(images), images, settings)
+
+    def train(self, mode: bool = True) -> "SparseDetector":
+        """Set the mode; training discards the graphs, whose memory it needs."""
+        if mode and self.graphs is not None:
+            self.graphs.clear()
+        return super().train(mode)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageBatch:
         """Normalize each ``image`` (3, H, W), and pad all with zeros at the right and bottom.
@@ -226,8 +281,12 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         Returns:
             One dictionary with ``instances`` per image.
         """
-        detections = self.select(predictions, images, detection or self.detection)
-        return [
-            {"instances": to_instances(detections, index, size)}
-            for index, size in enumerate(images.original_sizes)
-        ]
+        return _to_outputs(self.select(predictions, images, detection or self.detection), images)
+
+
+def _to_outputs(detections: Detections, images: ImageBatch) -> list[dict[str, Any]]:
+    """Detectron2's outputs of a model."""
+    return [
+        {"instances": to_instances(detections, index, size)}
+        for index, size in enumerate(images.original_sizes)
+    ]

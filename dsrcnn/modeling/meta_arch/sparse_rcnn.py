@@ -93,9 +93,9 @@ class SparseRCNN(SparseDetector):
             ``instances``: ``pred_boxes`` in pixels of the original image, ``scores``,
             ``pred_classes``.
         """
-        predictions, images = self.raw_predictions(batched_inputs)
         if not self.training:
-            return self.postprocess(predictions, images, batched_inputs)
+            return self.inference(batched_inputs)
+        predictions, images = self.raw_predictions(batched_inputs)
         targets = Targets.from_inputs(batched_inputs, images.sizes)
         assignment = self.matcher(predictions, targets)
         normalizers = training_context().normalizers
@@ -142,11 +142,7 @@ class SparseRCNN(SparseDetector):
     def predict(
         self, images: ImageBatch, *, all_stages: bool = False, stages: int | None = None
     ) -> Predictions:
-        """Run the network on images; see `raw_predictions`.
-
-        Together with `select` a function of tensors in evaluation mode, which can be compiled as a
-        whole, exported, and captured in a CUDA graph.
-        """
+        """Run the network on images; see `raw_predictions`."""
         features = self.extract_features(images)
         proposals = self.proposals(features, images.sizes)
         recollect = self.training and training_context().recollect
