@@ -13,12 +13,14 @@ from benchmarks import (
     prediction,
     recollection,
     speed,
+    table,
     training,
 )
 from dsrcnn.errors import DsrcnnError
 
 _BENCHMARKS = {
     "speed": speed,
+    "table": table,
     "training": training,
     "loader": loader,
     "matching": matching,

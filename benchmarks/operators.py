@@ -1,69 +1,21 @@
 """Operators that one image dispatches in evaluation, by place: launches, without a GPU."""
 
 import argparse
-import traceback
-from collections import Counter
-from typing import Any
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from detectron2.modeling import build_model
 from tabulate import tabulate
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.speed import add_config_arguments
-from benchmarks.worker import at_least_one
+from benchmarks.worker import OperatorCount, at_least_one
 from dsrcnn.config.load import load_cfg
+from dsrcnn.errors import DsrcnnError
 
-_VIEWS = {
-    *("view", "_unsafe_view", "_reshape_alias", "alias", "as_strided", "detach", "diagonal"),
-    *("expand", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t"),
-    *("transpose", "unbind", "unfold", "unsqueeze"),
-}
-_ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-_FREE = _VIEWS | _ALLOCATIONS
-
-
-class OperatorCount(TorchDispatchMode):
-    """Counts the operators that run inside of it, without views and allocations.
-
-    Attributes:
-        by_name: of the operators.
-        by_place: innermost function of the repository or of Detectron2 that called them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.by_name: Counter[str] = Counter()
-        self.by_place: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Count one operator."""
-        name = func.overloadpacket.__name__
-        if name not in _FREE:
-            self.by_name[name] += 1
-            self.by_place[_place()] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def casts(self) -> int:
-        """Number of conversions of type or device."""
-        return self.by_name["_to_copy"]
-
-    @property
-    def total(self) -> int:
-        """Number of operators."""
-        return sum(self.by_name.values())
-
-
-def _place() -> str:
-    for frame in reversed(traceback.extract_stack()):
-        path = frame.filename
-        for root in ("/dsrcnn/", "/detectron2/"):
-            if root in path:
-                return f"{root[1:]}{path.rpartition(root)[2]} {frame.name}"
-    return "elsewhere"
+STORED = Path(__file__).with_name("operators.csv")
 
 
 def count_operators(
@@ -85,15 +37,84 @@ def count_operators(
     return count
 
 
+class Stored(NamedTuple):
+    """A row of `STORED`: counts of a config that must not grow."""
+
+    config: str
+    precision: str
+    operators: int
+    conversions: int
+    torch: str
+
+    def counted(self) -> "Stored":
+        """Count again."""
+        half = self.precision == "bf16"
+        count = count_operators(self.config, [], height=64, width=96, half=half)
+        version = torch.__version__.split("+")[0]
+        return self._replace(operators=count.total, conversions=count.casts, torch=version)
+
+
+def read_stored() -> list[Stored]:
+    """Read `STORED`."""
+    with STORED.open(newline="") as file:
+        return [
+            Stored(
+                *(r["config"], r["precision"], int(r["operators"]), int(r["conversions"])),
+                r["torch"],
+            )
+            for r in csv.DictReader(file)
+        ]
+
+
+def check(rows: Sequence[Stored]) -> list[str]:
+    """Count again, and describe every row whose counts have grown.
+
+    Other versions of torch may compose operators of others.
+    """
+    grown = []
+    for stored in rows:
+        now = stored.counted()
+        if now.operators > stored.operators or now.conversions > stored.conversions:
+            grown.append(
+                f"{now.config}, {now.precision}: {now.operators} operators and {now.conversions} "
+                f"conversions, stored {stored.operators} and {stored.conversions}"
+            )
+    return grown
+
+
+def store(rows: Sequence[Stored]) -> None:
+    """Write the counts of now into `STORED`."""
+    with STORED.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Stored._fields)
+        writer.writerows(row.counted() for row in rows)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    add_config_arguments(parser)
+    add_config_arguments(parser, "coco/sparse_rcnn_R50_100pro_3x")
     parser.add_argument("--bf16", action="store_true", help="under autocast with bfloat16")
     parser.add_argument("--size", type=at_least_one, nargs=2, default=[256, 320], metavar="N")
+    text = f"compare the configs of {STORED.name} with what is stored there"
+    parser.add_argument("--check", action="store_true", help=text)
+    parser.add_argument("--store", action="store_true", help="store their counts of now")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the counts by place and by name."""
+    """Print the counts by place and by name.
+
+    Raises:
+        DsrcnnError: with ``--check``, if counts have grown.
+    """
+    if args.store:
+        return store(read_stored())
+    if args.check:
+        if grown := check(read_stored()):
+            raise DsrcnnError(
+                "More operators than stored: " + "; ".join(grown) + ". Store the new counts with "
+                "--store if they are meant."
+            )
+        return print(STORED.read_text().strip())
     height, width = args.size
     count = count_operators(args.config_file, args.set, height=height, width=width, half=args.bf16)
     for title, counter in (("place", count.by_place), ("operator", count.by_name)):

@@ -36,6 +36,7 @@ class Variant(NamedTuple):
         opts: ``KEY, VALUE, ...``.
         checkout: folder of another checkout of this package, None for the one in use.
         without: optimizations to undo: norms, layout, pooling, optimizer.
+        official: folder with the official code, whose model is measured instead; None for ours.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Variant(NamedTuple):
     opts: Sequence[str] = ()
     checkout: str | None = None
     without: Sequence[str] = ()
+    official: str | None = None
 
 
 class Measurement(NamedTuple):
@@ -87,7 +89,13 @@ def median_ratio(values: Sequence[float], references: Sequence[float]) -> float:
 
 
 def compare(
-    variants: Sequence[Variant], *, mode: str, shape: Shape, repeats: int, threads: int = 0
+    variants: Sequence[Variant],
+    *,
+    mode: str,
+    shape: Shape,
+    repeats: int,
+    threads: int = 0,
+    count: bool = False,
 ) -> list[Measurement]:
     """Measure variants in turn, each in a separate process.
 
@@ -97,12 +105,14 @@ def compare(
         shape: of the batch.
         repeats: rounds.
         threads: of torch; 0 leaves its choice.
+        count: also count what an inference starts: operators, or kernels, copies and waits.
 
     Raises:
         ConfigError: if a worker cannot start.
     """
     options = [f"--mode={mode}", f"--images={shape.images}", f"--objects={shape.objects}"]
     options += ["--size", str(shape.height), str(shape.width), f"--threads={threads}"]
+    options += ["--count"] if count else []
     with contextlib.ExitStack() as stack:
         runs = {
             number: partial(_ask, stack.enter_context(_started(variant, options)), variant)
@@ -118,8 +128,11 @@ def _started(variant: Variant, options: Sequence[str]) -> Iterator[subprocess.Po
     if variant.checkout:
         environment["PYTHONPATH"] = str(Path(variant.checkout).resolve())
     command = [sys.executable, "-W", "ignore", str(_WORKER), f"--config-file={variant.config}"]
+    options = [*options, f"--without={','.join(variant.without)}"]
+    if variant.official:
+        options.append(f"--official={Path(variant.official).resolve()}")
     process = subprocess.Popen(
-        [*command, *options, f"--without={','.join(variant.without)}", *variant.opts],
+        [*command, *options, *variant.opts],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -185,6 +198,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="optimizations undone in B, comma separated: norms,layout,pooling,optimizer; all four "
         "are the common way of computing",
     )
+    parser.add_argument(
+        "--against-official",
+        metavar="FOLDER",
+        help="B is the official Sparse R-CNN: projects/SparseRCNN of a clone of its repository",
+    )
     parser.add_argument("--mode", choices=["train", "inference", "both"], default="both")
     parser.add_argument("--repeats", type=at_least_one, default=7, help="rounds (default: 7)")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
@@ -199,6 +217,7 @@ def run(args: argparse.Namespace) -> None:
         [*args.set, *shlex.split(args.against_opts)],
         args.against_checkout,
         [name for name in args.against_without.split(",") if name],
+        args.against_official,
     )
     variants = [first] if second == first._replace(name="B") else [first, second]
     shape = Shape.from_args(args)

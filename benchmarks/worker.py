@@ -10,10 +10,13 @@ import json
 import resource
 import sys
 import time
-from collections import defaultdict
+import traceback
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import repeat
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import dsrcnn  # before detectron2, which 0.6 needs bridged
@@ -26,6 +29,8 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _PARTS = ("backbone", "head", "matcher", "criterion")
 
@@ -105,6 +110,75 @@ def now() -> float:
     return time.perf_counter()
 
 
+_VIEWS = {
+    *("view", "_unsafe_view", "_reshape_alias", "alias", "as_strided", "detach", "diagonal"),
+    *("expand", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t"),
+    *("transpose", "unbind", "unfold", "unsqueeze"),
+}
+_ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+_FREE = _VIEWS | _ALLOCATIONS
+_PRODUCTS = {"convolution", "addmm", "mm", "bmm", "baddbmm", "linear"}
+
+
+class OperatorCount(TorchDispatchMode):
+    """Counts the operators that run inside of it, without views and allocations.
+
+    Attributes:
+        by_name: of the operators.
+        by_place: innermost function of the repository or of Detectron2 that called them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_name: Counter[str] = Counter()
+        self.by_place: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Count one operator."""
+        name = func.overloadpacket.__name__
+        if name not in _FREE:
+            self.by_name[name] += 1
+            self.by_place[_place()] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def casts(self) -> int:
+        """Number of conversions of type or device."""
+        return self.by_name["_to_copy"]
+
+    @property
+    def total(self) -> int:
+        """Number of operators."""
+        return sum(self.by_name.values())
+
+
+class _Products(TorchDispatchMode):
+    """Records the convolutions and matrix products that run inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operator, and record it if it is a product."""
+        if func.overloadpacket.__name__ in _PRODUCTS:
+            self.calls.append(partial(func, *args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def _place() -> str:
+    for frame in reversed(traceback.extract_stack()):
+        path = frame.filename
+        for root in ("/dsrcnn/", "/detectron2/"):
+            if root in path:
+                return f"{root[1:]}{path.rpartition(root)[2]} {frame.name}"
+    return "elsewhere"
+
+
 class _PartTimer:
     """Sums of the forward times of a model's parts, and of its post-processing."""
 
@@ -142,12 +216,17 @@ class _PartTimer:
 
 
 def _train_step(
-    model: nn.Module, batch: list[dict[str, Any]], timer: _PartTimer, optimizer: Any
+    model: nn.Module,
+    batch: list[dict[str, Any]],
+    timer: _PartTimer,
+    optimizer: Any,
+    autocast: AbstractContextManager[Any],
 ) -> dict[str, float]:
     """Seconds of one training step, by part and in total."""
     model.train()
     start = now()
-    total = sum(model(batch).values())
+    with autocast:
+        total = sum(model(batch).values())
     forward = now()
     optimizer.zero_grad()
     total.backward()
@@ -166,11 +245,17 @@ def _train_step(
 
 
 @torch.inference_mode()
-def _infer(model: nn.Module, batch: list[dict[str, Any]], timer: _PartTimer) -> dict[str, float]:
+def _infer(
+    model: nn.Module,
+    batch: list[dict[str, Any]],
+    timer: _PartTimer,
+    autocast: AbstractContextManager[Any],
+) -> dict[str, float]:
     """Seconds of one inference; preprocessing and proposals are the rest."""
     model.eval()
     start = now()
-    model(batch)
+    with autocast:
+        model(batch)
     total = now() - start
     parts = timer.collect()
     return {**parts, "rest": total - sum(parts.values()), "inference": total}
@@ -187,15 +272,20 @@ def _iterate(loop: Any) -> dict[str, float]:
 def _build_measurement(
     cfg: Any, model: nn.Module, batch: list[dict[str, Any]], mode: str, plain_optimizer: bool
 ) -> Callable[[], dict[str, float]]:
+    amp = cfg.SOLVER.AMP
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[amp.PRECISION]
+    autocast = torch.autocast(cfg.MODEL.DEVICE.split(":")[0], dtype, enabled=amp.ENABLED)
+    # Hooks would wait inside of a graph that is being captured.
+    timer = _PartTimer(nn.Module() if cfg.TEST.CUDA_GRAPH else model)
     if mode == "inference":
-        return partial(_infer, model, batch, _PartTimer(model))
+        return partial(_infer, model, batch, timer, autocast)
     from dsrcnn.solver import build_optimizer
 
     optimizer = build_optimizer(cfg, model)
     if plain_optimizer:
         optimizer = _ungrouped(optimizer)
     if mode == "train":
-        return partial(_train_step, model, batch, _PartTimer(model), optimizer)
+        return partial(_train_step, model, batch, timer, optimizer, autocast)
     from dsrcnn.engine.train_loop import TrainLoop
 
     # The same batch again and again; no timer, as its hooks wait for the GPU.
@@ -271,6 +361,67 @@ def _ungrouped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups)
 
 
+def build_official(folder: str, cfg: Any) -> nn.Module:
+    """Build the official model from the ``sparsercnn`` package in a folder, and the same config.
+
+    Raises:
+        ConfigError: if the package is not there, or cannot be imported.
+    """
+    from detectron2.modeling import META_ARCH_REGISTRY
+
+    from dsrcnn.errors import ConfigError
+
+    if not (Path(folder) / "sparsercnn/detector.py").is_file():
+        raise ConfigError(
+            f"{folder} has no sparsercnn/detector.py; give the folder projects/SparseRCNN of a "
+            "clone of the official code."
+        )
+    sys.path.insert(0, folder)
+    # Both packages register the name; the official one fails on a name that is taken.
+    taken = META_ARCH_REGISTRY._obj_map.pop("SparseRCNN")
+    try:
+        from sparsercnn.detector import SparseRCNN
+    except ImportError as error:
+        raise ConfigError(f"The official code in {folder} cannot be imported: {error}") from error
+    finally:
+        META_ARCH_REGISTRY._obj_map["SparseRCNN"] = taken
+    return SparseRCNN(cfg)  # type: ignore[no-any-return]
+
+
+def count(run: Callable[[], object]) -> dict[str, float]:
+    """Count what one call starts: operators, or on a GPU kernels, copies and waits."""
+    if not torch.cuda.is_available():
+        with torch.no_grad(), OperatorCount() as counted:
+            run()
+        return {"operators": counted.total, "conversions": counted.casts}
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    calls = {event.key: event.count for event in profiler.key_averages()}
+    kinds = {"launches": "LaunchKernel", "copies": "Memcpy", "waits": "Synchronize"}
+    return {
+        kind: sum(n for key, n in calls.items() if key.startswith("cuda") and word in key)
+        for kind, word in kinds.items()
+    }
+
+
+@torch.no_grad()
+def products_alone(run: Callable[[], object]) -> float:
+    """Seconds of the convolutions and matrix products of one call, run again one by one: a limit.
+
+    The median of three rounds.
+    """
+    with _Products() as recorded:
+        run()
+    rounds = []
+    for _ in range(3):
+        start = now()
+        for call in recorded.calls:
+            call()
+        rounds.append(now() - start)
+    return sorted(rounds)[1]
+
+
 def _peak_memory() -> float:
     """Peak memory of this process in MiB: of the GPU if there is one, else of main memory."""
     if torch.cuda.is_available():
@@ -286,6 +437,8 @@ def main() -> None:
     add_shape_arguments(parser)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--without", default="")
+    parser.add_argument("--official", default="")
+    parser.add_argument("--count", action="store_true")
     parser.add_argument("opts", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     if args.threads:
@@ -293,14 +446,22 @@ def main() -> None:
     without = [name for name in args.without.split(",") if name]
     torch.manual_seed(0)
     cfg = dsrcnn.load_cfg(args.config_file, args.opts)
-    model = build_model(cfg)
+    model = build_official(args.official, cfg) if args.official else build_model(cfg)
     undo(model, [name for name in without if name != "optimizer"])
     batch = make_batch(Shape.from_args(args), cfg.MODEL.SparseRCNN.NUM_CLASSES)
     measure = _build_measurement(cfg, model, batch, args.mode, "optimizer" in without)
+    counts_left = args.count and args.mode == "inference"
+    counted: dict[str, float] = {}
     for _ in sys.stdin:
         # Once unmeasured: while the other variant ran, the system may have reclaimed memory.
         measure()
-        print(json.dumps({**measure(), "peak memory (MiB)": _peak_memory()}), flush=True)
+        if counts_left:  # not before: other variants may still be starting
+            counted = count(lambda: model(batch))
+            if not cfg.TEST.CUDA_GRAPH:
+                counted["products alone"] = products_alone(lambda: model(batch))
+            counts_left = False
+        result = {**measure(), **counted, "peak memory (MiB)": _peak_memory()}
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

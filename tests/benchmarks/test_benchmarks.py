@@ -1,3 +1,4 @@
+import csv
 import re
 import time
 from functools import partial
@@ -13,7 +14,7 @@ import dsrcnn
 from benchmarks.__main__ import main
 from benchmarks.loader import PIPELINES, share_of_waiting
 from benchmarks.matching import assign_by_loop, make_scene
-from benchmarks.operators import count_operators
+from benchmarks.operators import check, count_operators, read_stored
 from benchmarks.recollection import Step, Variant, flops_of, flops_per_second, peak_memory_of
 from benchmarks.speed import Measurement, compare, format_table
 from benchmarks.speed import Variant as Model
@@ -309,3 +310,57 @@ def test_operators_are_listed_by_place_and_name(capsys):
     assert int(rows["convolution"][0]) > 20
     assert int(rows["dsrcnn/structures/boxes.py apply_deltas"][0]) == 27  # of three stages
     assert re.search(r"\d+ operators, \d+ of them conversions$", text.strip())
+
+
+def test_no_config_dispatches_more_operators_than_are_stored():
+    rows = read_stored()
+    if rows[0].torch != torch.__version__.split("+")[0]:
+        pytest.skip(f"counts are those of torch {rows[0].torch}")
+    assert len(rows) >= 5
+    assert not check(rows[2:])  # the first two are counted above
+    fewer = [rows[2]._replace(operators=rows[2].operators - 1)]
+    assert check(fewer) == [
+        f"{rows[2].config}, float32: {rows[2].operators} operators and {rows[2].conversions} "
+        f"conversions, stored {rows[2].operators - 1} and {rows[2].conversions}"
+    ]
+
+
+OFFICIAL = """
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+
+@META_ARCH_REGISTRY.register()
+class SparseRCNN(torch.nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.backbone = build_backbone(cfg)
+
+    def forward(self, inputs):
+        return self.backbone(torch.stack([x["image"].float() for x in inputs]))
+"""
+
+
+def test_the_table_has_the_official_code_beside_ours(tmp_path, capsys):
+    (tmp_path / "sparsercnn").mkdir()
+    (tmp_path / "sparsercnn/__init__.py").touch()
+    (tmp_path / "sparsercnn/detector.py").write_text(OFFICIAL)
+    words = ["table", *SHAPES, "--official", str(tmp_path), "--output", str(tmp_path / "out")]
+    words += ["--batches", "1", "--train-batches", "--repeats", "1", "--size", "64", "64"]
+    assert main([*words, "--variants", "--threads", "1", "--set", "MODEL.DEVICE", "cpu"]) == 0
+    with (tmp_path / "out/speed.csv").open(newline="") as file:
+        ours, official = csv.DictReader(file)
+    assert (ours["variant"], official["variant"]) == ("ours", "official")
+    assert float(ours["factor"]) == 1.0
+    assert float(official["factor"]) == pytest.approx(
+        float(official["ms"]) / float(ours["ms"]), rel=1e-3
+    )
+    assert int(ours["operators"]) > int(official["operators"]) > 30  # it has no head
+    assert float(ours["products alone"]) > 0
+    assert (tmp_path / "out/speed.png").stat().st_size > 10_000
+    assert "| official" in capsys.readouterr().out
+
+
+def test_a_folder_without_the_official_code_is_named(tmp_path, capfd):
+    words = ["speed", *SHAPES, "--mode", "inference", "--against-official", str(tmp_path)]
+    assert main([*words, "--repeats", "1", "--size", "64", "64"]) == 2
+    assert "has no sparsercnn/detector.py" in capfd.readouterr().err
