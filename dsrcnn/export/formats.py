@@ -4,7 +4,7 @@ import ast
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from ..errors import ExportError, MissingPackageError
 from ..layers.deform_conv import DeformConv as OurDeformConv
 from .info import INPUT, KEY, OUTPUTS, ModelInfo
 from .parity import Detections
-from .program import DetectionProgram
+from .program import Outputs, Program
 
 LARGEST = 16_384  # side of an image, in pixels
 _OPSET, _DEFORMABLE_OPSET = 18, 19  # the first one with deformable convolution
@@ -54,11 +54,16 @@ def _per_image(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> lis
     return [(b[k].astype(np.float32), s[k].astype(np.float32), c[k]) for b, s, c, k in parts]
 
 
-def run_program(program: torch.nn.Module, images: np.ndarray) -> list[Detections]:
-    """Run a program, or what was made of it, as `Session.run`."""
+def run_program(
+    program: torch.nn.Module,
+    images: np.ndarray,
+    function: Callable[[Tensor], Outputs] | None = None,
+) -> list[Detections]:
+    """Run a program, or what was made of it, or a function of it, as `Session.run`."""
     device = next(iter([*program.parameters(), *program.buffers()])).device
     with torch.inference_mode():
-        outputs = program(torch.from_numpy(np.require(images, requirements="W")).to(device))
+        pixels = torch.from_numpy(np.require(images, requirements="W")).to(device)
+        outputs = (function or program)(pixels)
     boxes, scores, labels = (x.float().cpu().numpy() for x in outputs)
     return _per_image(boxes, scores, labels.astype(np.int64))
 
@@ -79,7 +84,7 @@ class Format(ABC):
         return
 
     @abstractmethod
-    def write(self, program: DetectionProgram, info: ModelInfo, path: Path) -> None:
+    def write(self, program: Program, info: ModelInfo, path: Path) -> None:
         """Export a program to a file."""
 
     @abstractmethod
@@ -92,7 +97,7 @@ class TorchExport(Format):
 
     suffix = ".pt2"
 
-    def write(self, program: DetectionProgram, info: ModelInfo, path: Path) -> None:
+    def write(self, program: Program, info: ModelInfo, path: Path) -> None:
         """Export with dynamic height and width."""
         _store_half(program, info)
         exported = torch.export.export(
@@ -120,7 +125,7 @@ class TorchScript(Format):
     suffix = ".torchscript"
     dynamic_batch = False
 
-    def write(self, program: DetectionProgram, info: ModelInfo, path: Path) -> None:
+    def write(self, program: Program, info: ModelInfo, path: Path) -> None:
         """Trace; height and width stay dynamic."""
         with warnings.catch_warnings(), torch.no_grad():
             for category in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):
@@ -150,7 +155,7 @@ class Onnx(Format):
         for name in ("onnx", "onnxscript", "onnxruntime"):
             _import(name)
 
-    def write(self, program: DetectionProgram, info: ModelInfo, path: Path) -> None:
+    def write(self, program: Program, info: ModelInfo, path: Path) -> None:
         """Export through ``torch.export``, with operators of opset 18."""
         example = _example(program, info)
         # Half precision comes afterwards: the exporter does not know autocast.
@@ -247,7 +252,7 @@ class OnnxSession(Session):
         return _per_image(*self.session.run([*OUTPUTS], {INPUT: images}))
 
 
-def _example(program: DetectionProgram, info: ModelInfo) -> Tensor:
+def _example(program: Program, info: ModelInfo) -> Tensor:
     """Images (B, h, w, 3) of a size that is none of the program's."""
     count = 2 if info.dynamic_batch else 1
     device = program.model.device
@@ -255,12 +260,12 @@ def _example(program: DetectionProgram, info: ModelInfo) -> Tensor:
     return torch.zeros((count, height, width, 3), dtype=torch.uint8, device=device)
 
 
-def _has_deformable(program: DetectionProgram) -> bool:
+def _has_deformable(program: Program) -> bool:
     layers = (DeformConv, ModulatedDeformConv, OurDeformConv)
     return any(isinstance(module, layers) for module in program.modules())
 
 
-def _store_half(program: DetectionProgram, info: ModelInfo) -> None:
+def _store_half(program: Program, info: ModelInfo) -> None:
     """Store the weights that are used in half precision so."""
     if info.half:
         names = program.half_layers(_example(program, info))

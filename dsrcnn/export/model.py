@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNN
 from torch import nn
 
 from ..engine.weight_io import write_atomically
@@ -21,7 +22,8 @@ from ..version import __version__
 from .formats import FORMATS, LARGEST, Format, Session, run_program
 from .info import ModelInfo
 from .parity import FLOAT16, FLOAT32, Detections, Parity, compare
-from .program import DetectionProgram
+from .program import DetectionProgram, Program
+from .two_stage import TwoStageProgram
 
 _REPEATS = 5  # of timings; their median counts
 
@@ -92,11 +94,11 @@ def export_model(
         MissingPackageError: if a package of the format is not installed.
     """
     target = Path(path)
-    if not isinstance(model, SparseRCNN):
+    if not isinstance(model, (SparseRCNN, GeneralizedRCNN)):
         raise ExportError(
             f"{cfg.MODEL.META_ARCHITECTURE} cannot be exported: the number of its boxes depends on "
             "the image, and exported models have fixed shapes. Models of SparseRCNN, "
-            "DynamicSparseRCNN and AdaMixer can be."
+            "DynamicSparseRCNN, AdaMixer and Faster R-CNN (GeneralizedRCNN) can be."
         )
     if options.format not in FORMATS:
         names = ", ".join(FORMATS)
@@ -122,8 +124,9 @@ def export_model(
         _write(kind, program, info, part, options)
         session = kind.open(part)
         parity = _compare(reference, session, images)
-        model_seconds = _median(lambda: run_program(reference, images[0][None]))
-        seconds = _median(lambda: session.run(images[0][None]))
+        first = images[0][None]
+        model_seconds = _median(lambda: run_program(reference, first, reference.reference))
+        seconds = _median(lambda: session.run(first))
         with part.open("rb") as content:
             write_atomically(target, lambda file: shutil.copyfileobj(content, file))
     text = f"{len(images)} image{'s' * (len(images) > 1)} {images_name}".strip()
@@ -139,7 +142,7 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _write(
-    kind: Format, program: DetectionProgram, info: ModelInfo, path: Path, options: ExportOptions
+    kind: Format, program: Program, info: ModelInfo, path: Path, options: ExportOptions
 ) -> None:
     try:
         with plain_system_errors(f"{path} cannot be written"):
@@ -154,19 +157,26 @@ def _write(
 
 
 def _program(
-    model: SparseRCNN, cfg: CfgNode, classes: Sequence[str], options: ExportOptions
-) -> tuple[DetectionProgram, ModelInfo]:
-    detection = model.detection
-    if options.nms is False:
-        detection = replace(detection, nms_threshold=None)
-    elif options.nms:
-        detection = replace(detection, nms_threshold=cfg.MODEL.SparseRCNN.NMS.THRESHOLD)
-    program = DetectionProgram(
-        copy.deepcopy(model),
-        options.size,
-        detection,
-        bgr=cfg.INPUT.FORMAT == "BGR",
-    )
+    model: SparseRCNN | GeneralizedRCNN,
+    cfg: CfgNode,
+    classes: Sequence[str],
+    options: ExportOptions,
+) -> tuple[Program, ModelInfo]:
+    bgr = cfg.INPUT.FORMAT == "BGR"
+    program: Program
+    if isinstance(model, SparseRCNN):
+        detection = model.detection
+        if options.nms is False:
+            detection = replace(detection, nms_threshold=None)
+        elif options.nms:
+            detection = replace(detection, nms_threshold=cfg.MODEL.SparseRCNN.NMS.THRESHOLD)
+        program = DetectionProgram(copy.deepcopy(model), options.size, detection, bgr=bgr)
+    else:
+        if options.nms is False:
+            raise ConfigError(
+                f"{cfg.MODEL.META_ARCHITECTURE} cannot do without NMS. Leave --no-nms out."
+            )
+        program = TwoStageProgram(copy.deepcopy(model), options.size, bgr=bgr)
     height, width = options.size
     info = ModelInfo(
         architecture=cfg.MODEL.META_ARCHITECTURE,
@@ -176,15 +186,15 @@ def _program(
         padded_height=program.padded[0],
         padded_width=program.padded[1],
         dynamic_batch=options.dynamic_batch,
-        nms=detection.nms_threshold,
+        nms=program.nms,
         half=options.half,
-        detections=detection.limit,
+        detections=program.limit,
         version=__version__,
     )
     return program.eval(), info
 
 
-def _compare(program: DetectionProgram, session: Session, images: Sequence[np.ndarray]) -> Parity:
+def _compare(program: Program, session: Session, images: Sequence[np.ndarray]) -> Parity:
     """Compare images one by one, and a batch of two if the file takes batches."""
     batches = [image[None] for image in images]
     if session.info.dynamic_batch:
@@ -192,7 +202,8 @@ def _compare(program: DetectionProgram, session: Session, images: Sequence[np.nd
     expected: list[Detections] = []
     actual: list[Detections] = []
     for batch in batches:
-        expected += run_program(program, batch)
+        for image in batch:
+            expected += run_program(program, image[None], program.reference)
         actual += session.run(batch)
     return compare(expected, actual, FLOAT16 if session.info.half else FLOAT32)
 

@@ -1,54 +1,59 @@
 """A detector as one function of tensors: any image in, detections in its pixels out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.norm import merge_frozen_norms
+from ..layers.norm import fold_frozen_norms, merge_frozen_norms
 from ..modeling.meta_arch.base import ImageBatch
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
 from ..modeling.postprocessing import DetectionSettings
 from .resize import resize_to_canvas
 
+Outputs = tuple[Tensor, Tensor, Tensor]
 
-class DetectionProgram(nn.Module):
-    """A cascade with its pre- and post-processing, of fixed shapes after the resizing.
+
+class Program(nn.Module, ABC):
+    """A detector with its pre- and post-processing, of fixed shapes after the resizing.
 
     Attributes:
+        model: in evaluation mode, its frozen norms merged into convolutions.
+        canvas: height and width in pixels that images are resized to fit.
+        padded: those of the network input.
+        nms: IoU of NMS; None without.
+        limit: most detections of an image; negative for no limit.
         half_precision: whether the network runs under autocast with float16.
     """
 
-    def __init__(
-        self,
-        model: SparseRCNN,
-        canvas: tuple[int, int],
-        detection: DetectionSettings,
-        *,
-        bgr: bool,
-    ) -> None:
+    model: Any
+    nms: float | None
+    limit: int
+
+    def __init__(self, model: nn.Module, canvas: tuple[int, int], *, bgr: bool) -> None:
         """Prepare the evaluation of a model.
 
         Args:
             model: its frozen norms are merged into convolutions, so give a copy.
             canvas: height and width in pixels that images are resized to fit.
-            detection: limit and NMS.
             bgr: channel order of the network input.
         """
         super().__init__()
         self.model = model.eval()
         self.canvas = canvas
-        step = max(model.backbone.size_divisibility, 1)
+        step = max(self.model.backbone.size_divisibility, 1)
         self.padded = (-(-canvas[0] // step) * step, -(-canvas[1] // step) * step)
         self.bgr = bgr
         self.half_precision = False
-        self.detection = replace(detection, dense_nms=True)
+        fold_frozen_norms(model)
         merge_frozen_norms(model)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Outputs:
         """Detect objects in images of one size.
 
         Args:
@@ -58,15 +63,15 @@ class DetectionProgram(nn.Module):
             Boxes (B, K, 4) xyxy in pixels of the images, scores (B, K), best first, and labels (B,
             K) int64. A score of 0 is no detection.
         """
-        batch = self._preprocess(images)
-        with self._precision(images.device):
-            predictions = self.model.predict(batch)
-        detections = self.model.select(predictions, batch, self.detection)
-        scores = detections.scores * detections.kept
-        limit, most = self.detection.limit, scores.shape[1]
-        scores, order = scores.topk(min(limit, most) if limit >= 0 else most, dim=1)
-        boxes = detections.boxes.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
-        return boxes, scores, detections.classes.gather(1, order)
+        return self.detect(self._preprocess(images))
+
+    @abstractmethod
+    def detect(self, batch: ImageBatch) -> Outputs:
+        """Detect objects in a batch, see `forward`."""
+
+    def reference(self, images: Tensor) -> Outputs:
+        """Detect objects as the model itself does, see `forward`."""
+        return self(images)
 
     def _preprocess(self, images: Tensor) -> ImageBatch:
         """Resize, normalize and pad."""
@@ -104,9 +109,38 @@ class DetectionProgram(nn.Module):
         return names
 
     @contextmanager
-    def _precision(self, device: torch.device) -> Iterator[None]:
+    def precision(self, device: torch.device) -> Iterator[None]:
+        """Run a block in the precision of the program."""
         if not self.half_precision:
             yield
             return
         with torch.autocast(device.type, dtype=torch.float16, cache_enabled=False):
             yield
+
+
+class DetectionProgram(Program):
+    """A cascade."""
+
+    def __init__(
+        self,
+        model: SparseRCNN,
+        canvas: tuple[int, int],
+        detection: DetectionSettings,
+        *,
+        bgr: bool,
+    ) -> None:
+        """Set limit and NMS; see `Program` for the rest."""
+        super().__init__(model, canvas, bgr=bgr)
+        self.detection = replace(detection, dense_nms=True)
+        self.nms, self.limit = detection.nms_threshold, detection.limit
+
+    def detect(self, batch: ImageBatch) -> Outputs:
+        """Detect objects in a batch, see `forward`."""
+        with self.precision(batch.tensor.device):
+            predictions = self.model.predict(batch)
+        detections = self.model.select(predictions, batch, self.detection)
+        scores = detections.scores * detections.kept
+        limit, most = self.limit, scores.shape[1]
+        scores, order = scores.topk(min(limit, most) if limit >= 0 else most, dim=1)
+        boxes = detections.boxes.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
+        return boxes, scores, detections.classes.gather(1, order)

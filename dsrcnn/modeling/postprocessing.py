@@ -145,19 +145,22 @@ def batched_nms(scores: Tensor, classes: Tensor, boxes: Tensor, threshold: float
 _ROUNDS = 16  # of `dense_nms`
 
 
-def dense_nms(scores: Tensor, classes: Tensor, boxes: Tensor, threshold: float) -> Tensor:
+def dense_nms(
+    scores: Tensor, classes: Tensor, boxes: Tensor, threshold: float, rounds: int = _ROUNDS
+) -> Tensor:
     """Class-wise NMS by matrix products, of fixed shapes and without a wait of the host.
 
     For CUDA graphs and exported models. Every round removes what overlaps a box that is kept so
     far and has a higher score. From the best box on, a round settles at least one more link of
     every chain of overlaps, so the result is that of `batched_nms` unless a chain of boxes, each
-    overlapping only the next ones, is longer than 16.
+    overlapping only the next ones, is longer than `rounds`.
 
     Args:
         scores: (B, K), descending; not read.
         classes: (B, K).
         boxes: (B, K, 4) xyxy in pixels.
         threshold: of two boxes of a class with a larger IoU, the lower score is removed.
+        rounds: number of them.
 
     Returns:
         (B, K) bool, True for what stays.
@@ -174,7 +177,7 @@ def dense_nms(scores: Tensor, classes: Tensor, boxes: Tensor, threshold: float) 
     rank = torch.arange(boxes.shape[1], device=boxes.device)
     suppresses = (is_rival & (rank.unsqueeze(1) < rank)).float()
     kept = torch.ones_like(area)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         kept = ((kept.unsqueeze(1) @ suppresses).squeeze(1) == 0).float()
     return kept > 0
 
