@@ -1,6 +1,5 @@
 """File formats of exported models: ONNX, torch.export and TorchScript."""
 
-import ast
 import logging
 import warnings
 from abc import ABC, abstractmethod
@@ -16,13 +15,14 @@ from torch import Tensor
 
 from ..errors import ExportError, MissingPackageError
 from ..layers.deform_conv import DeformConv as OurDeformConv
+from .half import SCOPES, to_half
 from .info import INPUT, KEY, OUTPUTS, ModelInfo
 from .parity import Detections
 from .program import Outputs, Program
 
 LARGEST = 16_384  # side of an image, in pixels
 _OPSET, _DEFORMABLE_OPSET = 18, 19  # the first one with deformable convolution
-_SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: the names of the modules that it is in
+_NORMS = (torch.nn.GroupNorm, torch.nn.LayerNorm)  # batch norms are part of convolutions
 
 
 class Session(ABC):
@@ -179,7 +179,8 @@ class Onnx(Format):
         exported.model.metadata_props[KEY] = info.to_json()
         exported.save(path, external_data=False)
         if info.half:
-            _to_half(path, layers)
+            norms = {name for name, m in program.named_modules() if isinstance(m, _NORMS)}
+            to_half(path, layers, norms)
 
     def open(self, path: Path) -> Session:
         """Open a file on all cores of the CPU, or on the GPU of onnxruntime-gpu."""
@@ -273,33 +274,6 @@ def _store_half(program: Program, info: ModelInfo) -> None:
             program.get_submodule(name).half()
 
 
-def _to_half(path: Path, layers: set[str]) -> None:
-    """Convert the backbone and `layers` of an ONNX file to float16."""
-    import onnx
-    from onnxruntime.transformers.float16 import (  # type: ignore[import-untyped]
-        DEFAULT_OP_BLOCK_LIST,
-        convert_float_to_float16,
-    )
-
-    model = onnx.load(path)
-    kept = []
-    for node in model.graph.node:
-        scopes = {p.key: p.value for p in node.metadata_props}.get(_SCOPES, "")
-        names = ast.literal_eval(scopes) if scopes else []
-        is_half = "model.backbone" in names or (len(names) > 1 and names[-2] in layers)
-        if not is_half:
-            kept.append(node.name)
-    converted = convert_float_to_float16(
-        model,
-        keep_io_types=True,
-        node_block_list=kept,
-        op_block_list=[*DEFAULT_OP_BLOCK_LIST, "InstanceNormalization", "LayerNormalization"],
-    )
-    for node in converted.graph.node:
-        del node.metadata_props[:]
-    onnx.save(converted, path)
-
-
 def _dynamic(info: ModelInfo) -> dict[int, Any]:
     axes = {1: torch.export.Dim("height", min=1, max=LARGEST)}
     axes[2] = torch.export.Dim("width", min=1, max=LARGEST)
@@ -346,7 +320,7 @@ def _strip(model: Any, *, keep_scopes: bool) -> None:
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)
     for node in model.graph.all_nodes():
-        scopes = node.metadata_props.get(_SCOPES)
+        scopes = node.metadata_props.get(SCOPES)
         node.metadata_props.clear()
         if keep_scopes and scopes is not None:
-            node.metadata_props[_SCOPES] = scopes
+            node.metadata_props[SCOPES] = scopes
