@@ -95,24 +95,22 @@ def compare(
     shape: Shape,
     repeats: int,
     threads: int = 0,
-    count: bool = False,
 ) -> list[Measurement]:
     """Measure variants in turn, each in a separate process.
 
     Args:
         variants: one or more.
-        mode: "train" or "inference", by part, or "loop", iterations of the training loop.
+        mode: "train" or "inference", by part, "loop", iterations of the training loop, or "count",
+            what an inference starts.
         shape: of the batch.
         repeats: rounds.
         threads: of torch; 0 leaves its choice.
-        count: also count what an inference starts: operators, or kernels, copies and waits.
 
     Raises:
         ConfigError: if a worker cannot start.
     """
     options = [f"--mode={mode}", f"--images={shape.images}", f"--objects={shape.objects}"]
     options += ["--size", str(shape.height), str(shape.width), f"--threads={threads}"]
-    options += ["--count"] if count else []
     with contextlib.ExitStack() as stack:
         runs = {
             number: partial(_ask, stack.enter_context(_started(variant, options)), variant)

@@ -150,14 +150,13 @@ def run(args: argparse.Namespace) -> None:
         if mode == "train":
             variants = [v for v in variants if v.name != "cuda-graph"]
         shape = Shape.from_args(args)._replace(images=images)
-        measured = compare(
-            variants,
-            mode=mode,
-            shape=shape,
-            repeats=args.repeats,
-            threads=args.threads,
-            count=mode == "inference",
-        )
+        options = {"shape": shape, "threads": args.threads}
+        measured = compare(variants, mode=mode, repeats=args.repeats, **options)
+        if mode == "inference":  # in processes of their own: counting takes memory
+            counts = compare(variants, mode="count", repeats=1, **options)
+            for m, counted in zip(measured, counts, strict=True):
+                extra = {k: v for k, v in counted.rounds[0].items() if k in _COUNTS}
+                m.rounds[:] = [{**r, **extra} for r in m.rounds]
         rows += rows_of_case(measured, mode, images)
         size = f"{shape.height}x{shape.width}"
         versions = {"torch": torch.__version__, "config": args.config_file, "size": size}

@@ -275,6 +275,8 @@ def _build_measurement(
     amp = cfg.SOLVER.AMP
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[amp.PRECISION]
     autocast = torch.autocast(cfg.MODEL.DEVICE.split(":")[0], dtype, enabled=amp.ENABLED)
+    if mode == "count":
+        return partial(_count_inference, model, batch, autocast, not cfg.TEST.CUDA_GRAPH)
     # Hooks would wait inside of a graph that is being captured.
     timer = _PartTimer(nn.Module() if cfg.TEST.CUDA_GRAPH else model)
     if mode == "inference":
@@ -388,24 +390,47 @@ def build_official(folder: str, cfg: Any) -> nn.Module:
     return SparseRCNN(cfg)  # type: ignore[no-any-return]
 
 
+@torch.no_grad()
+def _count_inference(
+    model: nn.Module,
+    batch: list[dict[str, Any]],
+    autocast: AbstractContextManager[Any],
+    products: bool,
+) -> dict[str, float]:
+    """Count what an inference starts, and time its products; not in a graph, which hides them."""
+    model.eval()
+
+    def run() -> None:
+        with autocast:
+            model(batch)
+
+    counts = count(run)
+    return {**counts, "products alone": products_alone(run)} if products else counts
+
+
 def count(run: Callable[[], object]) -> dict[str, float]:
-    """Count what one call starts: operators, or on a GPU kernels, copies and waits."""
+    """Count what one call starts: operators, or on a GPU launches, copies and waits."""
+    for _ in range(2):
+        run()
     if not torch.cuda.is_available():
-        with torch.no_grad(), OperatorCount() as counted:
+        with OperatorCount() as counted:
             run()
         return {"operators": counted.total, "conversions": counted.casts}
+    torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         run()
-        torch.cuda.synchronize()
     calls = {event.key: event.count for event in profiler.key_averages()}
-    kinds = {"launches": "LaunchKernel", "copies": "Memcpy", "waits": "Synchronize"}
+    # Of the runtime and of the driver; a graph is one launch.
+    kinds = {"launches": ("LaunchKernel", "GraphLaunch"), "copies": ("Memcpy",)}
+    kinds["waits"] = ("Synchronize",)
     return {
-        kind: sum(n for key, n in calls.items() if key.startswith("cuda") and word in key)
-        for kind, word in kinds.items()
+        kind: sum(
+            n for key, n in calls.items() if key.startswith("cu") and any(w in key for w in words)
+        )
+        for kind, words in kinds.items()
     }
 
 
-@torch.no_grad()
 def products_alone(run: Callable[[], object]) -> float:
     """Seconds of the convolutions and matrix products of one call, run again one by one: a limit.
 
@@ -433,12 +458,12 @@ def main() -> None:
     """Build the variant, then answer lines until stdin ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config-file", required=True)
-    parser.add_argument("--mode", choices=["train", "inference", "loop"], required=True)
+    modes = ["train", "inference", "loop", "count"]
+    parser.add_argument("--mode", choices=modes, required=True)
     add_shape_arguments(parser)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--without", default="")
     parser.add_argument("--official", default="")
-    parser.add_argument("--count", action="store_true")
     parser.add_argument("opts", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     if args.threads:
@@ -450,18 +475,12 @@ def main() -> None:
     undo(model, [name for name in without if name != "optimizer"])
     batch = make_batch(Shape.from_args(args), cfg.MODEL.SparseRCNN.NUM_CLASSES)
     measure = _build_measurement(cfg, model, batch, args.mode, "optimizer" in without)
-    counts_left = args.count and args.mode == "inference"
-    counted: dict[str, float] = {}
+    if cfg.TEST.CUDA_GRAPH:
+        measure()  # a graph is captured when a size is met for the second time
     for _ in sys.stdin:
         # Once unmeasured: while the other variant ran, the system may have reclaimed memory.
         measure()
-        if counts_left:  # not before: other variants may still be starting
-            counted = count(lambda: model(batch))
-            if not cfg.TEST.CUDA_GRAPH:
-                counted["products alone"] = products_alone(lambda: model(batch))
-            counts_left = False
-        result = {**measure(), **counted, "peak memory (MiB)": _peak_memory()}
-        print(json.dumps(result), flush=True)
+        print(json.dumps({**measure(), "peak memory (MiB)": _peak_memory()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -94,9 +94,9 @@ class TwoStageProgram(Program):
             boxes = _decode(rpn.box2box_transform, delta, anchors).unflatten(0, (-1, count))
             boxes = _clip(boxes, sizes)
             is_box = ((boxes[..., 2:] - boxes[..., :2]) > rpn.min_box_size).all(dim=-1)
-            # Empty boxes overlap nothing, so they need not be removed before.
-            one_class = torch.zeros_like(index)
-            stays = dense_nms(score, one_class, boxes, rpn.nms_thresh, _RPN_ROUNDS) & is_box
+            # Small boxes suppress nothing: what is empty overlaps nothing.
+            rivals, one_class = boxes * is_box.unsqueeze(-1), torch.zeros_like(index)
+            stays = dense_nms(score, one_class, rivals, rpn.nms_thresh, _RPN_ROUNDS) & is_box
             kept_boxes.append(boxes)
             kept_scores.append(score.masked_fill(~stays, -torch.inf))
         scores = torch.cat(kept_scores, dim=1)

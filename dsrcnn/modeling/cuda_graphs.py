@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers.constants import holding
 from .postprocessing import Detections, DetectionSettings
@@ -33,12 +33,14 @@ class _Inputs(NamedTuple):
 class Evaluated(Protocol):
     """Interface of a detector that is captured; see `SparseDetector`."""
 
-    def parameters(self) -> Iterable[Tensor]:
-        """Return the parameters."""
+    training: bool
+
+    def modules(self) -> Iterable[nn.Module]:
+        """Return all modules."""
         ...
 
-    def buffers(self) -> Iterable[Tensor]:
-        """Return the buffers."""
+    def graph_key(self) -> Hashable:
+        """Return the settings that a graph has from its capture on."""
         ...
 
     def detect(
@@ -83,7 +85,9 @@ class CudaGraphs:
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: Counter[Hashable] = Counter()
         self._weights: Hashable = None
+        self._modules: list[nn.Module] = []  # those with weights
         self._pool: Any = None
+        self._done: torch.cuda.Event | None = None  # when the last replay ends
         self._stopped = False
         self._lock = threading.Lock()  # predictions may run in several threads
 
@@ -93,9 +97,11 @@ class CudaGraphs:
 
     def clear(self) -> None:
         """Discard all graphs, and free their memory."""
+        if self._done is not None:
+            self._done.synchronize()
         self._graphs.clear()
         self._seen.clear()
-        self._pool = None
+        self._modules, self._pool, self._done = [], None, None
 
     def __call__(
         self,
@@ -104,25 +110,38 @@ class CudaGraphs:
         settings: DetectionSettings,
     ) -> Detections:
         """Return what ``detector.detect(*inputs, settings)`` does, by a graph where possible."""
-        if self._stopped or torch.is_grad_enabled() or not can_capture(inputs[0].device):
+        device, is_plain = inputs[0].device, self._stopped or detector.training
+        if is_plain or torch.is_grad_enabled() or not can_capture(device):
             return detector.detect(*inputs, settings)
         with self._lock:
             graph = self._graph_for(detector, _Inputs(*inputs), settings)
             if graph is not None:
-                return graph(_Inputs(*inputs))
+                return self._replay(graph, _Inputs(*inputs))
         return detector.detect(*inputs, settings)
+
+    def _replay(self, graph: _Graph, inputs: _Inputs) -> Detections:
+        """Replay a graph after the last replay, which may be in the stream of another thread."""
+        if inputs.tensor.device.type != "cuda":
+            return graph(inputs)
+        stream = torch.cuda.current_stream(inputs.tensor.device)
+        if self._done is not None:
+            stream.wait_event(self._done)
+        detections = graph(inputs)
+        self._done = stream.record_event()
+        return detections
 
     def _graph_for(
         self, detector: Evaluated, inputs: _Inputs, settings: DetectionSettings
     ) -> _Graph | None:
         """Find or capture the graph of inputs; None if they run as they are."""
-        weights = _signature(detector)
+        weights = self._signature(detector)
         if weights != self._weights:
             self.clear()
             self._weights = weights
         kind = inputs.tensor.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (tuple(inputs.tensor.shape), inputs.tensor.dtype, settings, dtype)
+        shape = tuple(inputs.tensor.shape)
+        key = (shape, inputs.tensor.dtype, settings, dtype, detector.graph_key())
         if key in self._graphs:
             return self._graphs[key]
         self._seen[key] += 1
@@ -168,8 +187,16 @@ class CudaGraphs:
         with holding() as constants, context:
             if self._pool is None:
                 self._pool = new_pool(inputs.tensor.device)
-            replay, outputs = capture(lambda: detector.detect(*places, settings), self._pool)
+            function = lambda: detector.detect(*places, settings)  # noqa: E731
+            replay, outputs = capture(function, self._pool, inputs.tensor.device)
         return _Graph(replay, places, outputs, constants)
+
+    def _signature(self, detector: Evaluated) -> Hashable:
+        """Address and version of all weights; changes of ``x.data`` in place are not seen."""
+        if not self._modules:  # a walk through all of them takes longer than a replay
+            self._modules = [m for m in detector.modules() if m._parameters or m._buffers]
+        values = [[*m._parameters.values(), *m._buffers.values()] for m in self._modules]
+        return tuple((x.data_ptr(), x._version) for row in values for x in row if x is not None)
 
 
 def can_capture(device: torch.device) -> bool:
@@ -183,25 +210,29 @@ def new_pool(device: torch.device) -> Any:
         return torch.cuda.graph_pool_handle()
 
 
-def capture(function: Callable[[], Detections], pool: Any) -> tuple[Callable[[], None], Detections]:
+def capture(
+    function: Callable[[], Detections], pool: Any, device: torch.device
+) -> tuple[Callable[[], None], Detections]:
     """Capture a function of fixed tensors; return its replay and its outputs.
 
     Raises:
-        RuntimeError: if it waits for the device, copies from the host or needs too much memory.
+        RuntimeError: if it waits for the device, copies from the host or needs too much memory, or
+            if the replay computes nothing.
     """
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
-            function()
-    current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        outputs = function()
+    with torch.cuda.device(device):
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                function()
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # In the stream of the device: torch's default is one stream for all of them.
+        mode = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(graph, **mode):
+            outputs = function()
+        outputs.scores.fill_(torch.nan)
+        graph.replay()
+        if outputs.scores.isnan().all() and outputs.scores.numel():
+            raise RuntimeError("the captured graph computes nothing")
     return graph.replay, outputs
-
-
-def _signature(detector: Evaluated) -> Hashable:
-    """Address and version of all weights; changes of ``x.data`` in place are not seen."""
-    tensors = [*detector.parameters(), *detector.buffers()]
-    return tuple((x.data_ptr(), x._version) for x in tensors)

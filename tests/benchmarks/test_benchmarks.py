@@ -346,9 +346,10 @@ def test_the_table_has_the_official_code_beside_ours(tmp_path, capsys):
     (tmp_path / "sparsercnn/detector.py").write_text(OFFICIAL)
     words = ["table", *SHAPES, "--official", str(tmp_path), "--output", str(tmp_path / "out")]
     words += ["--batches", "1", "--train-batches", "--repeats", "1", "--size", "64", "64"]
-    assert main([*words, "--variants", "--threads", "1", "--set", "MODEL.DEVICE", "cpu"]) == 0
+    words += ["--variants", "bf16", "--threads", "1"]
+    assert main([*words, "--set", "MODEL.DEVICE", "cpu"]) == 0
     with (tmp_path / "out/speed.csv").open(newline="") as file:
-        ours, official = csv.DictReader(file)
+        ours, official, half = csv.DictReader(file)
     assert (ours["variant"], official["variant"]) == ("ours", "official")
     assert float(ours["factor"]) == 1.0
     assert float(official["factor"]) == pytest.approx(
@@ -356,6 +357,8 @@ def test_the_table_has_the_official_code_beside_ours(tmp_path, capsys):
     )
     assert int(ours["operators"]) > int(official["operators"]) > 30  # it has no head
     assert float(ours["products alone"]) > 0
+    assert int(half["conversions"]) > int(ours["conversions"])  # counted as it is measured
+    assert all(float(row["rest"]) >= 0 for row in (ours, official, half))
     assert (tmp_path / "out/speed.png").stat().st_size > 10_000
     assert "| official" in capsys.readouterr().out
 

@@ -57,9 +57,10 @@ def check_equal(actual, expected):
         (),
         ("MODEL.RPN.POST_NMS_TOPK_TEST", 15, "TEST.DETECTIONS_PER_IMAGE", 7),
         (*ALIGNED, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+        ("MODEL.RPN.NMS_THRESH", 0.3, "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 12),
         ("MODEL.RPN.NMS_THRESH", 0.3, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3),
     ],
-    ids=["default", "few", "class agnostic", "thresholds"],
+    ids=["default", "few", "class agnostic", "no small boxes", "thresholds"],
 )  # fmt: skip
 @pytest.mark.parametrize("config", ["quick/faster_rcnn_shapes", "quick/dynamic_rcnn_shapes"])
 def test_the_program_detects_what_detectron2_does(config, opts):

@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from torch._dynamo.utils import counters
 
 from dsrcnn.config import read_cfg
+from dsrcnn.modeling.losses import SetCriterion
 from dsrcnn.utils import compilation
 
 COMPILE = ("MODEL.COMPILE", True)
@@ -122,5 +123,19 @@ def test_the_mode_is_a_key(traced):
     model_of(*COMPILE, "MODEL.COMPILE_MODE", "max-autotune-no-cudagraphs")
     assert set(traced) == {"max-autotune-no-cudagraphs"}
     traced.clear()
-    model_of("MODEL.COMPILE_MODE", "reduce-overhead")
+    model_of("MODEL.COMPILE_MODE", "max-autotune-no-cudagraphs")
     assert not traced
+
+
+def test_a_subclass_replaces_the_losses_of_sets():
+    class Doubled(SetCriterion):
+        def set_losses(self, *args):
+            return {name: 2 * value for name, value in super().set_losses(*args).items()}
+
+    for opts in ((), COMPILE):
+        model = model_of(*opts)
+        expected = model(batch([(64, 96)], [2]))
+        model.criterion.__class__ = Doubled
+        losses = model(batch([(64, 96)], [2]))
+        for name, value in expected.items():
+            torch.testing.assert_close(losses[name], 2 * value)

@@ -1,4 +1,8 @@
-"""Evaluation by CUDA graphs. On CPUs a stand-in computes at fixed addresses, as a graph does."""
+"""Evaluation by CUDA graphs.
+
+On CPUs a stand-in records the operators of a pass and runs them again on the same tensors, as a
+graph does: it sees changed values at the old addresses, and no changed settings.
+"""
 
 import copy
 import logging
@@ -7,8 +11,10 @@ import pytest
 import torch
 from conftest import batch
 from detectors import DLA, model_of
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from dsrcnn.modeling import cuda_graphs
+from dsrcnn.modeling import SparseRCNN, cuda_graphs
+from dsrcnn.modeling.postprocessing import Detections
 
 GRAPH = ("TEST.CUDA_GRAPH", True)
 SIZES = [(64, 96), (60, 90)]
@@ -19,13 +25,14 @@ def captures(monkeypatch):
     """Capture on CPUs; returns the number of captures and of replays."""
     counts = {"captured": 0, "replayed": 0}
 
-    def capture(function, pool):
+    def capture(function, pool, device):
         counts["captured"] += 1
-        outputs = function()
+        recorded = make_fx(lambda: tuple(function()))()
+        outputs = Detections(*recorded())
 
         def replay():
             counts["replayed"] += 1
-            for place, value in zip(outputs, function(), strict=True):
+            for place, value in zip(outputs, recorded(), strict=True):
                 place.copy_(value)
 
         return replay, outputs
@@ -93,6 +100,26 @@ def test_changed_weights_discard_the_graphs(captures):
     assert captures == {"captured": 2, "replayed": 2}
 
 
+def test_settings_are_part_of_a_graph(captures):
+    model, plain = model_of(*GRAPH).eval(), model_of().eval()
+    for _ in range(2):
+        detect(model)
+    model.head.inference_stages = plain.head.inference_stages = 1
+    for _ in range(2):
+        check_equal(detect(model), detect(plain))
+    assert captures == {"captured": 2, "replayed": 2}
+
+
+def test_a_module_that_is_replaced_is_seen(captures):
+    model = model_of(*GRAPH).eval()
+    for _ in range(2):
+        detect(model)
+    layer = model.head.head_series[1].class_logits
+    layer.bias = torch.nn.Parameter(torch.ones_like(layer.bias))
+    check_equal(detect(model), detect(copy.deepcopy(model)))
+    assert captures["replayed"] == 1
+
+
 def test_training_discards_the_graphs_and_their_memory(captures):
     model = model_of(*GRAPH).eval()
     for _ in range(2):
@@ -115,7 +142,7 @@ def test_passes_with_gradients_and_copies_run_without_graphs(captures):
 
 
 def test_a_pass_that_cannot_be_captured_runs_as_it_is(captures, monkeypatch, caplog):
-    def capture(function, pool):
+    def capture(function, pool, device):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(cuda_graphs, "capture", capture)
@@ -150,9 +177,24 @@ def test_a_cpu_is_no_place_for_graphs(caplog):
 @pytest.mark.parametrize("opts", [(), DLA], ids=["no NMS", "NMS"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu_graphs_detect_the_same(opts, dtype):
-    device = ("MODEL.DEVICE", "cuda")
+    device = ("MODEL.DEVICE", f"cuda:{torch.cuda.device_count() - 1}")
     plain, model = model_of(*opts, *device).eval(), model_of(*opts, *device, *GRAPH).eval()
     for seed in range(4):
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             check_equal(detect(model, seed), detect(plain, seed))
     assert len(model.graphs._graphs) == 1
+
+
+@pytest.mark.parametrize("method", ["raw_predictions", "postprocess"])
+def test_a_subclass_that_replaces_a_half_of_the_pass_is_evaluated_with_it(method, captures):
+    def replaced(self, *args, **options):
+        calls.append(method)
+        return getattr(SparseRCNN, method)(self, *args, **options)
+
+    calls = []
+    model, plain = model_of(*GRAPH).eval(), model_of().eval()
+    model.__class__ = type("Other", (SparseRCNN,), {method: replaced})
+    for _ in range(3):
+        check_equal(detect(model), detect(plain))
+    assert calls == [method] * 3
+    assert captures["captured"] == 0

@@ -156,7 +156,7 @@ class SetCriterion(nn.Module):
         """
         if normalizers is None:
             normalizers = self.normalizers([self.count(targets, assignment)])
-        losses_of_sets = in_region(SetCriterion.set_losses, self.compile_mode)
+        losses_of_sets = in_region(type(self).set_losses, self.compile_mode)
         per_set = losses_of_sets(self, predictions, targets, assignment, normalizers)
         if self.log.is_due():
             self._log_plain(per_set, predictions.stage)

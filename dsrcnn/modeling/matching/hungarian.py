@@ -41,8 +41,6 @@ def assign_one_to_one(cost: Tensor, mask: Tensor) -> Tensor:
 class HungarianMatcher(Matcher):
     """One proposal per ground truth, matched separately for every stage and image."""
 
-    on_device = False
-
     @configurable
     def __init__(
         self, *, costs: CostSettings, log: ScalarLog | None = None, compile_mode: str = ""

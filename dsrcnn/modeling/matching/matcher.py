@@ -31,11 +31,12 @@ class Matcher(nn.Module):
 
     Attributes:
         one_to_many: whether a ground truth may get several proposals, so that inference needs NMS.
-        on_device: whether `assign` is a function of tensors; False if the host computes it.
+        on_device: whether `assign` is a function of tensors, which can be compiled; False if the
+            host computes it.
     """
 
     one_to_many: ClassVar[bool] = False
-    on_device: ClassVar[bool] = True
+    on_device: ClassVar[bool] = False
 
     def __init__(
         self, *, costs: CostSettings, log: ScalarLog | None = None, compile_mode: str = ""

@@ -87,6 +87,8 @@ def limit_positives(assignment: Tensor, plan: Tensor, limit: Tensor) -> Tensor:
 class OptimalTransportMatcher(UnitMatcher):
     """Several proposals per ground truth, as many as it has units, chosen by optimal transport."""
 
+    on_device = True
+
     @configurable
     def __init__(self, *, epsilon: float = 0.1, iterations: int = 50, **kwargs: Any) -> None:
         """Set `epsilon` and `iterations` of `sinkhorn`; other arguments are `UnitMatcher`'s."""

@@ -36,6 +36,8 @@ def assign_cheapest(cost: Tensor, units: Tensor) -> Tensor:
 class SimOTAMatcher(UnitMatcher):
     """Several proposals per ground truth, as many as it has units, selected by cost alone."""
 
+    on_device = True
+
     @configurable
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

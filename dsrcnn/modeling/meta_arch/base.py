@@ -1,6 +1,7 @@
 """Base of all sparse detectors: from images to features, and from predictions to detections."""
 
 import logging
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -150,22 +151,30 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         return set(outputs) <= set(self.in_features)
 
     def raw_predictions(
-        self, batched_inputs: list[dict[str, Any]], *, all_stages: bool = False
+        self, batched_inputs: list[dict[str, Any]], **options: Any
     ) -> tuple[Predictions, ImageBatch]:
         """Run the network without post-processing.
 
         Args:
             batched_inputs: Detectron2's model inputs.
-            all_stages: return the predictions of all stages in evaluation mode, too.
+            **options: of `predict`.
 
         Returns:
             Predictions with boxes in pixels of the network input, and the images.
         """
         images = self.preprocess_image(batched_inputs)
-        return self.predict(images, all_stages=all_stages), images
+        return self.predict(images, **options), images
 
     def predict(self, images: ImageBatch, *, all_stages: bool = False) -> Predictions:
-        """Run the network on images; see `raw_predictions`."""
+        """Run the network on images.
+
+        Args:
+            images: the network input.
+            all_stages: return the predictions of all stages in evaluation mode, too.
+
+        Returns:
+            Predictions with boxes in pixels of the network input.
+        """
         raise NotImplementedError
 
     def inference(
@@ -183,6 +192,12 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         Returns:
             One dictionary with ``instances`` per image, in pixels of the original images.
         """
+        kind = type(self)
+        is_split = kind.raw_predictions is not SparseDetector.raw_predictions
+        if is_split or kind.postprocess is not SparseDetector.postprocess:
+            # A subclass has replaced a half of the pass.
+            predictions, images = self.raw_predictions(batched_inputs)
+            return self.postprocess(predictions, images, batched_inputs, detection=detection)
         images = self.preprocess_image(batched_inputs)
         inputs, settings = images[:3], detection or self.detection
         if self.graphs is None:
@@ -201,6 +216,10 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         """
         images = ImageBatch(tensor, sizes, originals, [])
         return self.select(self.predict(images), images, settings)
+
+    def graph_key(self) -> Hashable:
+        """Return the settings that a CUDA graph has from its capture on."""
+        return torch.get_float32_matmul_precision()
 
     def train(self, mode: bool = True) -> "SparseDetector":
         """Set the mode; training discards the graphs, whose memory it needs."""

@@ -1,5 +1,6 @@
 """Sparse R-CNN (arXiv 2011.12450): the whole detector."""
 
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -125,30 +126,23 @@ class SparseRCNN(SparseDetector):
                 counts.append(self.criterion.count(targets, assignment))
         return self.criterion.normalizers(counts)
 
-    def raw_predictions(
-        self,
-        batched_inputs: list[dict[str, Any]],
-        *,
-        all_stages: bool = False,
-        stages: int | None = None,
-    ) -> tuple[Predictions, ImageBatch]:
-        """Run the network without post-processing; see `SparseDetector`.
-
-        `stages` is the number of stages to run in evaluation mode; None for the config's.
-        """
-        images = self.preprocess_image(batched_inputs)
-        return self.predict(images, all_stages=all_stages, stages=stages), images
-
     def predict(
         self, images: ImageBatch, *, all_stages: bool = False, stages: int | None = None
     ) -> Predictions:
-        """Run the network on images; see `raw_predictions`."""
+        """Run the network on images; see `SparseDetector`.
+
+        `stages` is the number of stages to run in evaluation mode; None for the config's.
+        """
         features = self.extract_features(images)
         proposals = self.proposals(features, images.sizes)
         recollect = self.training and training_context().recollect
         options = {"all_stages": all_stages, "stages": stages, "recollect": recollect}
         predictions: Predictions = self.head(features, proposals, **options)
         return predictions
+
+    def graph_key(self) -> Hashable:
+        """Add the number of stages; see `SparseDetector`."""
+        return super().graph_key(), self.head.inference_stages
 
 
 @META_ARCH_REGISTRY.register()
