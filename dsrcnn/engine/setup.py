@@ -1,5 +1,6 @@
 """Set-up of a run: output folder, log, records of the environment, seed, final solver settings."""
 
+import functools
 import json
 import logging
 import os
@@ -245,13 +246,14 @@ def resolve_solver(cfg: CfgNode) -> CfgNode:
     # BASE_LR was scaled with the batch, so it is meant for more images now.
     solver = cfg.SOLVER
     solver.REFERENCE_BATCH = round(solver.REFERENCE_BATCH * solver.IMS_PER_BATCH / batch)
+    records = functools.cache(lambda: training_records(cfg))  # large sets take a while
     if cfg.SOLVER.EPOCHS.MAX:
-        use_epochs(cfg, len(training_records(cfg)))
+        use_epochs(cfg, len(records()))
     scale_learning_rate(cfg)
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed() % 2**31
         _LOGGER.info("SEED is drawn: %d.", cfg.SEED)
     if cfg.INPUT.NUM_BUCKETS and not cfg.INPUT.BUCKETS:
-        cfg.INPUT.BUCKETS = choose_buckets(cfg, training_records(cfg))
+        cfg.INPUT.BUCKETS = choose_buckets(cfg, records())
     cfg.freeze()
     return cfg
