@@ -84,10 +84,11 @@ def check(rows: Sequence[Stored]) -> list[str]:
 
 def store(rows: Sequence[Stored]) -> None:
     """Write the counts of now into `STORED`."""
+    counted = [row.counted() for row in rows]
     with STORED.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Stored._fields)
-        writer.writerows(row.counted() for row in rows)
+        writer.writerows(counted)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -184,7 +184,7 @@ def _add_model_training(cfg: CfgNode) -> None:
     # Recompute activations in the backward pass: any of "backbone" and "stages"
     cfg.MODEL.ACTIVATION_CHECKPOINT = ()
     cfg.MODEL.COMPILE = False  # torch.compile: stages, pooling, costs, losses; needs a C++ compiler
-    cfg.MODEL.COMPILE_MODE = "default"  # a mode of torch.compile
+    cfg.MODEL.COMPILE_MODE = "default"  # or max-autotune-no-cudagraphs
     cfg.MODEL.FREEZE = ()  # modules that stay as loaded, such as ("backbone",)
     cfg.MODEL.TRUST_WEIGHTS = False  # run code that a pickled weight file may contain
 

@@ -221,12 +221,14 @@ def _git_state() -> dict[str, object]:
 def restore_drawn(cfg: CfgNode) -> None:
     """Restore what a resumed run drew or chose at its start, in place: ``SEED`` and buckets."""
     saved, checkpoint = (Path(cfg.OUTPUT_DIR) / n for n in ("config.yaml", "last_checkpoint"))
-    if not (checkpoint.is_file() and saved.is_file()):
+    is_drawn = cfg.SEED < 0 or cfg.INPUT.NUM_BUCKETS
+    if not (is_drawn and checkpoint.is_file() and saved.is_file()):
         return
+    earlier = read_cfg(saved)
     if cfg.SEED < 0:
-        cfg.SEED = read_cfg(saved).SEED
+        cfg.SEED = earlier.SEED
     if cfg.INPUT.NUM_BUCKETS:
-        cfg.INPUT.BUCKETS = read_cfg(saved).INPUT.BUCKETS
+        cfg.INPUT.BUCKETS = earlier.INPUT.BUCKETS
 
 
 def resolve_solver(cfg: CfgNode) -> CfgNode:

@@ -96,6 +96,7 @@ def _convert(graph: Any, is_half: Callable[[Any], bool], types: dict[str, int]) 
         raise AssertionError(f"{name} is an output, and those are float32")
     used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    # Copies: what is deleted from a graph is emptied.
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(copies)

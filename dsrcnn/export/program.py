@@ -73,6 +73,13 @@ class Program(nn.Module, ABC):
         """Detect objects as the model itself does, see `forward`."""
         return self(images)
 
+    def best(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Outputs:
+        """Return as many of the outputs as the limit allows, best first."""
+        most = scores.shape[1]
+        scores, order = scores.topk(min(self.limit, most) if self.limit >= 0 else most, dim=1)
+        boxes = boxes.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
+        return boxes, scores, labels.gather(1, order)
+
     def _preprocess(self, images: Tensor) -> ImageBatch:
         """Resize, normalize and pad."""
         pixels, before, after = resize_to_canvas(images, self.canvas)
@@ -140,7 +147,4 @@ class DetectionProgram(Program):
             predictions = self.model.predict(batch)
         detections = self.model.select(predictions, batch, self.detection)
         scores = detections.scores * detections.kept
-        limit, most = self.limit, scores.shape[1]
-        scores, order = scores.topk(min(limit, most) if limit >= 0 else most, dim=1)
-        boxes = detections.boxes.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
-        return boxes, scores, detections.classes.gather(1, order)
+        return self.best(detections.boxes, scores, detections.classes)

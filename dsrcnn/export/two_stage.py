@@ -3,7 +3,7 @@
 Detectron2's evaluation selects boxes by their scores, in numbers that depend on the image. Here all
 shapes are fixed: what Detectron2 leaves out has the score 0 instead.
 
-Notation: ``R`` proposals, ``A`` anchors of a level, ``C`` classes, ``K`` detections.
+Notation: ``R`` proposals, ``C`` classes, ``K`` detections.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import ExportError
 from ..layers.roi_align import FeatureTable, pool_rois
 from ..modeling.meta_arch.base import ImageBatch
-from ..modeling.postprocessing import dense_nms
+from ..modeling.postprocessing import Detections, dense_nms, scale_to_originals
 from .program import Outputs, Program
 
 _CANDIDATES = 1000  # best pairs of a proposal and a class of an image that enter NMS
@@ -30,11 +30,7 @@ _RPN_ROUNDS = 24  # of NMS among proposals, which overlap in long chains
 
 
 class TwoStageProgram(Program):
-    """Proposals of a region proposal network, classified and refined once.
-
-    Attributes:
-        sizes: (height, width) of the levels that proposals come from.
-    """
+    """Proposals of a region proposal network, classified and refined once."""
 
     def __init__(self, model: GeneralizedRCNN, canvas: tuple[int, int], *, bgr: bool) -> None:
         """Compute the anchors; see `Program`.
@@ -61,7 +57,9 @@ class TwoStageProgram(Program):
             scores, boxes = self._classify(features, proposals)
         scores = scores * is_proposal.unsqueeze(-1)
         scores, boxes, labels = self._select(scores, boxes, batch.sizes)
-        return self._to_originals(boxes, scores, labels, batch)
+        selected = Detections(scores, labels, boxes, scores > 0)
+        detections = scale_to_originals(selected, batch.sizes, batch.originals)
+        return detections.boxes, scores * detections.kept, labels
 
     def reference(self, images: Tensor) -> Outputs:
         """Detect objects by Detectron2's code in a single image, see `forward`."""
@@ -135,18 +133,8 @@ class TwoStageProgram(Program):
         boxes = boxes.flatten(1, 2).gather(1, place.unsqueeze(-1).expand(-1, -1, 4))
         boxes = _clip(boxes, sizes)
         flat = flat * dense_nms(flat, labels, boxes, predictor.test_nms_thresh)
-        most = flat.shape[1]
-        flat, order = flat.topk(min(self.limit, most) if self.limit >= 0 else most, dim=1)
-        boxes = boxes.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
-        return flat, boxes, labels.gather(1, order)
-
-    def _to_originals(
-        self, boxes: Tensor, scores: Tensor, labels: Tensor, batch: ImageBatch
-    ) -> Outputs:
-        boxes = boxes * (batch.originals / batch.sizes).unsqueeze(1)
-        boxes = _clip(boxes, batch.originals)
-        is_box = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-        return boxes, scores * is_box, labels
+        boxes, flat, labels = self.best(boxes, flat, labels)
+        return flat, boxes, labels
 
 
 def _decode(transform: Box2BoxTransform, deltas: Tensor, boxes: Tensor) -> Tensor:
@@ -163,15 +151,16 @@ def _clip(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 def _check(model: GeneralizedRCNN) -> None:
     """Raise an `ExportError` that names the part that cannot be exported."""
-    generator, heads = model.proposal_generator, model.roi_heads
+    generator: Any = model.proposal_generator
+    heads: Any = model.roi_heads
     reason = None
     if type(generator) is not RPN or not isinstance(heads, StandardROIHeads):
         reason = "its proposals or ROI heads are not those of Faster R-CNN"
     elif heads.mask_on or heads.keypoint_on:
         reason = "it predicts masks or keypoints, too"
-    elif not isinstance(_predictor(heads), FastRCNNOutputLayers):
+    elif not isinstance(heads.box_predictor, FastRCNNOutputLayers):
         reason = "it has several box predictors"
-    elif getattr(_predictor(heads), "use_sigmoid_ce", False):  # of newer versions of Detectron2
+    elif getattr(heads.box_predictor, "use_sigmoid_ce", False):  # of newer versions of Detectron2
         reason = "its classes have sigmoid scores"
     elif not _is_pooled_at_fixed_points(heads):
         reason = (
@@ -180,10 +169,6 @@ def _check(model: GeneralizedRCNN) -> None:
         )
     if reason is not None:
         raise ExportError(f"The model cannot be exported: {reason}.")
-
-
-def _predictor(heads: Any) -> Any:
-    return heads.box_predictor
 
 
 def _is_pooled_at_fixed_points(heads: Any) -> bool:

@@ -192,7 +192,10 @@ class CudaGraphs:
         return _Graph(replay, places, outputs, constants)
 
     def _signature(self, detector: Evaluated) -> Hashable:
-        """Address and version of all weights; changes of ``x.data`` in place are not seen."""
+        """Address and version of all weights.
+
+        Changes of ``x.data`` in place are not seen, nor modules that are replaced.
+        """
         if not self._modules:  # a walk through all of them takes longer than a replay
             self._modules = [m for m in detector.modules() if m._parameters or m._buffers]
         values = [[*m._parameters.values(), *m._buffers.values()] for m in self._modules]

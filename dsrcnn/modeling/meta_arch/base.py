@@ -193,17 +193,13 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
             One dictionary with ``instances`` per image, in pixels of the original images.
         """
         kind = type(self)
-        is_split = kind.raw_predictions is not SparseDetector.raw_predictions
-        if is_split or kind.postprocess is not SparseDetector.postprocess:
-            # A subclass has replaced a half of the pass.
+        is_whole = kind.raw_predictions is SparseDetector.raw_predictions
+        is_whole = is_whole and kind.postprocess is SparseDetector.postprocess
+        if self.graphs is None or not is_whole:  # a subclass may have replaced a half of the pass
             predictions, images = self.raw_predictions(batched_inputs)
             return self.postprocess(predictions, images, batched_inputs, detection=detection)
         images = self.preprocess_image(batched_inputs)
-        inputs, settings = images[:3], detection or self.detection
-        if self.graphs is None:
-            detections = self.detect(*inputs, settings)
-        else:
-            detections = self.graphs(self, inputs, settings)
+        detections = self.graphs(self, images[:3], detection or self.detection)
         return _to_outputs(detections, images)
 
     def detect(
