@@ -1,5 +1,6 @@
 # make demo   install, train on synthetic shapes, evaluate, write pictures
 # make test   install, run the tests
+# make test-slow  the tests that `make test` leaves out: notebooks, restarts, exports
 # make setup  install only        make lint   style and types        make clean  remove .venv
 # make docs   install, build the documentation site in output/site/
 #
@@ -12,15 +13,19 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q $(PIP_ARGS)
 
-.PHONY: demo test setup lint format docs clean
+.PHONY: demo test test-slow setup lint format docs clean
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(BIN)/dsrcnn demo
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --no-loadscope-reorder
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope \
-	  --no-loadscope-reorder
+	$(PYTEST) --dist loadscope
+
+test-slow: setup
+	$(PYTEST) --dist load -m slow
 
 lint: setup
 	$(BIN)/ruff check .

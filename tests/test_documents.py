@@ -28,6 +28,7 @@ PROGRAMS = {"dsrcnn": dsrcnn_main, "python -m benchmarks": benchmarks_main}
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 
 
+@pytest.mark.slow
 def test_the_guide_to_custom_data_works_line_by_line(tmp_path):
     for split in ("train", "val"):
         folder = tmp_path / "cells"

@@ -42,6 +42,7 @@ def texts(notebook):
     return "\n".join(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_to_its_end(name, tmp_path, monkeypatch, run_notebook):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

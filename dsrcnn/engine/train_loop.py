@@ -37,6 +37,10 @@ class TrainLoop(TrainerBase):
     they reach the weights. The random numbers of an iteration depend on the seed, the iteration and
     the process only, so a resumed run draws the same ones.
 
+    On a GPU, losses are read one iteration later, when the device has computed the next one's, so
+    the host never waits for the device to run dry. Until then the device itself keeps a loss that
+    is not finite from the weights: a fused optimizer skips its step. `read_losses` reads at once.
+
     Attributes:
         model: maps a batch to a dictionary of losses; may be wrapped by `wrap_ddp`.
         data_loader: endless; iteration starts with the first step.
@@ -47,8 +51,10 @@ class TrainLoop(TrainerBase):
         clip_norm: largest norm of all gradients together.
         norm_type: order of that norm.
         seed: seed of the random numbers.
+        reads_late: whether losses are read one iteration later. None: on CUDA, if the optimizer is
+            fused and there is no gradient scaler, which needs them earlier.
         stop_requested: returns whether this process should stop.
-        stops: whether any process should stop after the last step; equal on all of them.
+        stops: whether any process should stop, as of the last losses read; equal on all of them.
         in_step: whether a step has begun and not ended, so the state is that of no iteration.
     """
 
@@ -62,6 +68,7 @@ class TrainLoop(TrainerBase):
     clip_norm: float
     norm_type: float
     seed: int
+    reads_late: bool | None = None
     stop_requested: Callable[[], bool] = field(default=lambda: False)
     stops: bool = field(default=False, init=False)
     in_step: bool = field(default=False, init=False)
@@ -74,6 +81,14 @@ class TrainLoop(TrainerBase):
         scales = self.precision == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
         self._batches: Iterator[_Batch] | None = None
+        # The protocol between gradient scalers and fused optimizers, which skip a step on the
+        # device where their `found_inf` is 1.
+        can_skip = getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        if self.reads_late is None:
+            self.reads_late = self.device.type == "cuda" and can_skip and not scales
+        if self.reads_late and (scales or not can_skip):
+            raise ValueError("reads_late needs a fused optimizer and no gradient scaler")
+        self._unread: _Losses | None = None
 
     @classmethod
     def from_config(
@@ -117,7 +132,12 @@ class TrainLoop(TrainerBase):
         losses = self._backward(batch)
         self.scaler.unscale_(self.optimizer)
         norm = clip_full_model(self.optimizer, self.clip_norm, self.norm_type)
-        self._check_and_log(losses, norm, batch, data_time)
+        self.read_losses()  # of the iteration before
+        self._unread = self._collect(losses, norm, batch, data_time)
+        if self.reads_late:
+            self._skip_unless_finite(self._unread)
+        else:
+            self.read_losses()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.in_step = False
@@ -169,37 +189,46 @@ class TrainLoop(TrainerBase):
         np.random.seed(seed)
         torch.manual_seed(seed)
 
-    def _check_and_log(
+    def _collect(
         self, losses: dict[str, Tensor], norm: Tensor, batch: _Batch, data_time: float
-    ) -> None:
-        """Read losses and gradient norm from the device, once, as means over processes."""
+    ) -> "_Losses":
+        """Gather losses, gradient norm and requests to stop, and their means over processes."""
         stop = torch.full_like(norm, self.stop_requested(), dtype=torch.float32)
         local = torch.stack([*losses.values(), norm.float(), stop])
-        values, means = torch.stack([local, reduce_mean(local)]).tolist()
-        *mean_losses, norm_value, stop_value = means
-        self.stops = stop_value > 0
+        values = torch.stack([local, reduce_mean(local)])
+        images = [str(record.get("file_name", "?")) for record in batch]
+        return _Losses(self.iter, list(losses), values, images, data_time)
+
+    def _skip_unless_finite(self, losses: "_Losses") -> None:
+        """Let the device skip the step if a loss or the gradients are not finite."""
+        skipped = ~torch.isfinite(losses.values[1]).all()
+        optimizer = cast(Any, self.optimizer)
+        optimizer.grad_scale, optimizer.found_inf = None, skipped.float()
+
+    def read_losses(self) -> None:
+        """Read and log the losses of the last iteration, if they are not read yet.
+
+        Raises:
+            NonFiniteLossError: if losses or gradients are infinite or NaN; the weights are those
+                before that iteration.
+        """
+        losses, self._unread = self._unread, None
+        if losses is None:
+            return
+        values, (*means, norm, stop) = losses.read()
+        self.stops = stop > 0
         # Gradients were averaged over processes, so their norm is the same on all of them. With
         # float16 infinite ones are normal, and skipped by the scaler.
         is_skipped = self.scaler.is_enabled() and self.scaler.get_scale() > _MIN_SCALE
-        if not (np.isfinite(mean_losses).all() and (math.isfinite(norm_value) or is_skipped)):
-            raise NonFiniteLossError(self._describe(dict(zip(losses, values, strict=False)), batch))
+        if not (np.isfinite(means).all() and (math.isfinite(norm) or is_skipped)):
+            raise NonFiniteLossError(losses.describe(values))
         storage = get_event_storage()
-        scalars = dict(zip(losses, mean_losses, strict=True))
-        storage.put_scalars(data_time=data_time, total_loss=sum(mean_losses), **scalars)
-        if math.isfinite(norm_value):
-            storage.put_scalar("gradient_norm", norm_value)
-
-    def _describe(self, losses: dict[str, float], batch: _Batch) -> str:
-        problem = "The loss is not finite"
-        images = f" Images: {', '.join(str(record.get('file_name', '?')) for record in batch)}."
-        if np.isfinite(list(losses.values())).all():
-            problem, images = "The gradients are not finite, or the loss of another process", ""
-        values = ", ".join(f"{k} {v:.4g}" for k, v in losses.items())
-        return (
-            f"{problem} at iteration {self.iter}: {values}.{images} "
-            "A learning rate too high for the batch size is the usual cause: lower SOLVER.BASE_LR "
-            "(0.000025 is meant for 16 images)."
-        )
+        now, storage.iter = storage.iter, losses.iteration
+        scalars = dict(zip(losses.names, means, strict=True))
+        storage.put_scalars(data_time=losses.data_time, total_loss=sum(means), **scalars)
+        if math.isfinite(norm):
+            storage.put_scalar("gradient_norm", norm)
+        storage.iter = now
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the optimizer and the gradient scaler."""
@@ -213,6 +242,53 @@ class TrainLoop(TrainerBase):
         self.optimizer.load_state_dict(state_dict["optimizer"])
         if self.scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+@dataclass
+class _Losses:
+    """Losses of one iteration on their way from the device.
+
+    Attributes:
+        iteration: they belong to.
+        names: of the losses.
+        values: of this process and means over processes, (2, losses + 2); the last two columns
+            are the norm of the gradients and the requests to stop.
+        images: files of the batch.
+        data_time: seconds the iteration waited for its batch.
+    """
+
+    iteration: int
+    names: list[str]
+    values: Tensor
+    images: list[str]
+    data_time: float
+
+    def __post_init__(self) -> None:
+        """Start the copy, which does not wait for the device."""
+        self._copy = self.values.to("cpu", non_blocking=True)
+        self._copied: torch.cuda.Event | None = None
+        if self.values.is_cuda:
+            self._copied = torch.cuda.current_stream(self.values.device).record_event()
+
+    def read(self) -> list[list[float]]:
+        """Return the rows of `values` when they have arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._copy.tolist()
+
+    def describe(self, values: list[float]) -> str:
+        """Explain which of this process's `values` is not finite, and what to do."""
+        losses = dict(zip(self.names, values, strict=False))
+        problem = "The loss is not finite"
+        images = f" Images: {', '.join(self.images)}."
+        if np.isfinite(list(losses.values())).all():
+            problem, images = "The gradients are not finite, or the loss of another process", ""
+        text = ", ".join(f"{k} {v:.4g}" for k, v in losses.items())
+        return (
+            f"{problem} at iteration {self.iteration}: {text}.{images} "
+            "A learning rate too high for the batch size is the usual cause: lower SOLVER.BASE_LR "
+            "(0.000025 is meant for 16 images)."
+        )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

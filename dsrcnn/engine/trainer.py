@@ -148,6 +148,10 @@ class Trainer(DefaultTrainer):
         """Return the state dict to evaluate and to keep: of the average if there is one."""
         return self.average.weights() if self.average else unwrapped(self.model).state_dict()
 
+    def _is_written(self, done: int) -> bool:
+        """Whether scalars are written after `done` iterations: as `Writers` does."""
+        return done == self.start_iter + 1 or done % (self.cfg.LOG.PERIOD or 20) == 0
+
     def _is_saved_or_evaluated(self, done: int) -> bool:
         """Whether weights are saved or evaluated after `done` iterations."""
         periods = (self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD)
@@ -198,7 +202,10 @@ class Trainer(DefaultTrainer):
 
         Raises:
             TrainingInterrupted: on all processes.
+            NonFiniteLossError: if the losses are read in this step and are infinite or NaN.
         """
+        if self._is_written(done := self.iter + 1) or self._is_saved_or_evaluated(done):
+            self._trainer.read_losses()
         super().after_step()
         if self._trainer.stops:
             raise TrainingInterrupted(self._signals.received or signal.SIGTERM)
@@ -318,6 +325,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer.save_to_disk = True
         name = f"model_{self.iter:07d}"
         try:
+            self._trainer.read_losses()
             self.checkpointer.save(name, iteration=self.iter)
         except DsrcnnError as error:
             return f"{error} {self._last_checkpoint()}"

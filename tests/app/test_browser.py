@@ -112,6 +112,7 @@ def expect_text(page, place, part):
     playwright.expect(page.locator(place)).to_contain_text(part, timeout=SLOW)
 
 
+@pytest.mark.slow
 def test_an_upload_is_detected_and_sliders_change_what_is_shown(page, photos, detector):
     set_slider(page, "#threshold", 0)
     upload(page, "#image", photos / "b.jpg")

@@ -96,6 +96,7 @@ def test_every_option_of_training_is_a_valid_config(name):
     read_cfg("quick/sparse_rcnn_shapes", OPTIONS[name])
 
 
+@pytest.mark.slow
 def test_options_of_training_and_the_loader_are_measured(capsys):
     shape = ["--size", "64", "64", "--objects", "2", "--repeats", "2", "--threads", "1"]
     options = ["--options", "float32", "checkpoint", "--loader"]
@@ -113,6 +114,7 @@ def test_every_pipeline_gives_images(name):
     assert build_train_loader(cfg).dataset[Draw(0, 1)]["image"].shape[0] == 3
 
 
+@pytest.mark.slow
 def test_pipelines_are_measured_beside_each_other_with_waiting(capsys):
     chosen = ["--pipelines", "plain", "mosaic-mixup", "--workers", "0", "--batches", "2"]
     counts = ["--repeats", "2", "--iterations", "2"]
@@ -124,6 +126,7 @@ def test_pipelines_are_measured_beside_each_other_with_waiting(capsys):
     assert all(0 < float(row[2].rstrip("%")) < 100 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_training_waits_longer_for_a_slower_loader(monkeypatch):
     opts = [*SMALL, "DATALOADER.NUM_WORKERS", "0"]
     fast = share_of_waiting("quick/sparse_rcnn_shapes", opts, 2)
@@ -159,6 +162,7 @@ def test_matchers_are_measured_with_a_factor(capsys):
     assert float(rows["transport, loop"][1]) == 1.0
 
 
+@pytest.mark.slow
 def test_variants_of_recollection_are_measured_beside_the_plain_cascade(capsys):
     chosen = ["start-1", "loop-1", "official-1", "checkpoint-1", "checkpoint-1-chunk-1", "dense"]
     options = ["--objects", "2", "--set", "MODEL.SparseRCNN.NUM_HEADS", "5"]
@@ -340,6 +344,7 @@ class SparseRCNN(torch.nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_the_table_has_the_official_code_beside_ours(tmp_path, capsys):
     (tmp_path / "sparsercnn").mkdir()
     (tmp_path / "sparsercnn/__init__.py").touch()

@@ -3,6 +3,7 @@
 import os
 import sys
 
+import pytest
 from conftest import ENVIRONMENT, run_program
 
 HANGING = """
@@ -23,6 +24,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_the_run_after_the_timeout(tmp_path):
     script = tmp_path / "hanging.py"
     script.write_text(HANGING)

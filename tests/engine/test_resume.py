@@ -124,6 +124,7 @@ def test_a_run_stopped_by_signals_saves_its_state_and_equals_an_uninterrupted_on
     assert differences(uninterrupted, last_checkpoint(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_a_run_killed_three_times_equals_an_uninterrupted_one(tmp_path, uninterrupted, data):
     # Soon after the first checkpoint, at an evaluation, and after the best model was written.
     for last_file in ("model_0000002.pth", "model_0000005.pth", "model_best.pth"):

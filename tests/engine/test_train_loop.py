@@ -26,9 +26,10 @@ class Model(nn.Module):
         return {"loss_a": values.square().mean() * 100, "loss_b": values.abs().mean()}
 
 
-def loop_over(model, batches, *opts, rate=0.1, kind=torch.optim.SGD, scale=None):
+def loop_over(model, batches, *opts, rate=0.1, kind=torch.optim.SGD, scale=None, late=None):
     optimizer = kind(model.parameters(), lr=rate)
     loop = TrainLoop.from_config(tiny_cfg(*opts), model, list(batches), optimizer)
+    loop.reads_late = late  # as on a GPU, here on the CPU
     if scale:  # the scaler of a GPU run, here on the CPU
         loop.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=True)
     loop.iter = 7
@@ -197,3 +198,86 @@ def test_parts_get_the_normalizers_of_the_batch_and_the_random_numbers_they_were
     assert len(set(trained)) == 3
     assert contexts == [("normalizers", False)] * 2 + [("normalizers", True)]
     assert training_context().normalizers is None
+
+
+BATCHES = [[record(3.0, 4.0)], [record(-1.0, 0.5, name="second.jpg")], [record(2.0, 2.0)]]
+
+
+def step_and_count(loop, steps):
+    with EventStorage(loop.iter) as storage:
+        for _ in range(steps):
+            loop.run_step()
+            loop.iter = storage.iter = storage.iter + 1
+        loop.read_losses()
+    return {name: history.values() for name, history in storage.histories().items()}
+
+
+def test_losses_read_late_have_the_iteration_they_belong_to_and_change_no_weights():
+    models = [Model()]
+    models.append(copy.deepcopy(models[0]))
+    seen = []
+    for model, late in zip(models, (False, True), strict=True):
+        histories = step_and_count(loop_over(model, BATCHES, kind=ADAMW, late=late), 3)
+        seen.append({name: values for name, values in histories.items() if name != "data_time"})
+    assert seen[0] == seen[1]
+    assert [iteration for _, iteration in seen[1]["total_loss"]] == [7, 8, 9]
+    assert all(map(torch.equal, *(m.state_dict().values() for m in models)))
+
+
+def test_losses_are_read_late_when_the_next_gradients_are_computed():
+    events = []
+    model = Model()
+    model.layer.weight.register_hook(lambda _: events.append("gradients"))
+    loop = loop_over(model, BATCHES, kind=ADAMW, late=True)
+    read = loop.read_losses
+    loop.read_losses = lambda: (events.append("read" if loop._unread else "nothing"), read())
+    step_and_count(loop, 3)
+    assert events == ["gradients", "nothing", *["gradients", "read"] * 2, "read"]
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradients"])
+def test_a_loss_read_late_that_is_not_finite_never_reaches_weights_or_optimizer(bad):
+    model = Model()
+    loop = loop_over(model, BATCHES, kind=ADAMW, late=True)
+    step_and_count(loop, 1)
+    before = copy.deepcopy([model.state_dict(), loop.optimizer.state_dict()["state"]])
+    if bad == "gradients":
+        model.layer.weight.register_hook(lambda gradient: gradient * float("inf"))
+    else:
+        loop._batches = iter([[record(float("nan"), 1.0, name="second.jpg")], *BATCHES])
+    with EventStorage(8):
+        loop.run_step()  # the host has not seen it yet
+        loop.iter = 9
+        with pytest.raises(NonFiniteLossError, match="at iteration 8") as error:
+            loop.run_step()
+    assert ("second.jpg" in str(error.value)) == (bad == "loss")
+    after = [model.state_dict(), loop.optimizer.state_dict()["state"]]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_late_reading_without_an_optimizer_that_can_skip_is_refused():
+    model = Model()
+    options = {"device": torch.device("cpu"), "precision": torch.float32, "accumulate": 1}
+    options |= {"clip_norm": 1.0, "norm_type": 2.0, "seed": 0, "reads_late": True}
+    with pytest.raises(ValueError, match="fused optimizer"):
+        TrainLoop(model, [], torch.optim.SGD(model.parameters()), **options)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_an_iteration_on_a_gpu_does_not_wait_for_the_device():
+    class OnDevice(Model):
+        def forward(self, batch):
+            return {"loss": self.layer(inputs).sum()}
+
+    inputs = torch.ones(4, 2, device="cuda")
+    model = OnDevice().cuda()
+    loop = loop_over(model, [[record(1.0, 1.0)]] * 5, "MODEL.DEVICE", "cuda", kind=ADAMW, late=None)
+    loop.__post_init__()  # decides by device and optimizer
+    assert loop.reads_late
+    step_and_count(loop, 2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with EventStorage(loop.iter):
+            loop.run_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -112,16 +112,33 @@ def test_the_final_model_has_weights_config_and_classes_but_no_state(tmp_path):
     assert sizes[0] < 0.5 * sizes[1]
 
 
-def test_a_diverging_loss_stops_training_and_names_the_last_checkpoint(tmp_path):
+@pytest.mark.parametrize("late", [False, True], ids=["read at once", "read late"])
+def test_a_diverging_loss_stops_training_and_names_the_last_checkpoint(tmp_path, late):
     options = ["SOLVER.BASE_LR", 1e12, "SOLVER.WARMUP_ITERS", 0, "SOLVER.CHECKPOINT_PERIOD", 1]
-    cfg = quick_cfg(tmp_path, *options, "SOLVER.MAX_ITER", 50)
+    trainer = Trainer(quick_cfg(tmp_path, *options, "SOLVER.MAX_ITER", 50))
+    trainer._trainer.reads_late = late
     with pytest.raises(NonFiniteLossError) as error:
-        train(cfg)
+        trainer.train()
     last = (tmp_path / "last_checkpoint").read_text()
     assert last in str(error.value)
     assert "shapes://train" in str(error.value)
     state = torch.load(tmp_path / last)["model"]
     assert not any(math.isnan(v.float().sum()) for v in state.values() if v.numel())
+
+
+def test_what_is_written_does_not_depend_on_when_losses_are_read(tmp_path):
+    logs = []
+    for late in (False, True):
+        options = ["LOG.PERIOD", 3, "SOLVER.MAX_ITER", 8, "DATASETS.TEST", "()"]
+        torch.manual_seed(0)  # equal weights
+        trainer = Trainer(quick_cfg(tmp_path / str(late), *options))
+        trainer._trainer.reads_late = late
+        trainer.train()
+        lines = (tmp_path / str(late) / "metrics.json").read_text().splitlines()
+        timed = ("time", "data_time", "eta_seconds")
+        logs.append([{k: v for k, v in json.loads(x).items() if k not in timed} for x in lines])
+    assert logs[0] == logs[1]
+    assert [row["iteration"] for row in logs[0]] == [2, 5, 7]
 
 
 def test_all_processes_have_the_same_hooks_in_order(tmp_path, monkeypatch):

@@ -95,6 +95,7 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path, one_process, dat
     assert other["bbox/AP50"] == pytest.approx(one["bbox/AP50"], abs=0.5)
 
 
+@pytest.mark.slow
 def test_asag_trains_in_two_processes_with_different_patches(tmp_path, data):
     """Every process must reach every parameter, with or without objects in its images."""
     parts = ["SOLVER.ACCUMULATE", 2, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.AMP.ENABLED", True]
@@ -144,6 +145,7 @@ Path(sys.argv[1], f"{os.getpid()}.txt").write_text(f"{during}\\n{threads()}")
 """
 
 
+@pytest.mark.slow
 def test_shutdown_ends_the_threads_of_the_process_groups(tmp_path):
     """A thread that lives on can abort its process while the interpreter shuts down."""
     script = tmp_path / "shutdown.py"
@@ -188,6 +190,7 @@ def kill_one(command, checkpoint, signal_of_all=None):
     return process.returncode, message, workers
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_message_when_a_process_is_killed(tmp_path, data):
     options = [*data, "SOLVER.MAX_ITER", 100000, "SOLVER.CHECKPOINT_PERIOD", 2]
     command = by_spawn(tmp_path / "out", *options, processes=2)
@@ -212,6 +215,7 @@ def test_a_signal_to_the_first_process_stops_all_with_the_state_saved(
     assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
 
 
+@pytest.mark.slow
 def test_a_run_restarted_by_torchrun_continues_from_its_checkpoint(tmp_path, data):
     options = [*data, "SOLVER.MAX_ITER", 20, "SOLVER.CHECKPOINT_PERIOD", 2]
     command = by_torchrun(tmp_path / "out", *options, flags=["--max-restarts", "1"])

@@ -191,6 +191,7 @@ def registered(miniature, monkeypatch):
     register()
 
 
+@pytest.mark.slow
 def test_published_files_can_be_converted_trained_on_and_evaluated(registered, tmp_path):
     tool = REPOSITORY / "tools/convert_crowdhuman.py"
     for split in ("train", "val"):

@@ -158,6 +158,7 @@ def test_the_size_is_that_of_evaluation_of_a_photograph_without_a_test_set(dynam
     assert export.images == "1 image that Matplotlib ships, as no test set can be read"
 
 
+@pytest.mark.slow
 def test_half_precision_halves_an_onnx_file(dynamic, exported, photos, tmp_path):
     export = dynamic.export(tmp_path / "half.onnx", size=(64, 96), images=photos, half=True)
     assert export.parity.detections > 10

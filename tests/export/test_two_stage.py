@@ -100,6 +100,7 @@ def detector(tmp_path):
     return dsrcnn.load(path, device="cpu")
 
 
+@pytest.mark.slow
 def test_an_onnx_file_agrees_with_the_model_and_predicts(detector, tmp_path, monkeypatch):
     monkeypatch.setattr(two_stage, "_RPN_ROUNDS", 3)  # fewer nodes, sooner written
     images = [image_of(seed, 80, 100) for seed in range(2)]
