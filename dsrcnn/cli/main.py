@@ -8,6 +8,7 @@ from pathlib import Path
 from dsrcnn_command import COMMANDS, DRAWINGS, answer
 
 from ..config import load_cfg
+from ..engine.checkpoint_series import find_checkpoints
 from ..engine.console import results_table
 from ..engine.main import (
     CommandParser,
@@ -58,7 +59,9 @@ def _declare_eval(parser: argparse.ArgumentParser) -> None:
     add_process_arguments(parser)
     text = "also write a page with plots, errors, stages and the worst images (RUN/report.html)"
     parser.add_argument("--report", action="store_true", help=text)
-    text = "where to write it instead"
+    text = "all, or iterations N,M: a table and a plot of AP over iterations (RUN/checkpoints.png)"
+    parser.add_argument("--checkpoints", type=_iterations, metavar="all|N,M", help=text)
+    text = "where to write the report instead"
     parser.add_argument("--output", type=Path, metavar="FILE.html", help=text)
     parser.set_defaults(eval_only=True, resume=False, overwrite=False)
 
@@ -67,6 +70,8 @@ def _eval(args: argparse.Namespace) -> int:
     args.config_file, args.opts = find_model(args)
     if args.output and not args.report:
         raise ConfigError("--output is where the report goes; write --report, too.")
+    if args.checkpoints is not None:
+        return _eval_checkpoints(args)
     if not args.report:
         return launch(args)
     if args.num_gpus * args.num_machines > 1:
@@ -81,6 +86,30 @@ def _eval(args: argparse.Namespace) -> int:
         print("The report is without test-time augmentation.")
     metrics = write_report(cfg, output)
     print(results_table({"bbox": metrics}), output, sep="\n\n")
+    return 0
+
+
+def _iterations(text: str) -> list[int]:
+    """Parse numbers with commas between; ``all`` is the empty list."""
+    words = [] if text == "all" else text.split(",")
+    if not all(word.isascii() and word.isdigit() and len(word) < 12 for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither all nor numbers such as 999,1999")
+    return [int(word) for word in words]
+
+
+def _eval_checkpoints(args: argparse.Namespace) -> int:
+    from ..visualization.curves import draw_checkpoints  # takes Matplotlib along
+
+    if args.report or not args.run:
+        problem = "and --report exclude each other" if args.report else "needs RUN"
+        raise ConfigError(f"--checkpoints {problem}; write dsrcnn eval RUN --checkpoints all.")
+    folder = Path(load_cfg(args.config_file, args.opts).OUTPUT_DIR)
+    args.checkpoints = find_checkpoints(args.run, args.checkpoints or None)
+    if status := launch(args):
+        return status
+    if args.machine_rank == 0:
+        draw_checkpoints(folder / "checkpoints.csv", folder / "checkpoints.png")
+        print(folder / "checkpoints.png")
     return 0
 
 

@@ -285,3 +285,6 @@ def _add_log(cfg: CfgNode) -> None:
     node.IMAGES = 4  # images of the first test set drawn for TensorBoard at each evaluation
     node.WANDB_PROJECT = ""  # Weights & Biases project, if wandb is installed
     node.MLFLOW_EXPERIMENT = ""  # MLflow experiment, if mlflow is installed
+    # Programs of yours. A config inside a weight file never runs any.
+    node = cfg.HOOKS = CfgNode()
+    node.AFTER_EVAL = ()  # command after each evaluation: words, with {iteration} and {output}

@@ -297,6 +297,7 @@ TRAINING: Table = {
     "TEST.PRECISE_BN.NUM_ITER": at_least(1),
     **dict.fromkeys(("LOG.IMAGES", "LOG.PERIOD"), at_least(0)),
     "LOG.LEVEL": one_of("normal", "verbose"),
+    "HOOKS.AFTER_EVAL": each(TEXT, "the words of a command, such as ('rsync', '{output}', '/b')"),
     "DATALOADER.NUM_WORKERS": at_least(0, 256),
     "DATALOADER.REPEAT_THRESHOLD": FRACTION,
 }

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -32,6 +33,7 @@ from ..errors import (
     system_message,
 )
 from .checkpoint import Checkpointer
+from .checkpoint_series import evaluate_checkpoints
 from .processes import Processes, run_processes, started_by_torchrun
 from .resume import clear_folder
 from .setup import setup_run, write_config
@@ -128,6 +130,7 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--machine-rank", **kinds, help=text)
     text = "address of the first machine, tcp://HOST:PORT"
     parser.add_argument("--dist-url", default="", metavar="URL", help=text)
+    parser.set_defaults(checkpoints=None)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -217,7 +220,11 @@ def _main(args: argparse.Namespace) -> None:
     with plain_system_errors("A file cannot be read or written"):
         if args.eval_only:
             cfg = setup_run(args.config_file, args.opts, resume=args.resume, eval_only=True)
-            evaluate(cfg, resume=args.resume)
+            if args.checkpoints:
+                table = Path(cfg.OUTPUT_DIR) / "checkpoints.csv"
+                evaluate_checkpoints(cfg, args.checkpoints, table)
+            else:
+                evaluate(cfg, resume=args.resume)
         else:
             train(args.config_file, args.opts, resume=args.resume, overwrite=args.overwrite)
 

@@ -39,6 +39,7 @@ from ..modeling.meta_arch.base import SparseDetector
 from ..modeling.tta import TestTimeAugmentation
 from ..solver import build_lr_scheduler, build_optimizer
 from .checkpoint import Checkpointer
+from .command_hook import CommandAfterEvaluation
 from .console import FILE_ONLY, progress_bar, results_table
 from .ema import AveragedWeights
 from .eval_hooks import BestModel, EarlyStop, Evaluation, draw_predictions, validation_losses
@@ -109,6 +110,7 @@ class Trainer(DefaultTrainer):
         """Build the hooks, which are the same on all processes; only the main one writes."""
         cfg, model = self.cfg, unwrapped(self.model)
         models = [model] if self.average is None else [model, self.average.average.module]
+        evaluation = Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate, self.best)
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
@@ -117,7 +119,8 @@ class Trainer(DefaultTrainer):
             AverageNorms(models, self._is_saved_or_evaluated),
             # Before the evaluation, so that a checkpoint exists if that fails.
             Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, self._best_weights),
-            Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate, self.best),
+            evaluation,
+            self._build_command_hook(evaluation),
             ProgressBar(cfg.TEST.BEST.METRIC or _DEFAULT_METRIC),
             Writers(self.build_writers() if comm.is_main_process() else [], cfg.LOG.PERIOD or 20),
         ]
@@ -128,6 +131,14 @@ class Trainer(DefaultTrainer):
             return None
         start, update = lambda _: average.start(), lambda _: average.update()
         return hooks.CallbackHook(before_train=start, after_step=update)
+
+    def _build_command_hook(self, evaluation: Evaluation) -> HookBase | None:
+        cfg = self.cfg
+        if not cfg.HOOKS.AFTER_EVAL:
+            return None
+        # Half of the time that other processes wait at most.
+        words, timeout = list(cfg.HOOKS.AFTER_EVAL), cfg.DISTRIBUTED_TIMEOUT / 2
+        return CommandAfterEvaluation(words, cfg.OUTPUT_DIR, lambda: evaluation.done, timeout)
 
     def _build_best_model(self) -> BestModel | None:
         node, sets = self.cfg.TEST.BEST, self.cfg.DATASETS.TEST

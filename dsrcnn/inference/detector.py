@@ -122,7 +122,8 @@ def _load_cfg(
     saved = list(cfg.DATASETS.CUSTOM.CLASSES)  # by the training run
     names = saved or next((n for n in map(class_names, datasets) if n), [])
     key = num_classes_key(cfg)
-    options = [*opts, *NO_DATA]  # which are not there where a model is used
+    # Data are not there where a model is used, and a config from elsewhere runs no programs.
+    options = [*opts, *NO_DATA, "HOOKS.AFTER_EVAL", "()"]
     is_chosen = "MODEL.DEVICE" in opts  # then a missing GPU is worth a note
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available() and not is_chosen:
         options += ["MODEL.DEVICE", "cpu"]

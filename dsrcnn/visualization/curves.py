@@ -1,5 +1,6 @@
 """Training curves from Detectron2's ``metrics.json``."""
 
+import csv
 import json
 import math
 from collections.abc import Sequence
@@ -89,6 +90,33 @@ def draw_curves(metrics: str | Path, output: str | Path) -> None:
         DataError: if there is nothing to draw.
     """
     plot_metrics(metrics).savefig(output, dpi=110)
+
+
+def draw_checkpoints(table: str | Path, output: str | Path) -> None:
+    """Plot the AP of evaluated checkpoints over iterations, from a CSV file, into a file.
+
+    Args:
+        table: CSV file with the columns ``iteration`` and such as ``bbox/AP``.
+        output: picture to write.
+
+    Raises:
+        DataError: if the table has no AP.
+    """
+    with Path(table).open(newline="", encoding="utf-8") as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    keys = [k for k in (rows[0] if rows else ()) if k.rsplit("/", 1)[-1] in ("AP", "AP50", "AP75")]
+    if not keys:
+        raise DataError(f"{table} has no AP; evaluate on a dataset with annotations.")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for key in keys:
+        _plot(axes, rows, key, marker="o")
+    axes.set_xlabel("iteration")
+    axes.set_ylim(0, 100)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(output, dpi=110)
 
 
 def plot_metrics(metrics: str | Path) -> Figure:

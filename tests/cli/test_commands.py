@@ -1,5 +1,6 @@
 """``dsrcnn <command>``."""
 
+import csv
 import json
 import re
 import sys
@@ -54,6 +55,7 @@ def test_help_and_version_need_no_import(words):
     (["eval", *QUICK, "MODLE.DEVICE", "cpu"], "Did you mean MODEL.DEVICE"),
     (["train", "MODEL.DEVICE", "cpu", "--eval-only"], "unknown option --eval-only"),
     (["train"], "write --config-file"),
+    (["eval", "x", "--checkpoints", "last"], "'last' is neither all nor numbers"),
     (["weights", "in.pth"], "the following arguments are required: output"),
     (["check-data", "."], "none of the known layouts"),
     (["check-data", ".", "--output", "sheet"], "ends in one of .png"),
@@ -72,6 +74,43 @@ def test_a_run_folder_is_evaluated(output, capsys):
     assert 0 < len(results) <= 3 * 4  # of the 8 proposals of each image
     assert (output / "config.yaml").read_text() == saved
     assert capsys.readouterr().out.count("AP50") == 1
+
+
+def test_all_checkpoints_of_a_run_or_some_are_evaluated(tmp_path, capsys):
+    options = ["--config-file", "quick/sparse_rcnn_shapes", *coco_options(tmp_path / "data")]
+    options += [*SMALL, "LOG.IMAGES", "0", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    options += ["TEST.EVAL_PERIOD", "2"]
+    out = tmp_path / "out"
+    assert main(["train", *options, "OUTPUT_DIR", str(out)]) == 0
+    trained = [entry["bbox/AP"] for entry in metrics(out) if "bbox/AP" in entry]
+    assert main(["eval", str(out), "--checkpoints", "all"]) == 0
+    rows = read_table(out / "checkpoints.csv")
+    found = {int(row["iteration"]): float(row["bbox/AP"]) for row in rows}
+    assert list(found) == [1, 3]
+    assert list(found.values()) == pytest.approx(trained, nan_ok=True)
+    assert cv2.imread(str(out / "checkpoints.png")).shape[0] > 300
+    assert "bbox/AP50" in capsys.readouterr().out
+    assert main(["eval", str(out), "--checkpoints", "1"]) == 0
+    assert [row["iteration"] for row in read_table(out / "checkpoints.csv")] == ["1"]
+    detections = [(out / "inference/coco_instances_results.json").read_text()]
+    for number in (1, 3):
+        assert (
+            main(["eval", str(out), "MODEL.WEIGHTS", str(out / f"model_000000{number}.pth")]) == 0
+        )
+        detections.append((out / "inference/coco_instances_results.json").read_text())
+    assert detections[0] == detections[1] != detections[2]
+    assert "has 1, 3; write some" in refusal(capsys, "eval", str(out), "--checkpoints", "1,2")
+    refused = refusal(capsys, "eval", str(out), "--checkpoints", "1", "--report")
+    assert "exclude each other" in refused
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def read_table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_a_run_folder_is_a_model_with_its_best_weights(output, tmp_path, capsys):

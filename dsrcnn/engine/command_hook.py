@@ -1,0 +1,85 @@
+"""Command that runs after every evaluation (``HOOKS.AFTER_EVAL``)."""
+
+import logging
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+_LOGGER = logging.getLogger(__name__)
+_TAIL = 500  # characters of the output of a command that failed
+
+
+@dataclass(eq=False)
+class CommandAfterEvaluation(HookBase):
+    """Run a command on the main process after every evaluation; its failure never ends training.
+
+    The words are arguments, and no shell reads them. In each of them ``{iteration}`` stands for the
+    iteration that was evaluated and ``{output}`` for the output folder.
+
+    Attributes:
+        words: the program and its arguments.
+        folder: output folder of the run.
+        evaluated: returns the last iteration that was evaluated, -1 before the first.
+        timeout: seconds until the command is ended; other processes wait that long.
+        seen: iteration of the last evaluation that the command has run for.
+    """
+
+    words: Sequence[str]
+    folder: str
+    evaluated: Callable[[], int]
+    timeout: float
+    seen: int = field(default=-1, init=False)
+
+    def before_train(self) -> None:
+        """Run the command if a resumed run has made up for an evaluation."""
+        self.after_step()
+
+    def after_step(self) -> None:
+        """Run the command if there was an evaluation."""
+        iteration = self.evaluated()
+        if iteration != self.seen:
+            self.seen = iteration
+            if comm.is_main_process():
+                self._run(iteration)
+
+    def after_train(self) -> None:
+        """Run the command after the last evaluation."""
+        self.after_step()
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the last evaluation that was seen."""
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Restore the result of `state_dict`."""
+        self.seen = state_dict["seen"]
+
+    def _run(self, iteration: int) -> None:
+        names = {"{iteration}": str(iteration), "{output}": str(Path(self.folder).resolve())}
+        words = [_filled(word, names) for word in self.words]
+        try:
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                timeout=self.timeout, check=False,
+            )  # fmt: skip
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            _LOGGER.warning("HOOKS.AFTER_EVAL %s failed: %s. Training continues.", words, error)
+            return
+        text = done.stdout.decode(errors="replace").strip()
+        if done.returncode:
+            _LOGGER.warning(
+                "HOOKS.AFTER_EVAL %s ended with status %d: %s. Training continues.",
+                *(words, done.returncode, text[-_TAIL:] or "no output"),
+            )
+        elif text:
+            _LOGGER.info("HOOKS.AFTER_EVAL: %s", text)
+
+
+def _filled(word: str, names: dict[str, str]) -> str:
+    for name, value in names.items():
+        word = word.replace(name, value)
+    return word

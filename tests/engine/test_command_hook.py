@@ -1,0 +1,55 @@
+"""A command that runs after every evaluation."""
+
+import sys
+
+import pytest
+from conftest import coco_options, quick_cfg, save_model
+
+import dsrcnn
+from dsrcnn.engine.trainer import Trainer
+from dsrcnn.errors import ConfigError
+
+NOTE = "import sys; open(sys.argv[1] + '/notes', 'a').write(' '.join(sys.argv[2:]) + chr(10))"
+
+
+def trainer_with(folder, *words, resume=False):
+    options = [*coco_options(folder / "data"), "LOG.IMAGES", 0, "HOOKS.AFTER_EVAL", list(words)]
+    options += ["SOLVER.MAX_ITER", 5, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 2]
+    trainer = Trainer(quick_cfg(folder, *options))
+    trainer.resume_or_load(resume=resume)
+    return trainer
+
+
+def test_a_command_runs_after_every_evaluation_with_its_iteration_and_no_shell(tmp_path):
+    words = [sys.executable, "-c", NOTE, "{output}", "{iteration}", "$HOME; exit 3", "{other}"]
+    trainer_with(tmp_path, *words).train()
+    lines = (tmp_path / "notes").read_text().splitlines()
+    assert lines == [f"{i} $HOME; exit 3 {{other}}" for i in (1, 3, 4)]
+    # The last checkpoint was written before its evaluation, which is made up for.
+    trainer_with(tmp_path, *words, resume=True).train()
+    assert (tmp_path / "notes").read_text().splitlines()[3:] == lines[2:]
+
+
+@pytest.mark.parametrize(("words", "problem"), [
+    (["/no/such/program"], "No such file"),
+    ([sys.executable, "-c", "print('full disk'); raise SystemExit(7)"], "status 7: full disk"),
+    ([sys.executable, "-c", "import time; time.sleep(60)"], "timed out"),
+])  # fmt: skip
+def test_a_command_that_fails_or_hangs_is_a_warning(tmp_path, messages, words, problem):
+    trainer = trainer_with(tmp_path, *words)
+    for hook in trainer._hooks:
+        if hasattr(hook, "timeout"):
+            hook.timeout = 0.2 if "sleep" in words[-1] else 60.0
+    trainer.train()
+    assert (tmp_path / "model_final.pth").is_file()
+    assert any(problem in text and "Training continues" in text for text in messages())
+
+
+def test_a_command_that_is_no_list_of_words_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"HOOKS\.AFTER_EVAL"):
+        quick_cfg(tmp_path, "HOOKS.AFTER_EVAL", [1, 2])
+
+
+def test_a_model_from_elsewhere_runs_no_command(tmp_path):
+    save_model(tmp_path / "model.pth", "HOOKS.AFTER_EVAL", ["touch", str(tmp_path / "ran")])
+    assert tuple(dsrcnn.load(tmp_path / "model.pth").cfg.HOOKS.AFTER_EVAL) == ()
