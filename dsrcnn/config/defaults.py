@@ -163,13 +163,15 @@ def _add_dynamic_rcnn(cfg: CfgNode) -> None:
 
 
 def _add_backbones(cfg: CfgNode) -> None:
-    # For MODEL.BACKBONE.NAME build_timm_fpn_backbone and build_timm_backbone.
+    # For MODEL.BACKBONE.NAME build_timm_fpn_backbone, build_timm_backbone and
+    # build_timm_vit_fpn_backbone (vit_*_patch16_*).
     node = cfg.MODEL.TIMM = CfgNode()
     node.NAME = "resnet50"  # a timm network with strides 4, 8, 16 and 32
     node.PRETRAINED = False  # start from timm's weights if MODEL.WEIGHTS is empty
     node.WEIGHTS = ""  # local file with such weights, or package:efficientnet-lite0 (lite1, lite2)
     node.NORM = ""  # replace batch norms: FrozenBN, SyncBN or GN
     node.DROP_PATH = 0.0  # rate of stochastic depth
+    node.WINDOW = 0  # of vit_*: side of attention windows in patches of 16 pixels; 0: none
     # For build_timm_fpn_backbone and build_resnet_neck_backbone; MODEL.FPN has channels and norm.
     node = cfg.MODEL.NECK = CfgNode()
     node.NAME = "FPN"  # FPN, PAFPN, BiFPN or ChannelMapper

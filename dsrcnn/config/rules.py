@@ -210,6 +210,7 @@ MODEL: Table = {
     "COMPILE_MODE": one_of("default", "max-autotune-no-cudagraphs"),
     "TIMM.NORM": one_of("", "FrozenBN", "SyncBN", "GN"),
     "TIMM.DROP_PATH": BELOW_ONE,
+    "TIMM.WINDOW": at_least(0, 1000),
     "PIXEL_MEAN": each(at_least(-math.inf), "three numbers, one per color", (3,)),
     "PIXEL_STD": each(above(0), "three numbers above 0, one per color", (3,)),
     "BACKBONE.FREEZE_AT": at_least(-1, 5),

@@ -11,8 +11,10 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
 
 from ...config.load import config_step
+from ...errors import ConfigError
 from .necks import PAFPN, BiFPN, ChannelMapper
 from .timm_backbone import TimmBackbone, pixel_statistics
+from .vit_backbone import SimpleFeaturePyramid, VisionTransformer
 
 
 @BACKBONE_REGISTRY.register()
@@ -40,6 +42,39 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 
 
 @BACKBONE_REGISTRY.register()
+def build_timm_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Build a plain vision transformer of timm with the simple pyramid of ViTDet.
+
+    It starts from weights only if ``MODEL.WEIGHTS`` is empty.
+
+    Raises:
+        ConfigError: if a key is set that it has no use for.
+    """
+    node, model = cfg.MODEL.TIMM, cfg.MODEL
+    unused = {"MODEL.TIMM.NORM": node.NORM, "MODEL.FPN.NORM": model.FPN.NORM}
+    for key, value in unused.items():
+        if value:
+            raise ConfigError(
+                f"{key} is {value!r}, but build_timm_vit_fpn_backbone has layer norms only. Write "
+                f'{key} "".'
+            )
+    if model.NECK.NAME != "FPN":
+        raise ConfigError(
+            f"MODEL.NECK.NAME is {model.NECK.NAME!r}, but build_timm_vit_fpn_backbone has a neck "
+            "of its own. Leave the key out."
+        )
+    bottom_up = VisionTransformer(
+        node.NAME,
+        pretrained=node.PRETRAINED and not model.WEIGHTS,
+        weights="" if model.WEIGHTS else node.WEIGHTS,
+        drop_path=node.DROP_PATH,
+        window=node.WINDOW,
+        freeze_at=model.BACKBONE.FREEZE_AT,
+    )
+    return SimpleFeaturePyramid(bottom_up, model.FPN.OUT_CHANNELS)
+
+
+@BACKBONE_REGISTRY.register()
 def build_resnet_neck_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Build Detectron2's ResNet with the neck ``MODEL.NECK.NAME``."""
     return build_neck(cfg, build_resnet_backbone(cfg, input_shape))
@@ -64,6 +99,7 @@ def use_pixel_statistics(cfg: CfgNode) -> None:
     if cfg.MODEL.BACKBONE.NAME not in BACKBONE_REGISTRY:
         return  # an error of `check_config`
     builder = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
-    if builder in (build_timm_backbone, build_timm_fpn_backbone):
+    timm = (build_timm_backbone, build_timm_fpn_backbone, build_timm_vit_fpn_backbone)
+    if builder in timm:
         cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = pixel_statistics(cfg.MODEL.TIMM.NAME)
         cfg.INPUT.FORMAT = "RGB"

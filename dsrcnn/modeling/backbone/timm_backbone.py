@@ -64,9 +64,9 @@ class TimmBackbone(Backbone):
         indices, any_size = _choose_levels(name, options)
         options |= {"out_indices": indices, **any_size}
         if weights:
-            self.body = _create_from_file(name, options, weights)
+            self.body = create_from_file(name, options, weights)
         else:
-            self.body = _create(name, {"pretrained": pretrained, **options})
+            self.body = create_network(name, {"pretrained": pretrained, **options})
         info = self.body.feature_info
         self.name = name
         self._channels = list(info.channels())
@@ -163,10 +163,10 @@ def _choose_levels(name: str, options: dict[str, Any]) -> tuple[list[int], dict[
     any_size: dict[str, Any] = {"strict_img_size": False}
     with torch.device("meta"):  # only for its description
         try:
-            body = _create(name, {**options, **any_size}, report=False)
+            body = create_network(name, {**options, **any_size}, report=False)
         except TypeError:  # most networks have no fixed size
             any_size = {}
-            body = _create(name, options)
+            body = create_network(name, options)
     reductions = list(body.feature_info.reduction())
     missing = [stride for stride in _STRIDES if stride not in reductions]
     if missing:
@@ -179,11 +179,11 @@ def _choose_levels(name: str, options: dict[str, Any]) -> tuple[list[int], dict[
     return [last - reductions[::-1].index(stride) for stride in _STRIDES], any_size
 
 
-def _create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
+def create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
     """Load timm's weights from a file; weights that do not fit are an error, unlike in timm."""
     overlay: dict[str, Any] = {"file": path}  # other formats are timm's alone
     if path.startswith(PREFIX):
-        overlay = {"state_dict": read_package(path, name, _create(name, {}).state_dict())}
+        overlay = {"state_dict": read_package(path, name, create_network(name, {}).state_dict())}
     elif not path.endswith(".npz") or not os.path.isfile(path):
         overlay = {"state_dict": read_file(path)}
     file = {"pretrained": True, "pretrained_cfg_overlay": overlay}
@@ -192,7 +192,7 @@ def _create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
         bodies = []
         for source in (file, {}):
             torch.manual_seed(_UNLIKELY_SEED)
-            bodies.append(_create(name, {**options, **source}))
+            bodies.append(create_network(name, {**options, **source}))
     loaded, random = (dict(body.named_parameters()) for body in bodies)
     same = [k for k, v in loaded.items() if v.ndim > 1 and v.std() > 0 and v.equal(random[k])]
     if same:
@@ -203,7 +203,13 @@ def _create_from_file(name: str, options: dict[str, Any], path: str) -> Any:
     return bodies[0]
 
 
-def _create(name: str, options: dict[str, Any], *, report: bool = True) -> Any:
+def create_network(name: str, options: dict[str, Any], *, report: bool = True) -> Any:
+    """Build a network of timm; without `report` a `TypeError` about its options is passed on.
+
+    Raises:
+        ConfigError: if timm is missing, does not know the network or cannot build it.
+        WeightsError: if weights cannot be loaded.
+    """
     timm = _import_timm(name)
     overlay = options.get("pretrained_cfg_overlay", {})
     file = overlay.get("file", "given" if overlay else None)

@@ -48,6 +48,7 @@ PACKAGES = {
 }
 
 
+_PRETRAINING = ("decoder_", "mask_token")  # parts of masked autoencoders that detectors lack
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state", "model")
 
 
@@ -86,7 +87,8 @@ def read_file(path: str) -> dict[str, Tensor]:
             f"MODEL.TIMM.WEIGHTS {path!r} have values in {odd[0]} that are not finite. Write "
             "another file."
         )
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    named = {str(name).removeprefix("module."): value for name, value in content.items()}
+    return {k: v for k, v in named.items() if not k.startswith(_PRETRAINING)}
 
 
 def read_package(weights: str, network: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
