@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks import (
     asag,
+    crowdhuman,
     export,
     loader,
     matching,
@@ -29,6 +30,7 @@ _BENCHMARKS = {
     "export": export,
     "recollection": recollection,
     "asag": asag,
+    "crowdhuman": crowdhuman,
 }
 
 
