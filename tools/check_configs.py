@@ -94,6 +94,7 @@ def _step(trainer: Trainer) -> float:
 def _options(name: str, side: int) -> list[str]:
     options: dict[str, object] = {
         "MODEL.WEIGHTS": "",
+        "MODEL.TIMM.PRETRAINED": False,
         "MODEL.DEVICE": "cpu",
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": 1,

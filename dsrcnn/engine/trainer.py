@@ -34,7 +34,7 @@ from ..errors import (
     WeightsError,
 )
 from ..evaluation import build_evaluator
-from ..modeling.freeze import freeze_modules
+from ..modeling.freeze import freeze_modules, use_stored_statistics
 from ..modeling.meta_arch.base import SparseDetector
 from ..modeling.tta import TestTimeAugmentation
 from ..solver import build_lr_scheduler, build_optimizer
@@ -383,8 +383,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model and apply ``MODEL.FREEZE``."""
+        """Build the model and apply ``MODEL.FREEZE`` and ``MODEL.BACKBONE.NORM_EVAL``."""
         model = build_model(cfg)
+        if cfg.MODEL.BACKBONE.NORM_EVAL:
+            use_stored_statistics(model)
         freeze_modules(model, cfg.MODEL.FREEZE)
         return model
 

@@ -1,14 +1,45 @@
-"""Freezing of parts of a model."""
+"""Freezing of parts of a model, and of the statistics of its norms."""
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
 from ..layers.norm import RunningNorm
 from .backbone.timm_backbone import freeze_norms_of_timm
+
+
+class _StoredStatistics:
+    """Mixin of a batch norm that always uses its stored statistics."""
+
+    def train(self: Any, mode: bool = True) -> Any:
+        """Stay in evaluation mode."""
+        return super().train(False)  # type: ignore[misc]
+
+
+def use_stored_statistics(model: nn.Module) -> None:
+    """Let the backbone's batch norms use stored statistics in training; factors stay trainable.
+
+    As in the official code of AdaMixer and DETR-like detectors of MMDetection (``norm_eval``).
+
+    Raises:
+        ConfigError: if the backbone has no batch norms whose factors are trained.
+    """
+    backbone = model.get_submodule("backbone")
+    norms = [m for m in backbone.modules() if isinstance(m, _BatchNorm)]
+    if not norms:
+        raise ConfigError(
+            "MODEL.BACKBONE.NORM_EVAL is True, but the backbone has no batch norms with trained "
+            "factors. Write MODEL.RESNETS.NORM BN, or MODEL.BACKBONE.NORM_EVAL False."
+        )
+    for norm in norms:
+        kind = type(norm)
+        norm.__class__ = type(kind.__name__, (_StoredStatistics, kind), {})
+        norm.eval()
 
 
 def freeze_modules(model: nn.Module, names: Sequence[str]) -> None:
