@@ -133,12 +133,16 @@ class SparseRCNN(SparseDetector):
 
         `stages` is the number of stages to run in evaluation mode; None for the config's.
         """
-        features = self.extract_features(images)
+        features = self.encode(images)
         proposals = self.proposals(features, images.sizes)
         recollect = self.training and training_context().recollect
         options = {"all_stages": all_stages, "stages": stages, "recollect": recollect}
         predictions: Predictions = self.head(features, proposals, **options)
         return predictions
+
+    def encode(self, images: ImageBatch) -> Any:
+        """Compute what proposals and cascade read: pyramid levels (B, D, H_l, W_l)."""
+        return self.extract_features(images)
 
     def graph_key(self) -> Hashable:
         """Add the number of stages; see `SparseDetector`."""

@@ -2,13 +2,14 @@
 
 from .build import PROPOSALS_REGISTRY, ProposalSource, build_proposals, resize_proposals
 from .dynamic import DynamicProposals, TemperatureSchedule
-from .learned import ContentQueries, LearnedProposals
+from .learned import ContentQueries, LearnedProposals, LearnedQueries
 
 __all__ = [
     "PROPOSALS_REGISTRY",
     "ContentQueries",
     "DynamicProposals",
     "LearnedProposals",
+    "LearnedQueries",
     "ProposalSource",
     "TemperatureSchedule",
     "build_proposals",

@@ -1,0 +1,165 @@
+"""Deformable DETR against the implementation in transformers, with equal weights."""
+
+import re
+
+import pytest
+import torch
+from conftest import batch
+from detectron2.modeling import build_model
+from torch import nn
+
+from dsrcnn.config import read_cfg
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = [(64, 96), (90, 70)]
+NAMES = [
+    (r"^init_proposal_features\.weight", "model.query_position_embeddings.weight"),
+    (r"^proposal_generator\.reference_points", "model.reference_points"),
+    (r"^encoder\.level_embed", "model.level_embed"),
+    (r"^backbone\.convs\.(\d)\.norm", r"model.input_proj.\1.1"),
+    (r"^backbone\.convs\.(\d)", r"model.input_proj.\1.0"),
+    (r"^encoder\.", "model.encoder."),
+    (r"^head\.head_series\.(\d)\.class_embed", r"class_embed.\1"),
+    (r"^head\.head_series\.(\d)\.bbox_embed\.0", r"bbox_embed.\1.layers.0"),
+    (r"^head\.head_series\.(\d)\.bbox_embed\.2", r"bbox_embed.\1.layers.1"),
+    (r"^head\.head_series\.(\d)\.bbox_embed\.4", r"bbox_embed.\1.layers.2"),
+    (r"^head\.head_series\.", "model.decoder.layers."),
+    (r"(encoder\.layers\.\d)\.norm1", r"\1.self_attn_layer_norm"),
+    (r"(encoder\.layers\.\d)\.norm2", r"\1.final_layer_norm"),
+    (r"(decoder\.layers\.\d)\.norm1", r"\1.encoder_attn_layer_norm"),
+    (r"(decoder\.layers\.\d)\.norm2", r"\1.self_attn_layer_norm"),
+    (r"(decoder\.layers\.\d)\.norm3", r"\1.final_layer_norm"),
+    (r"cross_attn", "encoder_attn"),
+    (r"(layers\.\d)\.linear(\d)", r"\1.mlp.fc\2"),
+    (r"self_attn\.out_proj", "self_attn.o_proj"),
+]
+
+
+def their_name(name):
+    for pattern, replacement in NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def their_tensors(name, value):
+    """Names and values of transformers' tensors that hold one of ours."""
+    if "in_proj_" in name:
+        stem, kind = their_name(name).split("in_proj_")
+        parts = zip(("q_proj", "k_proj", "v_proj"), value.chunk(3), strict=True)
+        return {f"{stem}{part}.{kind}": x for part, x in parts}
+    return {their_name(name): value}
+
+
+class OurMaps(nn.Module):
+    """The feature maps of our network and their masks, in place of transformers' network."""
+
+    def __init__(self, network, names, channels):
+        super().__init__()
+        self.network, self.names, self.intermediate_channel_sizes = network, names, channels
+
+    def forward(self, images, mask):
+        maps = [self.network(images)[name] for name in self.names]
+        sizes = [x.shape[-2:] for x in maps]
+        return [
+            (x, nn.functional.interpolate(mask[None].float(), size=size)[0].bool())
+            for x, size in zip(maps, sizes, strict=True)
+        ]
+
+
+@pytest.fixture(params=[True, False], ids=["refinement", "plain"])
+def models(request):
+    opts = [
+        *("MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_CLASSES", 5),
+        *("MODEL.DeformableDETR.BOX_REFINEMENT", request.param),
+    ]
+    torch.manual_seed(0)
+    ours = build_model(read_cfg("quick/deformable_detr_shapes", opts)).train()
+    with torch.no_grad():  # nothing is zero or equal, as after training
+        for name, parameter in ours.named_parameters():
+            if not name.startswith("backbone.bottom_up"):
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    ours.backbone.bottom_up.eval()  # its batch norms would differ with the images of a batch
+    config = transformers.DeformableDetrConfig(
+        backbone_config=transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], layer_type="basic",
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        d_model=64, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=256,
+        decoder_ffn_dim=256, encoder_layers=2, decoder_layers=3, num_queries=12, num_labels=5,
+        dropout=0.0, with_box_refine=request.param, attn_implementation="eager",
+    )  # fmt: skip
+    theirs = transformers.DeformableDetrForObjectDetection(config).train()
+    channels = [128, 256, 512]
+    theirs.model.backbone = OurMaps(ours.backbone.bottom_up, ["res3", "res4", "res5"], channels)
+    for index, conv in enumerate(ours.backbone.convs):
+        shape = (conv.in_channels, 64, conv.kernel_size, conv.stride, conv.padding)
+        theirs.model.input_proj[index][0] = nn.Conv2d(*shape)
+    state = {}
+    for name, value in ours.state_dict().items():
+        if not name.startswith("backbone.bottom_up"):
+            state |= their_tensors(name, value)
+    if request.param:  # the same modules under a second name
+        state |= {f"model.decoder.{k}": v for k, v in state.items() if k.startswith("bbox_embed")}
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(name.startswith("model.backbone.network") for name in missing)
+    return ours, theirs
+
+
+def outputs(ours, theirs):
+    """Logits and boxes (fractions, center and size) of all stages, of both."""
+    images = ours.preprocess_image(batch(SIZES, [2, 1]))
+    predictions = ours.predict(images)
+    height, width = images.tensor.shape[-2:]
+    rows, columns = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
+    sizes = images.sizes.view(2, 4, 1, 1)
+    mask = ((rows < sizes[:, 1]) & (columns < sizes[:, 0])).long()
+    boxes = predictions.boxes / images.sizes.unsqueeze(1)
+    low, high = boxes.split(2, dim=-1)
+    result = theirs(pixel_values=images.tensor, pixel_mask=mask, return_dict=True)
+    hidden, references = result.intermediate_hidden_states, result.intermediate_reference_points
+    logits, their_boxes = [], []
+    for stage in range(hidden.shape[1]):
+        reference = references[:, stage - 1] if stage else result.init_reference_points
+        start = torch.special.logit(reference, eps=1e-5)
+        change = theirs.bbox_embed[stage](hidden[:, stage])
+        place = change[..., : start.shape[-1]] + start
+        their_boxes.append(torch.cat([place, change[..., start.shape[-1] :]], -1).sigmoid())
+        logits.append(theirs.class_embed[stage](hidden[:, stage]))
+    torch.testing.assert_close(their_boxes[-1], result.pred_boxes)
+    mine = predictions.logits, torch.cat([(low + high) / 2, high - low], dim=-1)
+    return mine, (torch.stack(logits), torch.stack(their_boxes))
+
+
+def test_logits_and_boxes_of_all_stages_agree(models):
+    with torch.no_grad():
+        mine, theirs = outputs(*models)
+    assert (mine[1][0] - mine[1][-1]).abs().max() > 0.01  # stages differ
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_agree(models):
+    ours, theirs = models
+    for model, (logits, boxes) in zip(models, outputs(ours, theirs), strict=True):
+        loss = logits.square().mean() + (boxes * torch.linspace(-1, 1, 4)).sum(dim=-1).mean()
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        if model is ours:
+            gradients = {n: p.grad.clone() for n, p in ours.named_parameters() if p.grad is not None}
+    expected = {n: p.grad for n, p in theirs.named_parameters()}
+    stored = {"proposals.init_proposal_": "init_proposal_", "proposals.": "proposal_generator."}
+    checked = 0
+    for name, gradient in gradients.items():
+        if name.startswith("backbone.bottom_up"):
+            continue
+        for old, new in stored.items():
+            name = re.sub(f"^{old}", new, name)
+        for theirs_name, value in their_tensors(name, gradient).items():
+            scale = expected[theirs_name].abs().max()
+            torch.testing.assert_close(
+                value, expected[theirs_name], rtol=1e-3, atol=1e-3 * scale.item(), msg=theirs_name
+            )
+            checked += 1
+    assert checked > 100
