@@ -54,11 +54,11 @@ def refine_by_loop(
         for index in range(*window):
             group = boxes[index][:, None], states[index][:, None]
             logits, refined, state = head.run_stage(stage, pyramid, *group, classify=True)
-            boxes.append(refined[:, 0].detach())
+            boxes.append(refined[:, 0].detach() if head.refines_boxes else boxes[index])
             states.append(state[:, 0])
             place = torch.tensor([number], device=logits.device)
             yield Predictions(logits.transpose(0, 1), refined.transpose(0, 1), place)
-        if number == 0:
+        if number == 0 and head.refines_boxes:
             boxes[0] = boxes[0].detach()
 
 

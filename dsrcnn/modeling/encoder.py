@@ -45,9 +45,7 @@ class EncoderLayer(nn.Module):
         self, tokens: Tensor, positions: Tensor, references: References, pyramid: TokenPyramid
     ) -> Tensor:
         """Update tokens (B, N, D) at encoded positions (B, N, D); returns the same shape."""
-        attended = self.self_attn(
-            tokens + positions, references, pyramid._replace(tokens=tokens)
-        )
+        attended = self.self_attn(tokens + positions, references, pyramid._replace(tokens=tokens))
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = self.linear2(self.dropout(self.activation(self.linear1(tokens))))
         result: Tensor = self.norm2(tokens + self.dropout(hidden))

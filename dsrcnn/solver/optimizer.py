@@ -21,8 +21,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     The learning rate of parameters under ``backbone`` is multiplied by
     ``SOLVER.BACKBONE_MULTIPLIER`` (that of its neck by ``SOLVER.NECK_MULTIPLIER`` if set) and, for
-    each part below the last, by ``SOLVER.LAYER_DECAY``; that of a `PointLinear` by its own. Weight decay applies to everything, as in
-    the official code, except for the kinds in ``SOLVER.NO_DECAY``.
+    each part below the last, by ``SOLVER.LAYER_DECAY``; that of a `PointLinear` by its own factor.
+    Weight decay applies to everything, as in the official code, except for the kinds in
+    ``SOLVER.NO_DECAY``.
 
     Parameters with equal settings share a group: several times faster than a group each, with the
     same result. Clipping of type ``full_model`` is left to the training loop (`clip_full_model`),

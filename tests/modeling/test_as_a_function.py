@@ -3,9 +3,13 @@
 import pytest
 import torch
 from conftest import batch
-from detectors import DLA, enable, model_of
+from detectors import DLA, deformable_detr_of, enable, model_of
 
-MODELS = {"Sparse R-CNN": (), "DLA with NMS, DPG": (*DLA, *enable("DPG"))}
+MODELS = {
+    "Sparse R-CNN": (model_of, ()),
+    "DLA with NMS, DPG": (model_of, (*DLA, *enable("DPG"))),
+    "Deformable DETR": (deformable_detr_of, ()),
+}
 
 
 class Detect(torch.nn.Module):
@@ -20,7 +24,8 @@ class Detect(torch.nn.Module):
 
 
 def function_and_inputs(name, device="cpu"):
-    model = model_of(*MODELS[name]).eval().to(device)
+    build, opts = MODELS[name]
+    model = build(*opts).eval().to(device)
     scenes = []
     for seed in (0, 1):
         inputs = batch([(64, 96), (60, 90)], [2, 1], seed=seed)

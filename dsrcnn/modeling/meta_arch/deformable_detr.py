@@ -5,13 +5,15 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from ...config.validate import check_deformable_detr
+from ...config.validate import check_deformable_detr, check_name
+from ...errors import ConfigError
 from ...layers.deformable_attention import TokenPyramid
 from ..decoder.deformable import DeformableDecoder
 from ..encoder import DeformableEncoder
 from ..losses.criterion import SetCriterion
 from ..matching.matcher import build_matcher
-from ..proposals.build import build_proposals
+from ..proposals.build import PROPOSALS_REGISTRY, build_proposals
+from ..proposals.learned import LearnedQueries
 from .base import ImageBatch
 from .sparse_rcnn import SparseRCNN
 
@@ -54,6 +56,15 @@ class DeformableDETR(SparseRCNN):
         """Check the keys of cascades and of Deformable DETR."""
         super().check_config(cfg)
         check_deformable_detr(cfg)
+        name, key = cfg.MODEL.SparseRCNN.PROPOSALS.NAME, "MODEL.SparseRCNN.PROPOSALS.NAME"
+        if not name:
+            return
+        check_name(key, name, PROPOSALS_REGISTRY)
+        if not issubclass(PROPOSALS_REGISTRY.get(name), LearnedQueries):
+            raise ConfigError(
+                f"{key} is {name!r}, but {cfg.MODEL.META_ARCHITECTURE} needs queries with a "
+                "position and a content. Write LearnedQueries or a subclass of it."
+            )
 
     def encode(self, images: ImageBatch) -> TokenPyramid:
         """Compute the encoded tokens, which proposals and decoder read."""
