@@ -7,7 +7,8 @@ python train_net.py --eval-only --config-file coco/deformable_detr_R50_50ep \
     MODEL.WEIGHTS deformable_detr.pth
 
 It takes files of the official code (fundamentalvision/Deformable-DETR) and those of mmdetection, in
-which SQR was published. Models without box refinement fit ``coco/deformable_detr_plain_R50_50ep``.
+which SQR was published. Models without box refinement fit ``coco/deformable_detr_plain_R50_50ep``,
+those with two stages ``coco/deformable_detr_two_stage_R50_50ep``.
 """
 
 import argparse
@@ -22,6 +23,7 @@ _OFFICIAL = [
     (r"query_embed\.", "init_proposal_features."),
     (r"transformer\.level_embed$", "encoder.level_embed"),
     (r"transformer\.reference_points\.", "proposal_generator.reference_points."),
+    (r"transformer\.(?=(enc_output|pos_trans)(_norm)?\.)", "proposal_generator."),
     (r"transformer\.encoder\.layers\.", "encoder.layers."),
     (r"transformer\.decoder\.layers\.", "head.head_series."),
 ]
@@ -52,8 +54,8 @@ def our_key(key: str) -> str | None:
     """
     if key.endswith("num_batches_tracked"):
         return None
-    if key.startswith("transformer.decoder.bbox_embed."):
-        return None  # the same as bbox_embed
+    if key.startswith(("transformer.decoder.bbox_embed.", "transformer.decoder.class_embed.")):
+        return None  # the same as those outside of the decoder
     projection = re.match(r"input_proj\.(\d)\.(\d)\.", key)
     if projection:
         part = "norm." if projection[2] == "1" else ""
@@ -92,6 +94,23 @@ def _key_of_mmdetection(key: str) -> str:
     raise KeyError(key)
 
 
+def move_candidates(state: dict[str, torch.Tensor]) -> None:
+    """Rename the predictions of the encoder, which follow those of the stages, in place.
+
+    Of their classes, all of which are trained as background but the first, that one is kept.
+    """
+    if "proposal_generator.enc_output.weight" not in state:
+        return
+    pattern = r"head\.head_series\.(\d+)\.((class|bbox)_embed\..*)"
+    found = {key: match for key in state if (match := re.fullmatch(pattern, key))}
+    last = max(int(match[1]) for match in found.values())
+    for key, match in found.items():
+        if int(match[1]) == last:
+            value = state.pop(key)
+            value = value[:1].clone() if match[3] == "class" else value
+            state[f"proposal_generator.{match[2]}"] = value
+
+
 def use_our_classes(state: dict[str, torch.Tensor]) -> None:
     """Keep the outputs of the 80 classes where there is one for each id of COCO, in place."""
     ids = [x["id"] for x in COCO_CATEGORIES if x["isthing"]]
@@ -117,6 +136,7 @@ def main() -> None:
         model = rename_all(state, our_key)
     except KeyError as error:
         sys.exit(f"{args.source} is no Deformable DETR checkpoint as expected: {error.args[0]}.")
+    move_candidates(model)
     use_our_classes(model)
     add_biases(model)
     torch.save({"model": model, "__author__": "Deformable DETR"}, args.target)

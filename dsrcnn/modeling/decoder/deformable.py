@@ -70,10 +70,10 @@ class DeformableStage(Stage):
         self.cross_attn.initialize()
         initialize_predictions(self.class_embed, self.bbox_embed, prior_probability)
 
+    @torch.no_grad()
     def start_with_small_boxes(self) -> None:
-        """Let sides start from an eighth of the image, for points, which have none."""
-        with torch.no_grad():
-            cast(nn.Linear, self.bbox_embed[-1]).bias[2:].fill_(_SMALL)
+        """Let sides start from an eighth of the image: the boxes of this stage are points."""
+        cast(nn.Linear, self.bbox_embed[-1]).bias[2:].fill_(_SMALL)
 
     def forward(
         self, pyramid: TokenPyramid, boxes: Tensor, states: Tensor, *, classify: bool = True
@@ -179,7 +179,6 @@ class DeformableDecoder(Cascade):
         super().__init__(stage=stage, **kwargs)
         self.strides, self.refines_boxes = strides, refines_boxes
         first, *others = (cast(DeformableStage, x) for x in self.head_series)
-        first.start_with_small_boxes()
         if not refines_boxes:
             for member in others:
                 member.class_embed, member.bbox_embed = first.class_embed, first.bbox_embed

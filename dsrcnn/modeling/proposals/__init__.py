@@ -2,12 +2,14 @@
 
 from .build import PROPOSALS_REGISTRY, ProposalSource, build_proposals, resize_proposals
 from .dynamic import DynamicProposals, TemperatureSchedule
+from .encoded import EncoderQueries
 from .learned import ContentQueries, LearnedProposals, LearnedQueries
 
 __all__ = [
     "PROPOSALS_REGISTRY",
     "ContentQueries",
     "DynamicProposals",
+    "EncoderQueries",
     "LearnedProposals",
     "LearnedQueries",
     "ProposalSource",
