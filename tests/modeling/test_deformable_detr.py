@@ -3,8 +3,18 @@
 import pytest
 import torch
 from conftest import batch
-from detectors import DLA, SETTINGS, SIZES, SQR, enable, options, train_step
+from detectors import (
+    DLA,
+    SETTINGS,
+    SIZES,
+    SQR,
+    deformable_detr_of,
+    enable,
+    options,
+    train_step,
+)
 from detectron2.modeling import build_model
+from torch import nn
 
 from benchmarks.recollection import refine_by_loop
 from dsrcnn.config import check_config, read_cfg
@@ -14,9 +24,13 @@ from dsrcnn.modeling.decoder import DeformableStage
 from dsrcnn.modeling.encoder import DeformableEncoder
 from dsrcnn.solver import build_optimizer
 from dsrcnn.structures import Targets
+from dsrcnn.utils.training import use_training_context
 
 PLAIN = ["MODEL.DeformableDETR.BOX_REFINEMENT", False]
-both_references = pytest.mark.parametrize("opts", [[], PLAIN], ids=["refinement", "plain"])
+TWO_STAGES = options("PROPOSALS.NAME", "EncoderQueries")
+each_variant = pytest.mark.parametrize(
+    "opts", [[], PLAIN, TWO_STAGES], ids=["refinement", "plain", "two stages"]
+)
 
 
 def cfg_of(*opts):
@@ -25,15 +39,14 @@ def cfg_of(*opts):
 
 
 def model_of(*opts):
-    torch.manual_seed(0)
-    return build_model(cfg_of(*opts)).train()
+    return deformable_detr_of(*opts).train()
 
 
 def trained_model_of(*opts):
     """A model whose parameters are all different from their start."""
     model = model_of(*opts)
     with torch.no_grad():
-        for parameter in [*model.encoder.parameters(), *model.head.parameters()]:
+        for parameter in nn.ModuleList([model.encoder, model.proposals, model.head]).parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return model
 
@@ -44,7 +57,7 @@ def encoder():
         settings=SETTINGS, levels=3, num_layers=2, dropout=0.0, checkpoint=False, compile_mode=""
     )
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        nn.init.normal_(parameter, std=0.2)
     return model.double().eval()
 
 
@@ -53,7 +66,7 @@ def stage_and_inputs():
     torch.manual_seed(0)
     stage = DeformableStage(settings=SETTINGS, levels=3, dropout=0.0).double().eval()
     for parameter in stage.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        nn.init.normal_(parameter, std=0.2)
     maps = [torch.randn(2, 16, n, n, dtype=torch.float64) for n in (12, 6, 3)]
     sizes = torch.tensor([[96.0, 96, 96, 96], [80, 60, 80, 60]])
     low = torch.rand(2, 3, 5, 2, dtype=torch.float64) * 30
@@ -82,7 +95,7 @@ def test_the_box_of_a_point_does_not_depend_on_a_size():
     """It is sigmoid(change), its center sigmoid(change + logit(point)), as published."""
     stage, (pyramid, boxes, states) = stage_and_inputs()
     for parameter in stage.bbox_embed.parameters():
-        torch.nn.init.zeros_(parameter)
+        nn.init.zeros_(parameter)
     stage.start_with_small_boxes()
     _, refined, _ = stage(pyramid, boxes, states)
     sizes = pyramid.sizes.view(2, 1, 4)
@@ -109,7 +122,7 @@ def test_encoded_tokens_of_an_image_do_not_depend_on_its_padding():
 
 
 @torch.no_grad()
-@both_references
+@each_variant
 def test_an_image_gives_the_same_predictions_alone_and_beside_others(opts):
     model = trained_model_of(*opts).eval()
     first, second = batch([(64, 96), (60, 90)], [1, 1])  # padded to the same size
@@ -121,7 +134,7 @@ def test_an_image_gives_the_same_predictions_alone_and_beside_others(opts):
 
 
 @torch.no_grad()
-@both_references
+@each_variant
 def test_padding_of_a_batch_does_not_change_proposals_and_decoder(opts):
     """From feature maps on; the network before sees the border of the padding, as everywhere."""
     model = trained_model_of(*opts).double().eval()
@@ -140,12 +153,14 @@ def test_padding_of_a_batch_does_not_change_proposals_and_decoder(opts):
     [], PLAIN, DLA, SQR, [*PLAIN, *SQR], enable("SQR", "CHUNK", 1, "ACTIVATION_CHECKPOINT", True),
     ["MODEL.ACTIVATION_CHECKPOINT", ("stages",)], options("ACTIVATION", "gelu", "USE_FOCAL", False),
     options("DROPOUT", 0.1), enable("DLA", "MATCHER", "SimOTAMatcher"),
+    TWO_STAGES, [*TWO_STAGES, *SQR], [*TWO_STAGES, *DLA],
 ])  # fmt: skip
 def test_it_trains_and_detects_with(opts):
     model = model_of(*opts)
+    count = 12 if "EncoderQueries" in opts else 9
     for counts, half in (([3, 2], False), ([0, 1], False), ([0, 0], False), ([3, 2], True)):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            assert len(train_step(model, batch(SIZES, counts))) == 9
+            assert len(train_step(model, batch(SIZES, counts))) == count
     assert all(len(x["instances"]) for x in model.eval()(batch(SIZES, [0, 0])))
 
 
@@ -187,6 +202,49 @@ def test_points_learn_from_all_stages_only_without_refinement():
     assert torch.autograd.grad(boxes[1].sum(), deltas, materialize_grads=True)[0].abs().sum() == 0
 
 
+def test_candidates_are_the_best_tokens_inside_of_the_image():
+    """Squares of a twentieth of the image, twice as large on every level, at the tokens."""
+    model = model_of(*TWO_STAGES).eval()
+    images = model.preprocess_image(batch(SIZES, [0, 0]))
+    with torch.no_grad():
+        pyramid = model.encode(images)
+        proposals, candidates = model.proposals.propose(pyramid, images.sizes)
+    places, usable = pyramid.places, candidates.logits[0, ..., 0] > -20
+    assert torch.equal(usable, ~pyramid.is_padding)  # tokens of small maps are not at the border
+    boxes = candidates.boxes[0] / images.sizes.unsqueeze(1)
+    low, high = boxes.split(2, dim=-1)
+    torch.testing.assert_close(((low + high) / 2)[usable], places[usable], rtol=1e-4, atol=1e-5)
+    sides = [n * [0.05 * 2**i] for i, n in enumerate(h * w for h, w in pyramid.shapes)]
+    sides = torch.tensor(sum(sides, [])).view(1, -1, 1).expand_as(low)
+    torch.testing.assert_close((high - low)[usable], sides[usable], rtol=1e-4, atol=1e-5)
+    scores = candidates.logits[0, ..., 0].masked_fill(~usable, -99)
+    best = scores.topk(8, dim=1).indices.unsqueeze(-1).expand(-1, -1, 4)
+    torch.testing.assert_close(proposals.boxes, candidates.boxes[0].gather(1, best))
+    assert not proposals.boxes.requires_grad
+
+
+def test_an_image_of_fewer_tokens_has_as_many_queries():
+    model = model_of(*TWO_STAGES, *options("NUM_PROPOSALS", 50)).eval()
+    boxes = model.raw_predictions(batch([(32, 32)], [0]))[0].boxes
+    assert boxes.shape[2] == 16 + 4 + 1 + 1
+
+
+@pytest.mark.parametrize("opts", [[], DLA, TWO_STAGES, [*TWO_STAGES, *DLA]])
+def test_gradients_of_parts_sum_to_those_of_the_batch(opts):
+    model, inputs = model_of(*opts).double(), batch([(64, 96)] * 2, [3, 1])
+    model.backbone.eval()  # no norms over the images of a batch
+    results = []
+    for parts in ([inputs], [[x] for x in inputs]):
+        model.zero_grad()
+        normalizers = model.loss_normalizers(parts) if len(parts) > 1 else None
+        for part in parts:
+            with use_training_context(normalizers=normalizers):
+                sum(model(part).values()).backward()
+        results.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * max(1.0, b.abs().max().item()))
+
+
 def inputs_of(model, images):
     """Encoded tokens and queries as leaves, in float64."""
     sizes = [(64, 96), (96, 64), (80, 80), (70, 90)][:images]
@@ -212,7 +270,7 @@ def loss_and_gradients(model, inputs, groups):
     return loss, *torch.autograd.grad(loss, leaves, materialize_grads=True)
 
 
-@both_references
+@each_variant
 @pytest.mark.parametrize("images", [1, 2, 3])
 def test_all_groups_at_once_agree_with_a_loop_over_groups(images, opts):
     """For any number of images: the published code is right for two only."""
@@ -225,7 +283,7 @@ def test_all_groups_at_once_agree_with_a_loop_over_groups(images, opts):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1, b.abs().max().item()))
 
 
-@both_references
+@each_variant
 def test_with_recollection_the_last_group_of_every_stage_is_the_plain_cascade(opts):
     inputs = batch(SIZES, [3, 2])
     expected, predictions = (
@@ -236,7 +294,7 @@ def test_with_recollection_the_last_group_of_every_stage_is_the_plain_cascade(op
         torch.testing.assert_close(a[[0, 2, 5]], b, rtol=0, atol=1e-9)
 
 
-@both_references
+@each_variant
 def test_without_recollection_training_is_bitwise_that_of_the_plain_cascade(opts):
     results = []
     for other in ([], enable("SQR", "START", 3), [*SQR, *options("SQR.ENABLED", False)]):
@@ -280,6 +338,7 @@ def test_points_are_learned_at_a_tenth_of_the_rate():
 @pytest.mark.parametrize(("opts", "words"), [
     (enable("DPG"), "DPG.ENABLED is True, but DeformableDETR starts from points"),
     (options("PROPOSALS.NAME", "LearnedProposals"), "PROPOSALS.NAME is 'LearnedProposals'"),
+    ([*TWO_STAGES, *PLAIN], "BOX_REFINEMENT is False"),
     (["MODEL.DeformableDETR.ENCODER_LAYERS", -1], "ENCODER_LAYERS is -1"),
     ([*options("HIDDEN_DIM", 34, "NHEADS", 2), "MODEL.FPN.OUT_CHANNELS", 34],
      "HIDDEN_DIM is 34; .* Write a multiple of 4"),

@@ -173,6 +173,27 @@ def as_in_mmdetection(state):
     return renamed
 
 
+def test_converted_weights_of_two_stages_fill_the_whole_model(tmp_path, convert):
+    source, target = tmp_path / "published.pth", tmp_path / "converted.pth"
+    official = published_deformable_detr(stages=4, logits=91)  # the last predicts candidates
+    absent = ("transformer.decoder.layers.3", "transformer.reference_points", "query_embed")
+    official = {k: v for k, v in official.items() if not k.startswith(absent)}
+    layers = [("enc_output", 64, 64), ("enc_output_norm", 64)]
+    layers += [("pos_trans", 128, 128), ("pos_trans_norm", 128)]
+    shapes = with_biases("transformer.", layers)
+    official |= {k: torch.randn(shape) for k, shape in shapes.items()}
+    torch.save({"model": official}, source)
+    convert("deformable_detr", source, target)
+    options = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_CLASSES", 80]
+    options += ["MODEL.SparseRCNN.PROPOSALS.NAME", "EncoderQueries"]
+    model = build_model(read_cfg("quick/deformable_detr_shapes", options))
+    Checkpointer(model, strict=True).load(str(target))
+    proposals = model.proposals
+    assert torch.equal(proposals.class_embed.weight, official["class_embed.3.weight"][:1])
+    assert torch.equal(proposals.bbox_embed[4].bias, official["bbox_embed.3.layers.2.bias"])
+    assert torch.equal(proposals.pos_trans.weight, official["transformer.pos_trans.weight"])
+
+
 @pytest.mark.parametrize("code", ["official", "mmdetection"])
 def test_converted_deformable_detr_weights_fill_the_whole_model(code, tmp_path, convert):
     source, target = tmp_path / "published.pth", tmp_path / "converted.pth"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...layers.deformable_attention import TokenPyramid
 from ...layers.relation_attention import encode_by_waves
-from ...structures import Predictions, Proposals, at_least_float32, box_cxcywh_to_xyxy
+from ...structures import Predictions, Proposals, box_cxcywh_to_xyxy
 from ..decoder.deformable import box_network, initialize_predictions, move_boxes
 from .build import PROPOSALS_REGISTRY, ProposalSource
 
@@ -96,4 +96,5 @@ class EncoderQueries(ProposalSource):
             for level, (height, width) in enumerate(pyramid.shapes)
         ]
         size = torch.cat(sides).expand(*pyramid.places.shape)
-        return at_least_float32(torch.cat([pyramid.places, size], dim=-1))
+        dtype = torch.promote_types(torch.float32, pyramid.tokens.dtype)
+        return torch.cat([pyramid.places, size], dim=-1).to(dtype)
