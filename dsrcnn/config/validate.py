@@ -212,22 +212,6 @@ def check_adamixer(cfg: CfgNode) -> None:
         )
 
 
-def check_deformable_detr(cfg: CfgNode) -> None:
-    """Check ``MODEL.DeformableDETR``, and that DPG is off."""
-    check_table(cfg, rules.DEFORMABLE_DETR, "MODEL.DeformableDETR")
-    node, key = cfg.MODEL.SparseRCNN, "MODEL.SparseRCNN"
-    if node.HIDDEN_DIM % 4:
-        raise ConfigError(
-            f"{key}.HIDDEN_DIM is {node.HIDDEN_DIM}; Deformable DETR encodes positions by sines "
-            "and cosines of x and y. Write a multiple of 4."
-        )
-    if node.DPG.ENABLED:
-        raise ConfigError(
-            f"{key}.DPG.ENABLED is True, but {cfg.MODEL.META_ARCHITECTURE} starts from points, not "
-            f"from boxes that could be mixed. Write {key}.DPG.ENABLED False."
-        )
-
-
 def check_asag(cfg: CfgNode) -> None:
     """Check ``MODEL.ASAG``, and that no part of a cascade is enabled."""
     for key, fixed in rules.FIXED_IN_ASAG.items():

@@ -214,8 +214,8 @@ def test_candidates_are_the_best_tokens_inside_of_the_image():
     boxes = candidates.boxes[0] / images.sizes.unsqueeze(1)
     low, high = boxes.split(2, dim=-1)
     torch.testing.assert_close(((low + high) / 2)[usable], places[usable], rtol=1e-4, atol=1e-5)
-    sides = [n * [0.05 * 2**i] for i, n in enumerate(h * w for h, w in pyramid.shapes)]
-    sides = torch.tensor(sum(sides, [])).view(1, -1, 1).expand_as(low)
+    counts = torch.tensor([height * width for height, width in pyramid.shapes])
+    sides = (0.05 * 2 ** torch.arange(4)).repeat_interleave(counts).view(1, -1, 1).expand_as(low)
     torch.testing.assert_close((high - low)[usable], sides[usable], rtol=1e-4, atol=1e-5)
     scores = candidates.logits[0, ..., 0].masked_fill(~usable, -99)
     best = scores.topk(8, dim=1).indices.unsqueeze(-1).expand(-1, -1, 4)
@@ -336,7 +336,7 @@ def test_points_are_learned_at_a_tenth_of_the_rate():
 
 
 @pytest.mark.parametrize(("opts", "words"), [
-    (enable("DPG"), "DPG.ENABLED is True, but DeformableDETR starts from points"),
+    (enable("DPG"), "DPG.ENABLED is True, but DeformableDETR has no learned boxes"),
     (options("PROPOSALS.NAME", "LearnedProposals"), "PROPOSALS.NAME is 'LearnedProposals'"),
     ([*TWO_STAGES, *PLAIN], "BOX_REFINEMENT is False"),
     (["MODEL.DeformableDETR.ENCODER_LAYERS", -1], "ENCODER_LAYERS is -1"),

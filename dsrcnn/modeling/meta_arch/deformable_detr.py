@@ -7,7 +7,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from ...config.validate import check_deformable_detr, check_name
+from ...config import rules
+from ...config.rules import check_table
+from ...config.validate import check_name
 from ...errors import ConfigError
 from ...layers.deformable_attention import TokenPyramid
 from ...structures import Predictions, Targets
@@ -87,22 +89,19 @@ class DeformableDETR(SparseRCNN):
     def check_config(cls, cfg: CfgNode) -> None:
         """Check the keys of cascades and of Deformable DETR."""
         super().check_config(cfg)
-        check_deformable_detr(cfg)
-        name, key = cfg.MODEL.SparseRCNN.PROPOSALS.NAME, "MODEL.SparseRCNN.PROPOSALS.NAME"
-        if not name:
-            return
-        check_name(key, name, PROPOSALS_REGISTRY)
-        source = PROPOSALS_REGISTRY.get(name)
-        if not issubclass(source, (LearnedQueries, EncoderQueries)):
+        check_table(cfg, rules.DEFORMABLE_DETR, "MODEL.DeformableDETR")
+        node, key = cfg.MODEL.SparseRCNN, "MODEL.SparseRCNN"
+        if node.HIDDEN_DIM % 4:
             raise ConfigError(
-                f"{key} is {name!r}, but {cfg.MODEL.META_ARCHITECTURE} needs queries with a "
-                "position and a content. Write LearnedQueries, EncoderQueries or a subclass of one."
+                f"{key}.HIDDEN_DIM is {node.HIDDEN_DIM}; {cfg.MODEL.META_ARCHITECTURE} encodes "
+                "places by sines and cosines of x and y. Write a multiple of 4."
             )
-        if issubclass(source, EncoderQueries) and not cfg.MODEL.DeformableDETR.BOX_REFINEMENT:
+        if node.DPG.ENABLED:
             raise ConfigError(
-                f"{key} is {name!r}, whose queries start from boxes, but MODEL.DeformableDETR."
-                "BOX_REFINEMENT is False. Write MODEL.DeformableDETR.BOX_REFINEMENT True."
+                f"{key}.DPG.ENABLED is True, but {cfg.MODEL.META_ARCHITECTURE} has no learned "
+                f"boxes to mix. Write {key}.DPG.ENABLED False."
             )
+        _check_proposals(cfg)
 
     def encode(self, images: ImageBatch) -> TokenPyramid:
         """Compute the encoded tokens, which proposals and decoder read."""
@@ -136,3 +135,21 @@ class DeformableDETR(SparseRCNN):
             sizes = size_tensor([x["instances"].image_size for x in inputs], self.device)
             counts.append(self.candidate_criterion.count(Targets.from_inputs(inputs, sizes)))
         return TwoStageNormalizers(of_stages, self.candidate_criterion.normalizers(counts))
+
+
+def _check_proposals(cfg: CfgNode) -> None:
+    name, key = cfg.MODEL.SparseRCNN.PROPOSALS.NAME, "MODEL.SparseRCNN.PROPOSALS.NAME"
+    if not name:
+        return
+    check_name(key, name, PROPOSALS_REGISTRY)
+    source = PROPOSALS_REGISTRY.get(name)
+    if not issubclass(source, (LearnedQueries, EncoderQueries)):
+        raise ConfigError(
+            f"{key} is {name!r}, but {cfg.MODEL.META_ARCHITECTURE} needs queries with a "
+            "position and a content. Write LearnedQueries, EncoderQueries or a subclass of one."
+        )
+    if issubclass(source, EncoderQueries) and not cfg.MODEL.DeformableDETR.BOX_REFINEMENT:
+        raise ConfigError(
+            f"{key} is {name!r}, whose queries start from boxes, but MODEL.DeformableDETR."
+            "BOX_REFINEMENT is False. Write MODEL.DeformableDETR.BOX_REFINEMENT True."
+        )
