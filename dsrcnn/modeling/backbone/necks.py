@@ -57,9 +57,11 @@ class ChannelMapper(Backbone):
             f"p{int(math.log2(x.stride))}": ShapeSpec(channels=out_channels, stride=x.stride)
             for x in inputs
         }
-        level_norm = "" if shared_norm else norm
-        self.convs = nn.ModuleList(_conv(x.channels, out_channels, 1, level_norm) for x in inputs)
+        self.convs = self._build_convs(inputs, out_channels, "" if shared_norm else norm)
         self.norm = get_norm(norm, out_channels) if shared_norm else None
+
+    def _build_convs(self, inputs: list[ShapeSpec], channels: int, norm: str) -> nn.ModuleList:
+        return nn.ModuleList(_conv(x.channels, channels, 1, norm) for x in inputs)
 
     @property
     def size_divisibility(self) -> int:
@@ -92,15 +94,15 @@ class InputProjection(ChannelMapper):
         self, bottom_up: Backbone, in_features: list[str], out_channels: int, norm: str = ""
     ) -> None:
         super().__init__(bottom_up, in_features, out_channels, norm)
-        inputs = [bottom_up.output_shape()[name] for name in in_features]
-        last = inputs[-1]
-        self._divisibility = last.stride
-        coarser = ShapeSpec(channels=out_channels, stride=2 * last.stride)
-        self._shapes[f"p{int(math.log2(coarser.stride))}"] = coarser
-        layers = [(x.channels, 1, 1) for x in inputs] + [(last.channels, 3, 2)]
-        self.convs = nn.ModuleList(
-            _conv(channels, out_channels, size, norm, stride, bias=True)
-            for channels, size, stride in layers
+        self._divisibility = super().size_divisibility
+        stride = 2 * self._divisibility
+        coarser = ShapeSpec(channels=out_channels, stride=stride)
+        self._shapes[f"p{int(math.log2(stride))}"] = coarser
+
+    def _build_convs(self, inputs: list[ShapeSpec], channels: int, norm: str) -> nn.ModuleList:
+        layers = [(x.channels, 1, 1) for x in inputs] + [(inputs[-1].channels, 3, 2)]
+        return nn.ModuleList(
+            _conv(count, channels, size, norm, stride, bias=True) for count, size, stride in layers
         )
 
     @property
