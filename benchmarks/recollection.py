@@ -30,7 +30,7 @@ from benchmarks.worker import LevelwisePooling, Shape, add_shape_arguments, at_l
 from dsrcnn.config.load import load_cfg
 from dsrcnn.config.validate import architecture_of
 from dsrcnn.errors import ConfigError
-from dsrcnn.modeling import SparseRCNN
+from dsrcnn.modeling import DeformableDETR, SparseRCNN
 from dsrcnn.modeling.decoder import Cascade, DynamicHead
 from dsrcnn.modeling.decoder.sqr import Window, plain_windows, recollection_windows
 from dsrcnn.structures import Predictions, Proposals, Targets
@@ -245,6 +245,11 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has no cascade of "
             "stages; write a config of SparseRCNN or a subclass of it."
+        )
+    if issubclass(architecture_of(cfg), DeformableDETR):
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, whose cascade reads "
+            "encoded tokens, but the benchmark has pyramids. Write SparseRCNN or AdaMixer."
         )
     stages, shape = cfg.MODEL.SparseRCNN.NUM_HEADS, Shape.from_args(args)
     variants = {name: Variant.from_name(name, stages) for name in ("plain", *args.variants)}

@@ -102,6 +102,7 @@ class GroupMemory:
             self._blocks[0] = (0, first_boxes.detach(), first_features)
         boxes = boxes.detach() if self._detach else boxes
         self._blocks.append((self._count, boxes, features))
-        self._count += boxes.shape[1]
+        # Not in place: while tracing, sizes are tensors, and the stored count would change as well.
+        self._count = self._count + int(boxes.shape[1])
         oldest = min((w.first for w in self.windows[stage + 1 :]), default=self._count)
         self._blocks = [b for b in self._blocks if b[0] + b[1].shape[1] > oldest]
