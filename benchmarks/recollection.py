@@ -30,7 +30,7 @@ from benchmarks.worker import LevelwisePooling, Shape, add_shape_arguments, at_l
 from dsrcnn.config.load import load_cfg
 from dsrcnn.config.validate import architecture_of
 from dsrcnn.errors import ConfigError
-from dsrcnn.modeling import SparseRCNN
+from dsrcnn.modeling import DeformableDETR, SparseRCNN
 from dsrcnn.modeling.decoder import Cascade, DynamicHead
 from dsrcnn.modeling.decoder.sqr import Window, plain_windows, recollection_windows
 from dsrcnn.structures import Predictions, Proposals, Targets
@@ -54,11 +54,11 @@ def refine_by_loop(
         for index in range(*window):
             group = boxes[index][:, None], states[index][:, None]
             logits, refined, state = head.run_stage(stage, pyramid, *group, classify=True)
-            boxes.append(refined[:, 0].detach())
+            boxes.append(refined[:, 0].detach() if head.refines_boxes else boxes[index])
             states.append(state[:, 0])
             place = torch.tensor([number], device=logits.device)
             yield Predictions(logits.transpose(0, 1), refined.transpose(0, 1), place)
-        if number == 0:
+        if number == 0 and head.refines_boxes:
             boxes[0] = boxes[0].detach()
 
 
@@ -245,6 +245,11 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has no cascade of "
             "stages; write a config of SparseRCNN or a subclass of it."
+        )
+    if issubclass(architecture_of(cfg), DeformableDETR):
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, whose cascade reads "
+            "encoded tokens, but the benchmark has pyramids. Write SparseRCNN or AdaMixer."
         )
     stages, shape = cfg.MODEL.SparseRCNN.NUM_HEADS, Shape.from_args(args)
     variants = {name: Variant.from_name(name, stages) for name in ("plain", *args.variants)}

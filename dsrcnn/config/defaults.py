@@ -20,6 +20,7 @@ def add_dsrcnn_config(cfg: CfgNode) -> CfgNode:
     _add_nms(cfg)
     _add_sqr(cfg)
     _add_adamixer(cfg)
+    _add_deformable_detr(cfg)
     _add_asag(cfg)
     _add_dynamic_rcnn(cfg)
     _add_backbones(cfg)
@@ -121,6 +122,13 @@ def _add_adamixer(cfg: CfgNode) -> None:
     node.OUT_POINTS = 128  # points per group after mixing
 
 
+def _add_deformable_detr(cfg: CfgNode) -> None:
+    # Deformable DETR (arXiv 2010.04159); all else is MODEL.SparseRCNN.
+    node = cfg.MODEL.DeformableDETR = CfgNode()
+    node.ENCODER_LAYERS = 6  # layers of the encoder; NUM_HEADS are those of the decoder
+    node.BOX_REFINEMENT = True  # stages refine boxes; False: all start from the same points
+
+
 def _add_asag(cfg: CfgNode) -> None:
     # ASAG (arXiv 2308.09242); layers, classes and loss weights are those of MODEL.SparseRCNN.
     node = cfg.MODEL.ASAG = CfgNode()
@@ -174,7 +182,7 @@ def _add_backbones(cfg: CfgNode) -> None:
     node.WINDOW = 0  # of vit_*: side of attention windows in patches of 16 pixels; 0: none
     # For build_timm_fpn_backbone and build_resnet_neck_backbone; MODEL.FPN has channels and norm.
     node = cfg.MODEL.NECK = CfgNode()
-    node.NAME = "FPN"  # FPN, PAFPN, BiFPN or ChannelMapper
+    node.NAME = "FPN"  # FPN, PAFPN, BiFPN, ChannelMapper or InputProjection
     node.SHARED_NORM = False  # ChannelMapper: one norm for all levels
 
 

@@ -144,6 +144,7 @@ SPARSE_RCNN: Table = {
     "SQR.CHUNK": at_least(0),
 }
 ADAMIXER: Table = dict.fromkeys(("IN_POINTS", "OUT_POINTS"), COUNT)
+DEFORMABLE_DETR: Table = {"ENCODER_LAYERS": at_least(0, 100)}
 ASAG: Table = {
     "DECODER": one_of("AdaMixer", "SparseRCNN"),
     "NUM_DECODERS": at_least(1, 100),
@@ -205,7 +206,7 @@ GENERALIZED_RCNN: Table = {
     },
 }
 MODEL: Table = {
-    "NECK.NAME": one_of("FPN", "PAFPN", "BiFPN", "ChannelMapper"),
+    "NECK.NAME": one_of("FPN", "PAFPN", "BiFPN", "ChannelMapper", "InputProjection"),
     # Modes with CUDA graphs of their own fail where one region feeds the next.
     "COMPILE_MODE": one_of("default", "max-autotune-no-cudagraphs"),
     "TIMM.NORM": one_of("", "FrozenBN", "SyncBN", "GN"),

@@ -98,7 +98,7 @@ def export_model(
         raise ExportError(
             f"{cfg.MODEL.META_ARCHITECTURE} cannot be exported: the number of its boxes depends on "
             "the image, and exported models have fixed shapes. Models of SparseRCNN, "
-            "DynamicSparseRCNN, AdaMixer and Faster R-CNN (GeneralizedRCNN) can be."
+            "DynamicSparseRCNN, AdaMixer, DeformableDETR and Faster R-CNN (GeneralizedRCNN) can be."
         )
     if options.format not in FORMATS:
         names = ", ".join(FORMATS)

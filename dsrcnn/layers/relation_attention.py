@@ -7,20 +7,25 @@ _TEMPERATURE = 10_000.0
 _SCALES = (1000.0, 1000.0, 1.0, 1.0)  # divisors of x, y, z and r
 
 
+def encode_by_waves(values: Tensor, channels: int) -> Tensor:
+    """Encode each of n values, (..., n), by sines and cosines of `channels` wavelengths.
+
+    Returns (..., n * channels), value by value; `channels` is even.
+    """
+    index = torch.arange(channels, device=values.device)
+    wavelength = _TEMPERATURE ** (2 * (index // 2) / channels)
+    angles = values.unsqueeze(-1) / wavelength.to(values.dtype)
+    return torch.where(index % 2 == 0, angles.sin(), angles.cos()).flatten(-2)
+
+
 def encode_positions(xyzr: Tensor, channels: int) -> Tensor:
     """Encode positions by sines and cosines, a quarter of the channels per coordinate.
 
     From (..., 4), see `dsrcnn.structures.boxes_to_xyzr`, to (..., channels) without gradient;
     `channels` is a multiple of 8.
     """
-    count = channels // 4
-    index = torch.arange(count, device=xyzr.device)
-    wavelength = _TEMPERATURE ** (2 * (index // 2) / count)
     coordinates = zip(xyzr.detach().unbind(-1), _SCALES, strict=True)
-    scaled = torch.stack([x / scale for x, scale in coordinates], dim=-1)
-    angles = scaled.unsqueeze(-1) / wavelength.to(scaled.dtype)
-    waves = torch.where(index % 2 == 0, angles.sin(), angles.cos())
-    return waves.flatten(-2)
+    return encode_by_waves(torch.stack([x / scale for x, scale in coordinates], -1), channels // 4)
 
 
 def intersections_over_foreground(boxes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from . import backbone, roi_heads  # noqa: F401
 from .meta_arch.adamixer import AdaMixer
 from .meta_arch.asag import ASAG
+from .meta_arch.deformable_detr import DeformableDETR
 from .meta_arch.sparse_rcnn import DynamicSparseRCNN, SparseRCNN
 
-__all__ = ["ASAG", "AdaMixer", "DynamicSparseRCNN", "SparseRCNN"]
+__all__ = ["ASAG", "AdaMixer", "DeformableDETR", "DynamicSparseRCNN", "SparseRCNN"]

@@ -9,6 +9,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..layers.deformable_attention import PointLinear
 from ..utils.training import SplitBackbone
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -20,8 +21,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     The learning rate of parameters under ``backbone`` is multiplied by
     ``SOLVER.BACKBONE_MULTIPLIER`` (that of its neck by ``SOLVER.NECK_MULTIPLIER`` if set) and, for
-    each part below the last, by ``SOLVER.LAYER_DECAY``. Weight decay applies to everything, as in
-    the official code, except for the kinds in ``SOLVER.NO_DECAY``.
+    each part below the last, by ``SOLVER.LAYER_DECAY``; that of a `PointLinear` by its own factor.
+    Weight decay applies to everything, as in the official code, except for the kinds in
+    ``SOLVER.NO_DECAY``.
 
     Parameters with equal settings share a group: several times faster than a group each, with the
     same result. Clipping of type ``full_model`` is left to the training loop (`clip_full_model`),
@@ -30,12 +32,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     has_neck = _BOTTOM_UP in dict(model.named_modules())
     depth_factors = _depth_factors(model, solver.LAYER_DECAY)
+    point_factors = _point_factors(model)
     without_decay = _parameters_without_decay(model, solver.NO_DECAY)
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        factor = 1.0
+        factor = point_factors.get(name, 1.0)
         if "backbone" in name:
             in_neck = has_neck and not name.startswith(f"{_BOTTOM_UP}.")
             as_neck = in_neck and solver.NECK_MULTIPLIER is not None
@@ -59,6 +62,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_TYPE != "full_model":
         optimizer = maybe_add_gradient_clipping(cfg, optimizer)
     return optimizer
+
+
+def _point_factors(model: nn.Module) -> dict[str, float]:
+    """Factor of every parameter of layers that predict points."""
+    return {
+        f"{name}.{parameter}": module.learning_rate_factor
+        for name, module in model.named_modules()
+        if isinstance(module, PointLinear)
+        for parameter, _ in module.named_parameters()
+    }
 
 
 def _depth_factors(model: nn.Module, decay: float) -> dict[str, float]:

@@ -32,12 +32,15 @@ class Predictions(NamedTuple):
         boxes: (Q, B, P, 4) xyxy in pixels.
         stage: (Q,) int64, 0-based stage of each prediction set.
         mask: (B, P) bool, False for padded proposals, which only ASAG has; None without padding.
+        candidates: in training, predictions (1, B, N, .) of one class that the proposals were
+            selected from; None where they were not.
     """
 
     logits: Tensor
     boxes: Tensor
     stage: Tensor
     mask: Tensor | None = None
+    candidates: "Predictions | None" = None
 
     def of_sets(self, index: slice) -> "Predictions":
         """Select prediction sets."""

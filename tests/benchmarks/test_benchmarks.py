@@ -29,6 +29,7 @@ from dsrcnn.modeling.matching import CostSettings, OptimalTransportMatcher, Unit
 
 ADAMIXER = ["--config-file", "quick/adamixer_shapes"]
 DYNAMIC_RCNN = ["--config-file", "quick/dynamic_rcnn_shapes"]
+DEFORMABLE_DETR = ["--config-file", "quick/deformable_detr_shapes"]
 SHAPES = ["--config-file", "quick/sparse_rcnn_shapes"]
 SMALL = [*map(str, TINY), "MODEL.SparseRCNN.NUM_CLASSES", "0", "INPUT.AUG.MOSAIC.SIZE", "64"]
 SMALL += ["SOLVER.IMS_PER_BATCH", "2"]
@@ -240,6 +241,7 @@ def test_asag_is_measured_by_level_beside_a_cascade_and_its_patches_in_all_ways(
     ([*RECOLLECTION, "--variants", "start-0"], "'start-0'; write dense, start-<stage>"),
     ([*RECOLLECTION, "--variants", "start-9"], "'start-9'; write a stage from 1 to 3"),
     ([*RECOLLECTION, *DYNAMIC_RCNN], "GeneralizedRCNN, which has no cascade"),
+    ([*RECOLLECTION, *DEFORMABLE_DETR], "DeformableDETR, whose cascade reads encoded tokens"),
     ([*RECOLLECTION, *ADAMIXER, "--variants", "official-1"], "pools no RoIs; write loop"),
     ([*ASAG, "--configs", "quick/sparse_rcnn_shapes"], "is no config of ASAG"),
     (["training", *SHAPES, "--options", "float8"], "'float8' (choose from 'float32', 'bf16'"),

@@ -4,6 +4,7 @@ import torch
 from conftest import tiny_cfg
 from detectron2.modeling import build_model
 
+from dsrcnn.config import read_cfg
 from dsrcnn.modeling.decoder import StageSettings
 from dsrcnn.modeling.proposals import DynamicProposals, TemperatureSchedule
 
@@ -32,6 +33,15 @@ def model_of(*opts, seed=0):
     """A tiny detector with the same weights for the same options."""
     torch.manual_seed(seed)
     return build_model(tiny_cfg(*opts))
+
+
+def deformable_detr_of(*opts, seed=0):
+    """Its quick model on a CPU with eight queries and five classes."""
+    small = options("NUM_CLASSES", 5, "NUM_PROPOSALS", 8)
+    torch.manual_seed(seed)
+    return build_model(
+        read_cfg("quick/deformable_detr_shapes", ["MODEL.DEVICE", "cpu", *small, *opts])
+    )
 
 
 def train_step(model, inputs):

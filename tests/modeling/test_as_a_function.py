@@ -3,9 +3,15 @@
 import pytest
 import torch
 from conftest import batch
-from detectors import DLA, enable, model_of
+from detectors import DLA, deformable_detr_of, enable, model_of, options
 
-MODELS = {"Sparse R-CNN": (), "DLA with NMS, DPG": (*DLA, *enable("DPG"))}
+MODELS = {
+    "Sparse R-CNN": (model_of, ()),
+    "DLA with NMS, DPG": (model_of, (*DLA, *enable("DPG"))),
+    "Deformable DETR": (deformable_detr_of, ()),
+    "two stages": (deformable_detr_of, options("PROPOSALS.NAME", "EncoderQueries")),
+    "three stages": (model_of, options("NUM_HEADS", 3)),
+}
 
 
 class Detect(torch.nn.Module):
@@ -20,7 +26,8 @@ class Detect(torch.nn.Module):
 
 
 def function_and_inputs(name, device="cpu"):
-    model = model_of(*MODELS[name]).eval().to(device)
+    build, opts = MODELS[name]
+    model = build(*opts).eval().to(device)
     scenes = []
     for seed in (0, 1):
         inputs = batch([(64, 96), (60, 90)], [2, 1], seed=seed)
@@ -42,18 +49,25 @@ def check(function, detect, scenes):
         assert torch.equal(kept, expected[3])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", list(MODELS)[:3])
 def test_evaluation_compiles_without_a_graph_break(name):
     detect, scenes = function_and_inputs(name)
     compiled = torch.compile(detect, fullgraph=True, backend="eager")
     check(compiled, detect, scenes)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", list(MODELS)[:4])
 def test_evaluation_can_be_exported(name):
     detect, scenes = function_and_inputs(name)
     exported = torch.export.export(detect, scenes[0]).module()
     check(exported, detect, scenes)
+
+
+@pytest.mark.parametrize("name", ["three stages", "Deformable DETR", "two stages"])
+def test_evaluation_can_be_traced(name):
+    detect, scenes = function_and_inputs(name)
+    traced = torch.jit.trace(detect, scenes[0], check_trace=False)
+    check(traced, detect, scenes)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import batch
-from detectors import DLA, SQR, model_of, options
+from detectors import DLA, SQR, deformable_detr_of, model_of, options
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch._dynamo.utils import counters
@@ -63,6 +63,7 @@ MODELS = {
     "SQR": (model_of, SQR),
     "checkpointed": (model_of, ("MODEL.ACTIVATION_CHECKPOINT", "('stages',)")),
     "AdaMixer": (adamixer_of, ()),
+    "Deformable DETR": (deformable_detr_of, ()),
 }
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dsrcnn.modeling.losses import SetCriterion
+from dsrcnn.modeling.matching import CostSettings, pairwise_costs
 from dsrcnn.structures import Predictions, Targets, TermWeights
 
 PRIOR_LOGIT = -4.59511985013459
@@ -46,6 +47,20 @@ def test_losses_of_several_positives_agree_with_hand_calculation(positives):
     positive, negative = 0.25 * 0.99**2 * -math.log(0.01), 0.75 * 0.01**2 * -math.log(0.99)
     expected = 2 * (positives * positive + (12 - positives) * negative)
     assert losses["loss_ce"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_l1_compares_corners_or_centers_and_sizes_in_loss_and_cost():
+    """The box is 5 of 20 pixels off: both corners, but one center and no size."""
+    predictions, targets = one_image()
+    assignment = background(predictions)
+    assignment[..., 0] = 0
+    weights = TermWeights(0.0, 5.0, 0.0)
+    for centers, distance in ((False, 0.5), (True, 0.25)):
+        loss = criterion(l1_of_centers=centers)(predictions, targets, assignment)["loss_bbox"]
+        assert loss.item() == pytest.approx(5 * distance)
+        settings = CostSettings(weights, l1_of_centers=centers)
+        cost, _ = pairwise_costs(predictions, targets, settings)
+        assert cost.flatten().tolist() == pytest.approx(8 * [5 * distance])
 
 
 @pytest.mark.parametrize("normalizer", ["gt", "positives"])

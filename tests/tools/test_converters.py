@@ -108,7 +108,130 @@ def test_converted_adamixer_weights_fill_the_whole_model(tmp_path, convert):
         convert("adamixer", source, target)
 
 
-@pytest.mark.parametrize("tool", ["adamixer", "asag", "torchvision"])
+def sampling(prefix):
+    """Shapes of deformable attention: 4 heads, 4 levels, 4 points."""
+    layers = [("sampling_offsets", 128, 64), ("attention_weights", 64, 64)]
+    return with_biases(prefix, [*layers, ("value_proj", 64, 64), ("output_proj", 64, 64)])
+
+
+def published_deformable_detr(stages, logits):
+    """An official Deformable DETR checkpoint with box refinement (ResNet-18 instead of 50)."""
+    shapes = {"transformer.level_embed": (4, 64), "query_embed.weight": (12, 128)}
+    shapes |= with_biases("", [("transformer.reference_points", 2, 64)]) | resnet18(
+        "backbone.0.body."
+    )
+    for index, (channels, size) in enumerate(((128, 1), (256, 1), (512, 1), (512, 3))):
+        layers = [("0", 64, channels, size, size), ("1", 64)]
+        shapes |= with_biases(f"input_proj.{index}.", layers)
+    shared = [("linear1", 256, 64), ("linear2", 64, 256), ("norm1", 64), ("norm2", 64)]
+    for index in range(2):
+        prefix = f"transformer.encoder.layers.{index}."
+        shapes |= sampling(f"{prefix}self_attn.") | with_biases(prefix, shared)
+    for index in range(stages):
+        prefix = f"transformer.decoder.layers.{index}."
+        shapes |= sampling(f"{prefix}cross_attn.")
+        shapes |= with_biases(prefix, [*shared, ("norm3", 64), ("self_attn.out_proj", 64, 64)])
+        shapes |= {f"{prefix}self_attn.{k}": shape for k, shape in ATTENTION.items()}
+        boxes = [(f"{index}.layers.{k}", n, 64) for k, n in ((0, 64), (1, 64), (2, 4))]
+        shapes |= with_biases("class_embed.", [(index, logits, 64)])
+        shapes |= with_biases("bbox_embed.", boxes)
+        shapes |= with_biases("transformer.decoder.bbox_embed.", boxes)
+    return {k: torch.randn(shape) for k, shape in shapes.items()}
+
+
+def as_in_mmdetection(state):
+    """The same tensors under the names of mmdetection, whose neck has no biases."""
+    names = [
+        ("query_embed", "bbox_head.query_embedding"), ("class_embed", "bbox_head.cls_branches"),
+        ("level_embed", "level_embeds"), ("transformer.", "bbox_head.transformer."),
+        ("backbone.0.body.", "backbone."), ("linear1", "ffns.0.layers.0.0"),
+        ("linear2", "ffns.0.layers.1"), ("cross_attn", "attentions.1"),
+    ]  # fmt: skip
+    renamed = {}
+    for key, value in state.items():
+        if "decoder.bbox_embed" in key:
+            continue
+        of_decoder = "decoder" in key
+        if "input_proj" in key:
+            _, level, part, kind = key.split(".")
+            if part == "0" and kind == "bias":
+                continue
+            stem = "neck.extra_convs.0" if level == "3" else f"neck.convs.{level}"
+            renamed[f"{stem}.{'gn' if part == '1' else 'conv'}.{kind}"] = value
+            continue
+        if key.startswith("bbox_embed"):
+            _, stage, _, layer, kind = key.split(".")
+            renamed[f"bbox_head.reg_branches.{stage}.{2 * int(layer)}.{kind}"] = value
+            continue
+        for old, new in names:
+            key = key.replace(old, new)
+        key = key.replace("self_attn", "attentions.0.attn" if of_decoder else "attentions.0")
+        order = {"norm1": 1, "norm2": 0, "norm3": 2} if of_decoder else {"norm1": 0, "norm2": 1}
+        for old, index in order.items():
+            key = key.replace(old, f"norms.{index}")
+        renamed[key] = value
+    return renamed
+
+
+def test_converted_weights_of_two_stages_fill_the_whole_model(tmp_path, convert):
+    source, target = tmp_path / "published.pth", tmp_path / "converted.pth"
+    official = published_deformable_detr(stages=4, logits=91)  # the last predicts candidates
+    absent = ("transformer.decoder.layers.3", "transformer.reference_points", "query_embed")
+    official = {k: v for k, v in official.items() if not k.startswith(absent)}
+    layers = [("enc_output", 64, 64), ("enc_output_norm", 64)]
+    layers += [("pos_trans", 128, 128), ("pos_trans_norm", 128)]
+    shapes = with_biases("transformer.", layers)
+    official |= {k: torch.randn(shape) for k, shape in shapes.items()}
+    torch.save({"model": official}, source)
+    convert("deformable_detr", source, target)
+    options = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_CLASSES", 80]
+    options += ["MODEL.SparseRCNN.PROPOSALS.NAME", "EncoderQueries"]
+    model = build_model(read_cfg("quick/deformable_detr_shapes", options))
+    Checkpointer(model, strict=True).load(str(target))
+    proposals = model.proposals
+    assert torch.equal(proposals.class_embed.weight, official["class_embed.3.weight"][:1])
+    assert torch.equal(proposals.bbox_embed[4].bias, official["bbox_embed.3.layers.2.bias"])
+    assert torch.equal(proposals.pos_trans.weight, official["transformer.pos_trans.weight"])
+
+
+@pytest.mark.parametrize("code", ["official", "mmdetection"])
+def test_converted_deformable_detr_weights_fill_the_whole_model(code, tmp_path, convert):
+    source, target = tmp_path / "published.pth", tmp_path / "converted.pth"
+    official = published_deformable_detr(stages=3, logits=91)
+    if code == "official":
+        content = {"model": official, "args": argparse.Namespace(lr=2e-4)}
+    else:
+        content = {"state_dict": as_in_mmdetection(official), "meta": {"epoch": 50}}
+    torch.save(content, source)
+    convert("deformable_detr", source, target)
+    options = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_CLASSES", 80]
+    model = build_model(read_cfg("quick/deformable_detr_shapes", options))
+    Checkpointer(model, strict=True).load(str(target))
+    stage, layer, conv = model.head.head_series[1], model.encoder.layers[1], model.backbone.convs[3]
+    prefix = "transformer.decoder.layers.1."
+    for parameter, key in (
+        (stage.self_attn.in_proj_weight, f"{prefix}self_attn.in_proj_weight"),
+        (stage.cross_attn.sampling_offsets.bias, f"{prefix}cross_attn.sampling_offsets.bias"),
+        (stage.norm1.weight, f"{prefix}norm1.weight"),
+        (stage.norm2.weight, f"{prefix}norm2.weight"),
+        (stage.bbox_embed[4].weight, "bbox_embed.1.layers.2.weight"),
+        (layer.norm2.bias, "transformer.encoder.layers.1.norm2.bias"),
+        (layer.linear2.weight, "transformer.encoder.layers.1.linear2.weight"),
+        (conv.weight, "input_proj.3.0.weight"),
+        (conv.norm.weight, "input_proj.3.1.weight"),
+        (model.proposals.reference_points.weight, "transformer.reference_points.weight"),
+    ):
+        assert torch.equal(parameter, official[key]), key
+    bias = official["input_proj.3.0.bias"]
+    assert torch.equal(conv.bias, bias if code == "official" else torch.zeros_like(bias))
+    classes = official["class_embed.1.bias"]
+    assert stage.class_embed.bias[[0, 79]].tolist() == classes[[1, 90]].tolist()  # person, last
+    torch.save({"model": {"transformer.other": torch.zeros(1)}}, source)
+    with pytest.raises(SystemExit, match="1 unknown parameters, such as transformer"):
+        convert("deformable_detr", source, target)
+
+
+@pytest.mark.parametrize("tool", ["adamixer", "asag", "deformable_detr", "torchvision"])
 def test_unreadable_and_untrusted_files_are_one_message(tool, tmp_path, convert):
     target = tmp_path / "converted.pth"
     with pytest.raises(SystemExit, match=r"none\.pth"):

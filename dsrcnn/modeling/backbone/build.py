@@ -12,7 +12,7 @@ from detectron2.modeling.backbone.resnet import build_resnet_backbone
 
 from ...config.load import config_step
 from ...errors import ConfigError
-from .necks import PAFPN, BiFPN, ChannelMapper
+from .necks import PAFPN, BiFPN, ChannelMapper, InputProjection
 from .timm_backbone import TimmBackbone, pixel_statistics
 from .vit_backbone import SimpleFeaturePyramid, VisionTransformer
 
@@ -87,6 +87,7 @@ def build_neck(cfg: CfgNode, bottom_up: Backbone) -> Backbone:
         "FPN": partial(FPN, top_block=LastLevelMaxPool(), fuse_type=node.FUSE_TYPE),
         "PAFPN": PAFPN,
         "BiFPN": BiFPN,
+        "InputProjection": InputProjection,
         "ChannelMapper": partial(ChannelMapper, shared_norm=cfg.MODEL.NECK.SHARED_NORM),
     }
     neck = necks[cfg.MODEL.NECK.NAME]

@@ -57,9 +57,11 @@ class ChannelMapper(Backbone):
             f"p{int(math.log2(x.stride))}": ShapeSpec(channels=out_channels, stride=x.stride)
             for x in inputs
         }
-        level_norm = "" if shared_norm else norm
-        self.convs = nn.ModuleList(_conv(x.channels, out_channels, 1, level_norm) for x in inputs)
+        self.convs = self._build_convs(inputs, out_channels, "" if shared_norm else norm)
         self.norm = get_norm(norm, out_channels) if shared_norm else None
+
+    def _build_convs(self, inputs: list[ShapeSpec], channels: int, norm: str) -> nn.ModuleList:
+        return nn.ModuleList(_conv(x.channels, channels, 1, norm) for x in inputs)
 
     @property
     def size_divisibility(self) -> int:
@@ -79,6 +81,41 @@ class ChannelMapper(Backbone):
     def fuse(self, levels: list[Tensor]) -> list[Tensor]:
         """Process levels of equal channels, finest first."""
         return levels if self.norm is None else [self.norm(x) for x in levels]
+
+
+class InputProjection(ChannelMapper):
+    """One convolution and norm per level, and a coarser level (Deformable DETR, 2010.04159, A.2).
+
+    Convolutions have biases, which the groups of a norm do not cancel. The coarser level is a
+    strided convolution of the coarsest map; padding of images to its stride is not needed.
+    """
+
+    def __init__(
+        self, bottom_up: Backbone, in_features: list[str], out_channels: int, norm: str = ""
+    ) -> None:
+        super().__init__(bottom_up, in_features, out_channels, norm)
+        self._divisibility = super().size_divisibility
+        stride = 2 * self._divisibility
+        coarser = ShapeSpec(channels=out_channels, stride=stride)
+        self._shapes[f"p{int(math.log2(stride))}"] = coarser
+
+    def _build_convs(self, inputs: list[ShapeSpec], channels: int, norm: str) -> nn.ModuleList:
+        layers = [(x.channels, 1, 1) for x in inputs] + [(inputs[-1].channels, 3, 2)]
+        return nn.ModuleList(
+            _conv(count, channels, size, norm, stride, bias=True) for count, size, stride in layers
+        )
+
+    @property
+    def size_divisibility(self) -> int:
+        """Divisor that the sides of images need."""
+        return self._divisibility
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) to levels (B, D, H_l, W_l)."""
+        maps = self.bottom_up(images)
+        names = [*self.in_features, self.in_features[-1]]
+        levels = [conv(maps[name]) for conv, name in zip(self.convs, names, strict=True)]
+        return dict(zip(self._shapes, levels, strict=True))
 
 
 class BiFPN(ChannelMapper):
@@ -146,9 +183,11 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="nearest")
 
 
-def _conv(inputs: int, outputs: int, size: int, norm: str, stride: int = 1) -> Conv2d:
+def _conv(
+    inputs: int, outputs: int, size: int, norm: str, stride: int = 1, *, bias: bool = False
+) -> Conv2d:
     conv = Conv2d(
-        inputs, outputs, size, stride=stride, padding=size // 2, bias=not norm,
+        inputs, outputs, size, stride=stride, padding=size // 2, bias=bias or not norm,
         norm=get_norm(norm, outputs),
     )  # fmt: skip
     weight_init.c2_xavier_fill(conv)

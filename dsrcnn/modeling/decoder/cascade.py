@@ -27,9 +27,12 @@ class Cascade(nn.Module):
 
     Attributes:
         strides: of the pyramid, finest first.
+        refines_boxes: whether a stage starts from the boxes of the one before; False: all start
+            from the initial boxes.
     """
 
     strides: tuple[int, ...]
+    refines_boxes: bool = True
 
     def __init__(
         self,
@@ -134,7 +137,7 @@ class Cascade(nn.Module):
         pyramid = self.prepare(features)
         windows = self.windows if recollect else self.plain_windows
         boxes, states = (x.unsqueeze(1) for x in proposals)  # one group: (B, 1, P, .)
-        memory = GroupMemory(windows, boxes, states)
+        memory = GroupMemory(windows, boxes, states, detach=self.refines_boxes)
         exit_early = not (self.training or all_stages)
         used = (stages or self.inference_stages) if exit_early else len(self.head_series)
         keep_all = all_stages or (self.training and self.deep_supervision)
@@ -146,7 +149,7 @@ class Cascade(nn.Module):
             logits, boxes, states = self._refine(stage, pyramid, *window, classify=is_kept)
             if logits is not None:
                 outputs.append(_Output(number, logits, boxes))
-            memory.add(number, boxes, states)
+            memory.add(number, boxes if self.refines_boxes else window[0], states)
         return _stack(outputs)
 
     def _refine(

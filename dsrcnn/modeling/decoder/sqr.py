@@ -72,9 +72,14 @@ def routes_of(windows: Sequence[Window]) -> list[list[tuple[int, ...]]]:
 class GroupMemory:
     """The groups of one pass through the cascade, kept as long as a later stage needs them."""
 
-    def __init__(self, windows: Sequence[Window], boxes: Tensor, features: Tensor) -> None:
-        """Begin with the initial group: boxes (B, 1, P, 4) and features (B, 1, P, D)."""
-        self.windows = windows
+    def __init__(
+        self, windows: Sequence[Window], boxes: Tensor, features: Tensor, *, detach: bool = True
+    ) -> None:
+        """Begin with the initial group: boxes (B, 1, P, 4) and features (B, 1, P, D).
+
+        `detach` is False where all stages share the initial boxes, and all train them.
+        """
+        self.windows, self._detach = windows, detach
         self._blocks: list[tuple[int, Tensor, Tensor]] = [(0, boxes, features)]
         self._count = 1
 
@@ -92,10 +97,12 @@ class GroupMemory:
 
         Initial boxes get gradients from the first stage only, as in the DAB-DETR port of SQR.
         """
-        if stage == 0:
+        if stage == 0 and self._detach:
             _, first_boxes, first_features = self._blocks[0]
             self._blocks[0] = (0, first_boxes.detach(), first_features)
-        self._blocks.append((self._count, boxes.detach(), features))
-        self._count += boxes.shape[1]
+        boxes = boxes.detach() if self._detach else boxes
+        self._blocks.append((self._count, boxes, features))
+        # Not in place: while tracing, sizes are tensors, and the stored count would change as well.
+        self._count = self._count + int(boxes.shape[1])
         oldest = min((w.first for w in self.windows[stage + 1 :]), default=self._count)
         self._blocks = [b for b in self._blocks if b[0] + b[1].shape[1] > oldest]

@@ -3,11 +3,17 @@
 import torch
 from torch import Tensor
 
-from ...structures import pairwise_overlaps
+from ...structures import box_xyxy_to_cxcywh, pairwise_overlaps
 
 
 def box_losses(
-    boxes: Tensor, targets: Tensor, positive: Tensor, sizes: Tensor, overlap: str = "giou"
+    boxes: Tensor,
+    targets: Tensor,
+    positive: Tensor,
+    sizes: Tensor,
+    overlap: str = "giou",
+    *,
+    l1_of_centers: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """L1 and overlap loss of positive proposals (Sparse R-CNN section 3.4: GIoU).
 
@@ -20,6 +26,7 @@ def box_losses(
         positive: (Q, B, P) bool.
         sizes: (B, 4) ``w, h, w, h`` of each image; L1 compares boxes divided by it.
         overlap: see `pairwise_overlaps`; the loss is 1 minus it.
+        l1_of_centers: whether L1 compares centers and sizes, as DETR does, instead of corners.
 
     Returns:
         Two tensors (Q,): sums over the positives of a set.
@@ -29,7 +36,10 @@ def box_losses(
     keep = positive.unsqueeze(-1)
     boxes = torch.where(keep, boxes, placeholder)
     targets = torch.where(keep, targets.to(boxes.dtype), placeholder)
-    l1 = ((boxes - targets).abs() / sizes.unsqueeze(1)).sum(dim=(1, 2, 3))
+    difference = boxes - targets
+    if l1_of_centers:
+        difference = box_xyxy_to_cxcywh(difference)
+    l1 = (difference.abs() / sizes.unsqueeze(1)).sum(dim=(1, 2, 3))
     # One proposal with one target each. torchvision's losses of these names select by a mask, which
     # synchronizes with the device.
     _, overlaps = pairwise_overlaps(boxes.unsqueeze(-2), targets.unsqueeze(-2), overlap)

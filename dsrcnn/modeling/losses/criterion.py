@@ -47,6 +47,7 @@ class SetCriterion(nn.Module):
         no_object_weight: float = 0.1,
         normalizer: str = "gt",
         overlap: str = "giou",
+        l1_of_centers: bool = False,
         log: ScalarLog | None = None,
         compile_mode: str = "",
     ) -> None:
@@ -66,6 +67,7 @@ class SetCriterion(nn.Module):
                 assignment. Both are equal if every ground truth has one proposal. The softmax class
                 loss uses neither: it is a weighted mean.
             overlap: see `pairwise_overlaps`; the loss is named after it.
+            l1_of_centers: see `box_losses`.
             log: with recollection (SQR), for the losses of the plain cascade (``plain/*``).
             compile_mode: of ``torch.compile`` for `set_losses`; empty: not compiled.
         """
@@ -75,6 +77,7 @@ class SetCriterion(nn.Module):
         self.first_stage = 0 if deep_supervision else num_stages - 1
         self.focal, self.alpha, self.gamma = focal, alpha, gamma
         self.normalizer, self.overlap = normalizer, overlap
+        self.l1_of_centers = l1_of_centers
         self.log = log or ScalarLog(0)
         self.compile_mode = compile_mode
         self._plain_sums: dict[str, Tensor] = {}  # of the parts of this iteration so far
@@ -175,7 +178,9 @@ class SetCriterion(nn.Module):
         # Never in half precision: the sums run over all proposals and classes.
         logits, predicted = (at_least_float32(x) for x in predictions[:2])
         sizes = targets.sizes.to(predicted.dtype)
-        l1, overlap = box_losses(predicted, boxes, positive, sizes, self.overlap)
+        l1, overlap = box_losses(
+            predicted, boxes, positive, sizes, self.overlap, l1_of_centers=self.l1_of_centers
+        )
         if self.focal:
             ce = focal_losses(logits, classes, alpha=self.alpha, gamma=self.gamma)
             ce = ce / normalizers.num_boxes

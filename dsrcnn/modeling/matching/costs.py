@@ -9,7 +9,14 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ...structures import Predictions, Targets, TermWeights, at_least_float32, pairwise_overlaps
+from ...structures import (
+    Predictions,
+    Targets,
+    TermWeights,
+    at_least_float32,
+    box_xyxy_to_cxcywh,
+    pairwise_overlaps,
+)
 
 # Bound of all costs, also used for NaN: above any cost of a healthy model, and small enough that
 # float32 resolves hundredths beside it, which the potentials of the transport need.
@@ -25,6 +32,7 @@ class CostSettings(NamedTuple):
         alpha: focal balance.
         gamma: focal exponent.
         overlap: see `pairwise_overlaps`; GIoU in Sparse R-CNN.
+        l1_of_centers: whether L1 compares centers and sizes, as DETR does, instead of corners.
     """
 
     weights: TermWeights = TermWeights()
@@ -32,6 +40,7 @@ class CostSettings(NamedTuple):
     alpha: float = 0.25
     gamma: float = 2.0
     overlap: str = "giou"
+    l1_of_centers: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "CostSettings":
@@ -91,7 +100,10 @@ def pairwise_costs(
     sizes = targets.sizes.to(boxes.dtype).unsqueeze(1)
     target_boxes = targets.boxes.to(boxes.dtype)
     rows = target_boxes.expand(sets, images, -1, -1)
-    l1 = torch.cdist((target_boxes / sizes).expand_as(rows), boxes / sizes, p=1.0)
+    scaled = (target_boxes / sizes).expand_as(rows), boxes / sizes
+    if settings.l1_of_centers:
+        scaled = box_xyxy_to_cxcywh(scaled[0]), box_xyxy_to_cxcywh(scaled[1])
+    l1 = torch.cdist(*scaled, p=1.0)
     iou, overlap = pairwise_overlaps(rows, boxes, settings.overlap)
     weights = settings.weights
     classes = class_cost(

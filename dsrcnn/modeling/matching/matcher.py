@@ -115,10 +115,12 @@ def matcher_class(cfg: CfgNode) -> type[Matcher]:
     return matcher
 
 
-def build_matcher(cfg: CfgNode) -> Matcher:
-    """Build the matcher of `matcher_class`."""
-    build: Callable[[CfgNode], Matcher] = matcher_class(cfg)  # its constructor is configurable
-    return build(cfg)
+def build_matcher(cfg: CfgNode, *, l1_of_centers: bool = False) -> Matcher:
+    """Build the matcher of `matcher_class`; `l1_of_centers` is that of `CostSettings`."""
+    build: Callable[..., Matcher] = matcher_class(cfg)  # its constructor is configurable
+    if not l1_of_centers:
+        return build(cfg)
+    return build(cfg, costs=CostSettings.from_config(cfg)._replace(l1_of_centers=True))
 
 
 def _count(assignment: Tensor, targets: Targets) -> dict[str, Tensor]:

@@ -98,11 +98,23 @@ class SparseRCNN(SparseDetector):
             return self.inference(batched_inputs)
         predictions, images = self.raw_predictions(batched_inputs)
         targets = Targets.from_inputs(batched_inputs, images.sizes)
-        assignment = self.matcher(predictions, targets)
-        normalizers = training_context().normalizers
-        losses = self.criterion(predictions, targets, assignment, normalizers)
+        losses = self.losses(predictions, targets, training_context().normalizers)
         if iteration_ends():
             self.proposals.end_iteration()
+        return losses
+
+    def losses(
+        self, predictions: Predictions, targets: Targets, normalizers: Any
+    ) -> dict[str, Tensor]:
+        """Compute the weighted losses by name.
+
+        Args:
+            predictions: of all stages.
+            targets: ground truth of the batch.
+            normalizers: from `loss_normalizers`; None for those of this batch.
+        """
+        assignment = self.matcher(predictions, targets)
+        losses: dict[str, Tensor] = self.criterion(predictions, targets, assignment, normalizers)
         return losses
 
     @torch.no_grad()
@@ -133,12 +145,16 @@ class SparseRCNN(SparseDetector):
 
         `stages` is the number of stages to run in evaluation mode; None for the config's.
         """
-        features = self.extract_features(images)
-        proposals = self.proposals(features, images.sizes)
+        features = self.encode(images)
+        proposals, candidates = self.proposals.propose(features, images.sizes)
         recollect = self.training and training_context().recollect
         options = {"all_stages": all_stages, "stages": stages, "recollect": recollect}
         predictions: Predictions = self.head(features, proposals, **options)
-        return predictions
+        return predictions._replace(candidates=candidates) if self.training else predictions
+
+    def encode(self, images: ImageBatch) -> Any:
+        """Compute what proposals and cascade read: pyramid levels (B, D, H_l, W_l)."""
+        return self.extract_features(images)
 
     def graph_key(self) -> Hashable:
         """Add the number of stages; see `SparseDetector`."""

@@ -2,13 +2,16 @@
 
 from .build import PROPOSALS_REGISTRY, ProposalSource, build_proposals, resize_proposals
 from .dynamic import DynamicProposals, TemperatureSchedule
-from .learned import ContentQueries, LearnedProposals
+from .encoded import EncoderQueries
+from .learned import ContentQueries, LearnedProposals, LearnedQueries
 
 __all__ = [
     "PROPOSALS_REGISTRY",
     "ContentQueries",
     "DynamicProposals",
+    "EncoderQueries",
     "LearnedProposals",
+    "LearnedQueries",
     "ProposalSource",
     "TemperatureSchedule",
     "build_proposals",

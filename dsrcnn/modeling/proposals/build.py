@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...config.validate import check_name
 from ...errors import ConfigError
+from ...structures import Predictions, Proposals
 
 PROPOSALS_REGISTRY = Registry("PROPOSALS")
 PROPOSALS_REGISTRY.__doc__ = """
@@ -34,6 +35,10 @@ class ProposalSource(nn.Module):
     """
 
     proposal_dimensions: ClassVar[Mapping[str, int]] = MappingProxyType({})
+
+    def propose(self, features: Any, sizes: Tensor) -> tuple[Proposals, Predictions | None]:
+        """Return the proposals, and predictions they were selected from, which have losses too."""
+        return self(features, sizes), None
 
     def end_iteration(self) -> None:
         """Advance schedules: called once per training iteration, after its last forward pass."""

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...layers.deformable_attention import PointLinear
 from ...structures import Proposals, box_cxcywh_to_xyxy
 from .build import PROPOSALS_REGISTRY, ProposalSource
 
@@ -119,3 +120,43 @@ class ContentQueries(ProposalSource):
         states = F.layer_norm(weight, weight.shape[-1:]).expand(sizes.shape[0], -1, -1)
         corners = torch.cat([torch.zeros_like(sizes[:, :2]), sizes[:, 2:]], dim=1)
         return Proposals(corners.unsqueeze(1).expand(-1, len(weight), -1), states)
+
+
+@PROPOSALS_REGISTRY.register()
+class LearnedQueries(ProposalSource):
+    """`P` learned queries at points of the image (Deformable DETR, arXiv 2010.04159, section 4.2).
+
+    A query is the encoding of a position and a content, side by side. Its box is a point, which the
+    position predicts.
+
+    Attributes:
+        init_proposal_features: (P, 2 * D) position and content.
+    """
+
+    proposal_dimensions: ClassVar[Mapping[str, int]] = {"init_proposal_features.weight": 0}
+
+    @configurable
+    def __init__(self, *, num_proposals: int, channels: int) -> None:
+        """Initialize ``P`` queries of twice ``D`` channels from N(0, 1)."""
+        super().__init__()
+        self.init_proposal_features = nn.Embedding(num_proposals, 2 * channels)
+        self.reference_points = PointLinear(channels, 2)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Read `MODEL.SparseRCNN`."""
+        node = cfg.MODEL.SparseRCNN
+        return {"num_proposals": node.NUM_PROPOSALS, "channels": node.HIDDEN_DIM}
+
+    def forward(self, features: object, sizes: Tensor) -> Proposals:
+        """Place the queries in images of `sizes` (B, 4), ``w, h, w, h``; `features` are not used.
+
+        Returns boxes (B, P, 4) without size, xyxy in pixels, and features (B, P, 2 * D).
+        """
+        queries = self.init_proposal_features.weight
+        with torch.autocast(queries.device.type, enabled=False):  # half precision has few places
+            points = self.reference_points(queries.chunk(2, dim=1)[0]).sigmoid()
+            boxes = points.repeat(1, 2) * sizes.unsqueeze(1)
+        return Proposals(boxes, queries.expand(sizes.shape[0], -1, -1))

@@ -1,0 +1,156 @@
+"""Deformable DETR (arXiv 2010.04159): the whole detector."""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
+
+from ...config import rules
+from ...config.rules import check_table
+from ...config.validate import check_name
+from ...errors import ConfigError
+from ...layers.deformable_attention import TokenPyramid
+from ...structures import Predictions, Targets
+from ..decoder.deformable import DeformableDecoder, DeformableStage
+from ..encoder import DeformableEncoder
+from ..losses.criterion import LossNormalizers, SetCriterion
+from ..matching.costs import CostSettings
+from ..matching.hungarian import HungarianMatcher
+from ..matching.matcher import build_matcher
+from ..proposals.build import PROPOSALS_REGISTRY, build_proposals
+from ..proposals.encoded import EncoderQueries
+from ..proposals.learned import LearnedQueries
+from .base import ImageBatch, size_tensor
+from .sparse_rcnn import SparseRCNN
+
+
+class TwoStageNormalizers(NamedTuple):
+    """Divisors of the losses of the decoder's stages, and of the encoder's candidates."""
+
+    stages: LossNormalizers | None = None
+    candidates: LossNormalizers | None = None
+
+
+@META_ARCH_REGISTRY.register()
+class DeformableDETR(SparseRCNN):
+    """Encoder and decoder of deformable attention in place of RoIs.
+
+    Matching, losses, DLA, SQR and post-processing are those of `SparseRCNN`, with their keys under
+    ``MODEL.SparseRCNN``; ``MODEL.DeformableDETR`` has what is new. With the proposals
+    `EncoderQueries` it is the two-stage variant, and the candidates of the encoder have losses.
+    """
+
+    default_proposals = "LearnedQueries"
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        encoder: DeformableEncoder,
+        candidate_matcher: HungarianMatcher,
+        candidate_criterion: SetCriterion,
+        **shared: Any,
+    ) -> None:
+        """Assemble the detector.
+
+        Args:
+            encoder: levels and sizes to encoded tokens.
+            candidate_matcher: of the candidates of the encoder.
+            candidate_criterion: losses of the candidates, of one class.
+            **shared: see `SparseRCNN`.
+        """
+        super().__init__(**shared)
+        self.encoder = encoder
+        self.candidate_matcher = candidate_matcher
+        self.candidate_criterion = candidate_criterion
+        if isinstance(self.proposals, LearnedQueries):
+            cast(DeformableStage, self.head.head_series[0]).start_with_small_boxes()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read the whole model from a config."""
+        costs = CostSettings.from_config(cfg)._replace(l1_of_centers=True, focal=True)
+        one_class: dict[str, Any] = {"num_classes": 1, "num_stages": 1, "deep_supervision": True}
+        one_class |= {"focal": True, "normalizer": "gt", "log": None}
+        return {
+            **super(SparseRCNN, cls).from_config(cfg),  # Sparse R-CNN's has another head
+            "encoder": DeformableEncoder(cfg),
+            "proposals": build_proposals(cfg, cls.default_proposals),
+            "head": DeformableDecoder(cfg),
+            "matcher": build_matcher(cfg, l1_of_centers=True),
+            "criterion": SetCriterion(cfg, l1_of_centers=True),
+            "candidate_matcher": HungarianMatcher(costs=costs),
+            "candidate_criterion": SetCriterion(cfg, l1_of_centers=True, **one_class),
+        }
+
+    @classmethod
+    def check_config(cls, cfg: CfgNode) -> None:
+        """Check the keys of cascades and of Deformable DETR."""
+        super().check_config(cfg)
+        check_table(cfg, rules.DEFORMABLE_DETR, "MODEL.DeformableDETR")
+        node, key = cfg.MODEL.SparseRCNN, "MODEL.SparseRCNN"
+        if node.HIDDEN_DIM % 4:
+            raise ConfigError(
+                f"{key}.HIDDEN_DIM is {node.HIDDEN_DIM}; {cfg.MODEL.META_ARCHITECTURE} encodes "
+                "places by sines and cosines of x and y. Write a multiple of 4."
+            )
+        if node.DPG.ENABLED:
+            raise ConfigError(
+                f"{key}.DPG.ENABLED is True, but {cfg.MODEL.META_ARCHITECTURE} has no learned "
+                f"boxes to mix. Write {key}.DPG.ENABLED False."
+            )
+        check_config_of_proposals(cfg)
+
+    def encode(self, images: ImageBatch) -> TokenPyramid:
+        """Compute the encoded tokens, which proposals and decoder read."""
+        height, width = images.tensor.shape[-2:]
+        levels = self.extract_features(images)
+        pyramid: TokenPyramid = self.encoder(levels, images.sizes, (int(height), int(width)))
+        return pyramid
+
+    def losses(
+        self, predictions: Predictions, targets: Targets, normalizers: Any
+    ) -> dict[str, Tensor]:
+        """Add the losses of the candidates, of one class, with the suffix ``_enc``."""
+        candidates = predictions.candidates
+        if candidates is None:
+            return super().losses(predictions, targets, normalizers)
+        normalizers = normalizers or TwoStageNormalizers()
+        losses = super().losses(predictions, targets, normalizers.stages)
+        targets = targets._replace(labels=torch.zeros_like(targets.labels))
+        assignment = self.candidate_matcher(candidates, targets)
+        terms = self.candidate_criterion(candidates, targets, assignment, normalizers.candidates)
+        return losses | {f"{name}_enc": value for name, value in terms.items()}
+
+    @torch.no_grad()
+    def loss_normalizers(self, parts: list[list[dict[str, Any]]]) -> Any:
+        """Return the loss normalizers of a batch that is processed in parts."""
+        of_stages = super().loss_normalizers(parts)
+        if not isinstance(self.proposals, EncoderQueries):
+            return of_stages
+        counts = []
+        for inputs in parts:
+            sizes = size_tensor([x["instances"].image_size for x in inputs], self.device)
+            counts.append(self.candidate_criterion.count(Targets.from_inputs(inputs, sizes)))
+        return TwoStageNormalizers(of_stages, self.candidate_criterion.normalizers(counts))
+
+
+def check_config_of_proposals(cfg: CfgNode) -> None:
+    """Check that the proposals have a position and a content."""
+    name, key = cfg.MODEL.SparseRCNN.PROPOSALS.NAME, "MODEL.SparseRCNN.PROPOSALS.NAME"
+    if not name:
+        return
+    check_name(key, name, PROPOSALS_REGISTRY)
+    source = PROPOSALS_REGISTRY.get(name)
+    if not issubclass(source, (LearnedQueries, EncoderQueries)):
+        raise ConfigError(
+            f"{key} is {name!r}, but {cfg.MODEL.META_ARCHITECTURE} needs queries with a "
+            "position and a content. Write LearnedQueries, EncoderQueries or a subclass of one."
+        )
+    if issubclass(source, EncoderQueries) and not cfg.MODEL.DeformableDETR.BOX_REFINEMENT:
+        raise ConfigError(
+            f"{key} is {name!r}, whose queries start from boxes, but MODEL.DeformableDETR."
+            "BOX_REFINEMENT is False. Write MODEL.DeformableDETR.BOX_REFINEMENT True."
+        )
