@@ -95,6 +95,7 @@ def _options(name: str, side: int) -> list[str]:
     options: dict[str, object] = {
         "MODEL.WEIGHTS": "",
         "MODEL.TIMM.PRETRAINED": False,
+        "MODEL.SparseRCNN.NUM_PROPOSALS": 50,  # recollection in seven stages needs 20 GB with 300
         "MODEL.DEVICE": "cpu",
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": 1,

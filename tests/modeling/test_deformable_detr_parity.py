@@ -85,6 +85,8 @@ def models(request):
         for name, parameter in ours.named_parameters():
             if not name.startswith("backbone.bottom_up"):
                 parameter.add_(torch.randn_like(parameter) * 0.05)
+        if two_stages:  # excluded tokens, which transformers may select, get no more than the mean
+            ours.proposals.enc_output.bias.zero_()
     ours.backbone.bottom_up.eval()  # its batch norms would differ with the images of a batch
     config = transformers.DeformableDetrConfig(
         backbone_config=transformers.ResNetConfig(
