@@ -101,7 +101,7 @@ class DeformableDETR(SparseRCNN):
                 f"{key}.DPG.ENABLED is True, but {cfg.MODEL.META_ARCHITECTURE} has no learned "
                 f"boxes to mix. Write {key}.DPG.ENABLED False."
             )
-        _check_proposals(cfg)
+        check_config_of_proposals(cfg)
 
     def encode(self, images: ImageBatch) -> TokenPyramid:
         """Compute the encoded tokens, which proposals and decoder read."""
@@ -137,7 +137,8 @@ class DeformableDETR(SparseRCNN):
         return TwoStageNormalizers(of_stages, self.candidate_criterion.normalizers(counts))
 
 
-def _check_proposals(cfg: CfgNode) -> None:
+def check_config_of_proposals(cfg: CfgNode) -> None:
+    """Check that the source of proposals gives queries, and fits the decoder."""
     name, key = cfg.MODEL.SparseRCNN.PROPOSALS.NAME, "MODEL.SparseRCNN.PROPOSALS.NAME"
     if not name:
         return
