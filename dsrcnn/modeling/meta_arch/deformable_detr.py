@@ -138,7 +138,7 @@ class DeformableDETR(SparseRCNN):
 
 
 def check_config_of_proposals(cfg: CfgNode) -> None:
-    """Check that the proposals have a position and a content."""
+    """Check that the source of proposals gives queries, and fits the decoder."""
     name, key = cfg.MODEL.SparseRCNN.PROPOSALS.NAME, "MODEL.SparseRCNN.PROPOSALS.NAME"
     if not name:
         return
