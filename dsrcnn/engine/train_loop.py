@@ -196,7 +196,7 @@ class TrainLoop(TrainerBase):
         stop = torch.full_like(norm, self.stop_requested(), dtype=torch.float32)
         local = torch.stack([*losses.values(), norm.float(), stop])
         values = torch.stack([local, reduce_mean(local)])
-        images = [str(record.get("file_name", "?")) for record in batch]
+        images = [str(x.get("file_name", "?")) if isinstance(x, dict) else "?" for x in batch]
         return _Losses(self.iter, list(losses), values, images, data_time)
 
     def _skip_unless_finite(self, losses: "_Losses") -> None:
