@@ -1,4 +1,4 @@
-"""Seconds of CrowdHuman's evaluation on synthetic detections of as many images as its test set.
+"""Seconds of CrowdHuman's evaluation on synthetic detections, as many images as it validates on.
 
 python -m benchmarks crowdhuman [--images 4370] [--detections 500]
 """

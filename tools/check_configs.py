@@ -55,20 +55,18 @@ class Checked(NamedTuple):
     problem: str = ""
 
 
-def check_config(name: str, data: Path, output: Path, *, side: int, images: int) -> Checked:
+def check_config(name: str, sample: list[str], output: Path, *, side: int) -> Checked:
     """Train a config for one step of two images, and evaluate it.
 
     Args:
         name: shipped config or file.
-        data: folder in the layout of COCO 2017.
+        sample: overrides of `write_sample`.
         output: folder of the run.
         side: short side of the images in pixels.
-        images: number of test images.
     """
     start = time.perf_counter()
     try:
-        cfg = dsrcnn.load_cfg(name, [*_options(name, side), *_data(data, output, images)])
-        cfg.OUTPUT_DIR = str(output)
+        cfg = dsrcnn.load_cfg(name, [*_options(name, side), *sample, "OUTPUT_DIR", str(output)])
         torch.manual_seed(0)
         trainer = Trainer(cfg)
         loss = _step(trainer)
@@ -119,9 +117,14 @@ def _options(name: str, side: int) -> list[str]:
     return [str(x) for pair in options.items() for x in pair]
 
 
-def _data(data: Path, output: Path, images: int) -> list[str]:
-    """Write a part of the annotations, and return the overrides that make it the dataset."""
-    output.mkdir(parents=True, exist_ok=True)
+def write_sample(data: Path, folder: Path, images: int) -> list[str]:
+    """Write a part of the annotations, and return the overrides that make it the dataset.
+
+    Args:
+        data: folder in the layout of COCO 2017.
+        folder: where to write.
+        images: number of test images.
+    """
     custom: dict[str, object] = {"NAME": "sample"}
     for split, part, count in (("TRAIN", "train", _TRAINED), ("TEST", "val", images)):
         content = json.loads((data / f"annotations/instances_{part}2017.json").read_text())
@@ -129,7 +132,7 @@ def _data(data: Path, output: Path, images: int) -> list[str]:
         content["images"] = [x for x in content["images"] if x["id"] in annotated][:count]
         kept = {x["id"] for x in content["images"]}
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-        file = output / f"{part}.json"
+        file = folder / f"{part}.json"
         file.write_text(json.dumps(content))
         custom |= {f"{split}_JSON": file, f"{split}_IMAGES": data / f"{part}2017"}
     return [str(x) for k, v in custom.items() for x in (f"DATASETS.CUSTOM.{k}", v)]
@@ -151,11 +154,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = args.configs or [n for n in shipped_configs() if n.split("/")[0] in FOLDERS]
     names = [n for n in names if not Path(n).name.startswith("Base")]
     rows = []
-    for number, name in enumerate(names, start=1):
-        with tempfile.TemporaryDirectory() as folder:
-            row = check_config(name, args.data, Path(folder), side=args.side, images=args.images)
-        rows.append(row)
-        print(f"{number}/{len(names)} {name}: {row.problem or 'runs'}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        sample = write_sample(args.data, Path(folder), args.images)
+        for number, name in enumerate(names, start=1):
+            row = check_config(name, sample, Path(folder) / "out", side=args.side)
+            rows.append(row)
+            state = row.problem or "runs"
+            print(f"{number}/{len(names)} {name}: {state}", file=sys.stderr, flush=True)
     print(tabulate(rows, Checked._fields, tablefmt="github", floatfmt=".1f"))
     return int(any(row.problem for row in rows))
 

@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 from ..data.samplers import derive_seed
@@ -197,7 +197,7 @@ class TrainLoop(TrainerBase):
         local = torch.stack([*losses.values(), norm.float(), stop])
         values = torch.stack([local, reduce_mean(local)])
         images = [str(x.get("file_name", "?")) if isinstance(x, dict) else "?" for x in batch]
-        return _Losses(self.iter, list(losses), values, images, data_time)
+        return _Losses(self.iter, list(losses), values, images, data_time, get_event_storage())
 
     def _skip_unless_finite(self, losses: "_Losses") -> None:
         """Let the device skip the step if a loss or the gradients are not finite."""
@@ -222,7 +222,7 @@ class TrainLoop(TrainerBase):
         is_skipped = self.scaler.is_enabled() and self.scaler.get_scale() > _MIN_SCALE
         if not (np.isfinite(means).all() and (math.isfinite(norm) or is_skipped)):
             raise NonFiniteLossError(losses.describe(values))
-        storage = get_event_storage()
+        storage = losses.storage
         now, storage.iter = storage.iter, losses.iteration
         scalars = dict(zip(losses.names, means, strict=True))
         storage.put_scalars(data_time=losses.data_time, total_loss=sum(means), **scalars)
@@ -255,6 +255,7 @@ class _Losses:
             are the norm of the gradients and the requests to stop.
         images: files of the batch.
         data_time: seconds the iteration waited for its batch.
+        storage: where they are logged, also if training has ended when they are read.
     """
 
     iteration: int
@@ -262,6 +263,7 @@ class _Losses:
     values: Tensor
     images: list[str]
     data_time: float
+    storage: EventStorage
 
     def __post_init__(self) -> None:
         """Start the copy, which does not wait for the device."""

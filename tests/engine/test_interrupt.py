@@ -67,6 +67,21 @@ def test_a_checkpoint_that_is_being_written_is_completed_before_training_stops(
     assert again.start_iter == 3
 
 
+def test_a_run_that_reads_losses_late_saves_its_state_when_it_is_stopped(tmp_path):
+    trainer = Trainer(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 9, "DATASETS.TEST", "()"))
+    trainer._trainer.reads_late = True
+    stop = hooks.CallbackHook(
+        before_step=lambda t: os.kill(os.getpid(), signal.SIGTERM) if t.iter == 2 else None
+    )
+    trainer.register_hooks([stop])
+    # The request of iteration 2 is read in iteration 3, whose losses are not read when it ends.
+    with pytest.raises(TrainingInterrupted, match=r"after 4 iterations is saved"):
+        trainer.train()
+    assert [iteration for _, iteration in trainer.storage.history("total_loss").values()] == [
+        0, 1, 2, 3,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("period", [1, 20])
 def test_a_run_can_be_stopped_in_its_first_iteration(tmp_path, period):
     cfg = quick_cfg(tmp_path, "SOLVER.MAX_ITER", 9, "DATASETS.TEST", "()", "LOG.PERIOD", period)

@@ -90,7 +90,7 @@ class VisionTransformer(Backbone):
         return {"last": ShapeSpec(channels=channels, stride=_PATCH)}
 
     def parts(self) -> list[list[nn.Module]]:
-        """Return the modules of each part: the embeddings, every block, the last norm with its."""
+        """Return the modules of each part: embeddings, then every block, the last with `norm`."""
         *blocks, last = self.blocks
         return [[self.embeddings], *([block] for block in blocks), [last, self.norm]]
 
