@@ -61,6 +61,19 @@ def test_images_of_any_size_are_probed_in_training_and_inference(size):
     assert torch.isfinite(instances.pred_boxes.tensor).all()
 
 
+def test_patches_have_as_many_anchors_as_configured():
+    numbers = [f"{KEY}ANCHORS.FIXED", 12, f"{KEY}ANCHORS.PROBED", 7]
+    model = with_small_anchors(model_of(*ALWAYS_PROBE, *numbers)).eval()
+    outputs = []
+    model.generator.register_forward_hook(lambda *x: outputs.extend(x[2]))
+    with torch.no_grad():
+        model(batch([(224, 224)], [0]))
+    _, fixed, probed = outputs
+    assert fixed.quarters.shape == (1, 4, 12, 5)
+    assert fixed.whole.shape == (1, 1, 12, 5)
+    assert [p.predictions.shape[1:] for p in probed] == [(7, 5)] * 2
+
+
 @pytest.mark.parametrize("kind", ["a", "s"])
 def test_padding_of_a_batch_does_not_change_predictions(kind):
     """The images differ in size, in patches and in queries."""
