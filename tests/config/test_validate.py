@@ -92,6 +92,11 @@ def test_recollection_needs_losses_on_every_stage():
     refuses(tiny_cfg(*SQR, f"{NODE}.DEEP_SUPERVISION", False), "DEEP_SUPERVISION True")
 
 
+def test_a_softmax_has_labels_as_targets():
+    opts = [f"{NODE}.CLASS_TARGET", "iou", f"{NODE}.USE_FOCAL", False]
+    refuses(tiny_cfg(*opts), "USE_FOCAL True", "CLASS_TARGET label")
+
+
 def test_patience_needs_a_metric():
     opts = ["TEST.BEST.METRIC", "", "TEST.BEST.PATIENCE", 2]
     refuses(tiny_cfg(*opts), "which is empty", "PATIENCE 0")
@@ -102,6 +107,7 @@ def test_patience_needs_a_metric():
     ([f"{NODE}.SQR.ENABLED", True], "SQR"),
     ([f"{NODE}.USE_FOCAL", False], "USE_FOCAL"),
     ([f"{NODE}.OVERLAP", "ciou"], "OVERLAP giou"),
+    ([f"{NODE}.CLASS_TARGET", "iou"], "CLASS_TARGET label"),
     ([f"{NODE}.DEEP_SUPERVISION", False], "DEEP_SUPERVISION True"),
     ([f"{NODE}.DROPOUT", 0.1], "DROPOUT 0.0"),
     ([f"{NODE}.ACTIVATION", "relu"], "ACTIVATION gelu"),

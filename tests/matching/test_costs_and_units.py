@@ -46,19 +46,22 @@ def test_total_cost_is_the_weighted_sum_of_its_terms():
     assert cost.item() == pytest.approx(2 * -0.0866434 + 5 * 0.5 - 2 / 3, abs=1e-5)
 
 
-def test_class_cost_is_the_loss_of_the_ground_truth_minus_the_loss_of_background():
+@pytest.mark.parametrize("target", ["label", "iou"])
+def test_class_cost_is_the_loss_of_the_ground_truth_minus_the_loss_of_background(target):
     """Transport: focal loss of the one-hot class minus focal loss of no class, all classes."""
     predictions, targets = scene([3], sets=1)
-    cost, _ = pairwise_costs(predictions, targets, CostSettings(TermWeights(2.0, 0.0, 0.0)))
+    settings = CostSettings(TermWeights(2.0, 0.0, 0.0), class_target=target)
+    cost, iou = pairwise_costs(predictions, targets, settings)
     p = predictions.logits[0, 0].double().sigmoid()  # (P, C)
 
-    def focal(one_hot):
-        positive = 0.25 * (1 - p) ** 2 * -p.log() * one_hot
+    def focal(one_hot, q):
+        positive = 0.25 * (q - p).abs() ** 2 * -(q * p.log() + (1 - q) * (1 - p).log()) * one_hot
         return (positive + 0.75 * p**2 * -(1 - p).log() * (1 - one_hot)).sum(dim=-1)
 
     for row, label in enumerate(targets.labels[0]):
         one_hot = torch.nn.functional.one_hot(label, 4)
-        expected = 2 * (focal(one_hot) - focal(torch.zeros(4)))
+        quality = iou[0, 0, row, :, None] if target == "iou" else 1
+        expected = 2 * (focal(one_hot, quality) - focal(torch.zeros(4), 1))
         torch.testing.assert_close(cost[0, 0, row].double(), expected, atol=1e-5, rtol=1e-5)
 
 

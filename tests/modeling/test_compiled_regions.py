@@ -59,6 +59,7 @@ def adamixer_of(*opts):
 MODELS = {
     "Sparse R-CNN": (model_of, ()),
     "softmax": (model_of, options("USE_FOCAL", False)),
+    "quality": (model_of, options("CLASS_TARGET", "iou")),
     "DLA": (model_of, DLA),
     "SQR": (model_of, SQR),
     "checkpointed": (model_of, ("MODEL.ACTIVATION_CHECKPOINT", "('stages',)")),

@@ -49,6 +49,30 @@ def test_losses_of_several_positives_agree_with_hand_calculation(positives):
     assert losses["loss_ce"].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_scores_learn_the_iou_of_their_box_if_configured():
+    """IoU 1/3, score 0.01: 0.25 (1/3 - 0.01)^2 times the cross-entropy of both."""
+    predictions, targets = one_image()
+    assignment = background(predictions)
+    assignment[:, 0, :3] = 0
+    loss = criterion(class_target="iou")(predictions, targets, assignment)["loss_ce"]
+    entropy = -(math.log(0.01) + 2 * math.log(0.99)) / 3
+    positive, negative = 0.25 * (1 / 3 - 0.01) ** 2 * entropy, 0.75 * 0.01**2 * -math.log(0.99)
+    assert loss.item() == pytest.approx(2 * (3 * positive + 9 * negative), rel=1e-4)
+    boxes, logits = torch.autograd.grad(loss, predictions[1::-1], allow_unused=True)
+    assert boxes is None  # the IoU is a target
+    assert (logits[1, 0, :3, 1] < 0).all()
+
+
+def test_a_score_whose_box_is_exact_learns_as_with_labels():
+    predictions, targets = one_image()
+    predictions = predictions._replace(boxes=targets.boxes.expand(2, 1, 4, 4))
+    assignment = background(predictions)
+    assignment[:, 0, 0] = 0
+    exact = criterion(class_target="iou")(predictions, targets, assignment)
+    labels = criterion()(predictions, targets, assignment)
+    torch.testing.assert_close(exact["loss_ce"], labels["loss_ce"])
+
+
 def test_l1_compares_corners_or_centers_and_sizes_in_loss_and_cost():
     """The box is 5 of 20 pixels off: both corners, but one center and no size."""
     predictions, targets = one_image()

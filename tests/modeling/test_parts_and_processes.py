@@ -29,6 +29,7 @@ IN_PARTS = {
     **IN_PROCESSES,
     "DLA, ground truths": enable("DLA", "NORMALIZER", "gt"),
     "softmax": options("USE_FOCAL", False),
+    "quality": options("CLASS_TARGET", "iou"),
     # Without norms over the images of a batch: parts have fewer images.
     "DLA and DPG": [*DLA, *enable("DPG", "NORM", "none")],
 }

@@ -14,8 +14,8 @@ def box_losses(
     overlap: str = "giou",
     *,
     l1_of_centers: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """L1 and overlap loss of positive proposals (Sparse R-CNN section 3.4: GIoU).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L1 and overlap loss, and IoU, of positive proposals (Sparse R-CNN section 3.4: GIoU).
 
     Background proposals are replaced before the losses, not multiplied by zero after them, so that
     a background box that is not finite affects neither losses nor gradients.
@@ -29,7 +29,7 @@ def box_losses(
         l1_of_centers: whether L1 compares centers and sizes, as DETR does, instead of corners.
 
     Returns:
-        Two tensors (Q,): sums over the positives of a set.
+        Two tensors (Q,), sums over the positives of a set; IoUs (Q, B, P), 1 for background.
     """
     placeholder = boxes.new_zeros(4)
     placeholder[2:] = 1.0  # filled on the device: a tensor from a list would be a transfer
@@ -42,5 +42,6 @@ def box_losses(
     l1 = (difference.abs() / sizes.unsqueeze(1)).sum(dim=(1, 2, 3))
     # One proposal with one target each. torchvision's losses of these names select by a mask, which
     # synchronizes with the device.
-    _, overlaps = pairwise_overlaps(boxes.unsqueeze(-2), targets.unsqueeze(-2), overlap)
-    return l1, (1 - overlaps.flatten(2)).masked_fill(~positive, 0.0).sum(dim=(1, 2))
+    iou, overlaps = pairwise_overlaps(boxes.unsqueeze(-2), targets.unsqueeze(-2), overlap)
+    loss = (1 - overlaps.flatten(2)).masked_fill(~positive, 0.0).sum(dim=(1, 2))
+    return l1, loss, iou.flatten(2)

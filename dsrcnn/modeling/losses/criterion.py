@@ -12,7 +12,7 @@ from ...utils.distributed import reduce_mean
 from ...utils.events import ScalarLog
 from ...utils.training import iteration_ends
 from .box_losses import box_losses
-from .class_losses import cross_entropy_losses, focal_losses
+from .class_losses import cross_entropy_losses, focal_losses, quality_focal_losses
 
 
 class LossNormalizers(NamedTuple):
@@ -47,6 +47,7 @@ class SetCriterion(nn.Module):
         no_object_weight: float = 0.1,
         normalizer: str = "gt",
         overlap: str = "giou",
+        class_target: str = "label",
         l1_of_centers: bool = False,
         log: ScalarLog | None = None,
         compile_mode: str = "",
@@ -67,6 +68,8 @@ class SetCriterion(nn.Module):
                 assignment. Both are equal if every ground truth has one proposal. The softmax class
                 loss uses neither: it is a weighted mean.
             overlap: see `pairwise_overlaps`; the loss is named after it.
+            class_target: "label", 1 for every positive; or "iou", the IoU of its box with its
+                ground truth, without gradient (`quality_focal_losses`).
             l1_of_centers: see `box_losses`.
             log: with recollection (SQR), for the losses of the plain cascade (``plain/*``).
             compile_mode: of ``torch.compile`` for `set_losses`; empty: not compiled.
@@ -77,6 +80,7 @@ class SetCriterion(nn.Module):
         self.first_stage = 0 if deep_supervision else num_stages - 1
         self.focal, self.alpha, self.gamma = focal, alpha, gamma
         self.normalizer, self.overlap = normalizer, overlap
+        self.class_target = class_target
         self.l1_of_centers = l1_of_centers
         self.log = log or ScalarLog(0)
         self.compile_mode = compile_mode
@@ -101,6 +105,7 @@ class SetCriterion(nn.Module):
             "no_object_weight": node.NO_OBJECT_WEIGHT,
             "normalizer": node.DLA.NORMALIZER if node.DLA.ENABLED else "gt",
             "overlap": node.OVERLAP,
+            "class_target": node.CLASS_TARGET,
             "log": ScalarLog(cfg.LOG.PERIOD if node.SQR.ENABLED else 0),
             "compile_mode": compile_mode(cfg),
         }
@@ -178,11 +183,15 @@ class SetCriterion(nn.Module):
         # Never in half precision: the sums run over all proposals and classes.
         logits, predicted = (at_least_float32(x) for x in predictions[:2])
         sizes = targets.sizes.to(predicted.dtype)
-        l1, overlap = box_losses(
+        l1, overlap, iou = box_losses(
             predicted, boxes, positive, sizes, self.overlap, l1_of_centers=self.l1_of_centers
         )
         if self.focal:
-            ce = focal_losses(logits, classes, alpha=self.alpha, gamma=self.gamma)
+            settings = {"alpha": self.alpha, "gamma": self.gamma}
+            if self.class_target == "iou":
+                ce = quality_focal_losses(logits, classes, iou.detach(), **settings)
+            else:
+                ce = focal_losses(logits, classes, **settings)
             ce = ce / normalizers.num_boxes
         else:
             ce = cross_entropy_losses(logits, classes, self.empty_weight.to(logits.dtype))

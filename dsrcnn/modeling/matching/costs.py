@@ -32,6 +32,7 @@ class CostSettings(NamedTuple):
         alpha: focal balance.
         gamma: focal exponent.
         overlap: see `pairwise_overlaps`; GIoU in Sparse R-CNN.
+        class_target: "label" or "iou", as in `SetCriterion`.
         l1_of_centers: whether L1 compares centers and sizes, as DETR does, instead of corners.
     """
 
@@ -40,6 +41,7 @@ class CostSettings(NamedTuple):
     alpha: float = 0.25
     gamma: float = 2.0
     overlap: str = "giou"
+    class_target: str = "label"
     l1_of_centers: bool = False
 
     @classmethod
@@ -49,11 +51,18 @@ class CostSettings(NamedTuple):
         weights = TermWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT)
         if node.DLA.ENABLED:
             weights = TermWeights(node.DLA.CLASS_COST, node.DLA.L1_COST, node.DLA.GIOU_COST)
-        return cls(weights, node.USE_FOCAL, node.ALPHA, node.GAMMA, node.OVERLAP)
+        focal = (node.USE_FOCAL, node.ALPHA, node.GAMMA)
+        return cls(weights, *focal, node.OVERLAP, node.CLASS_TARGET)
 
 
 def class_cost(
-    logits: Tensor, labels: Tensor, *, focal: bool, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    focal: bool,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    quality: Tensor | None = None,
 ) -> Tensor:
     """Cost of the class of each ground truth.
 
@@ -66,6 +75,8 @@ def class_cost(
         focal: focal classification; False for softmax.
         alpha: focal balance.
         gamma: focal exponent.
+        quality: (Q, B, M, P) in [0, 1], what the score of a positive learns, see
+            `quality_focal_losses`; None for 1.
 
     Returns:
         (Q, B, M, P).
@@ -76,9 +87,12 @@ def class_cost(
     if not focal:
         return -selected
     probability = selected.sigmoid()
-    positive = alpha * (1 - probability) ** gamma * -(probability + 1e-8).log()
-    negative = (1 - alpha) * probability**gamma * -(1 - probability + 1e-8).log()
-    return positive - negative
+    as_object, as_background = -(probability + 1e-8).log(), -(1 - probability + 1e-8).log()
+    negative = (1 - alpha) * probability**gamma * as_background
+    if quality is None:
+        return alpha * (1 - probability) ** gamma * as_object - negative
+    entropy = quality * as_object + (1 - quality) * as_background
+    return alpha * (quality - probability).abs() ** gamma * entropy - negative
 
 
 @torch.no_grad()
@@ -107,7 +121,12 @@ def pairwise_costs(
     iou, overlap = pairwise_overlaps(rows, boxes, settings.overlap)
     weights = settings.weights
     classes = class_cost(
-        logits, targets.labels, focal=settings.focal, alpha=settings.alpha, gamma=settings.gamma
+        logits,
+        targets.labels,
+        focal=settings.focal,
+        alpha=settings.alpha,
+        gamma=settings.gamma,
+        quality=iou if settings.class_target == "iou" else None,
     )
     return weights.class_ * classes + weights.l1 * l1 - weights.giou * overlap, iou
 
