@@ -13,6 +13,7 @@ experiments has one a line, with comments after #:
     python tools/experiments.py --data DATA --list docs/experiments.txt --jobs 6 --seconds 520
     python tools/experiments.py --table            # mean and standard deviation over seeds
     python tools/experiments.py --plot results.png # the same as a chart
+    python tools/experiments.py --lengths lengths.png # AP over images seen and minutes
 
 Every experiment writes ``experiment.log`` into its folder below ``output/experiments``.
 """
@@ -35,6 +36,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NoReturn
 
+from draw_lengths import draw_lengths
 from draw_results import draw_results
 from experiment_run import METRICS, ROOT, Experiment
 
@@ -281,7 +283,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "docs/results.csv")
     parser.add_argument("--table", action="store_true", help="only print the table")
     parser.add_argument("--plot", type=Path, help="only draw the results into this file")
+    text = "only draw AP over the length of the training into this file"
+    parser.add_argument("--lengths", type=Path, metavar="FILE", help=text)
     args = parser.parse_args(argv)
+    if args.lengths:
+        draw_lengths(read_results(args.results), args.lengths)
+        return 0
     if args.plot:
         draw_results(read_results(args.results), args.plot)
         return 0

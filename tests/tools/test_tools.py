@@ -92,6 +92,28 @@ def test_results_are_drawn_as_bars_and_dots(monkeypatch, tmp_path, load, rows, l
     assert [list(line.get_xdata()) for line in panel.lines] == dots
 
 
+def test_lengths_of_a_variant_are_a_line_of_means_over_images_and_minutes(
+    monkeypatch, tmp_path, load
+):
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+
+    def trained(iterations, minutes, seed, ap, opts=""):
+        found = row("one", seed, "on", ap, f"{opts}SOLVER.MAX_ITER {iterations}")
+        return {**found, "iterations": iterations, "minutes": minutes, "machine": "CPU"}
+
+    rows = [trained("200", "5", 1, 40), trained("100", "2", 1, 20), trained("200", "7", 2, 50)]
+    rows += [trained("100", "3", 1, 30, "A.B 3 "), {**trained("300", "9", 1, 60), "nms": "off"}]
+    load("draw_lengths").draw_lengths(rows, tmp_path / "x.png", images=lambda *_: 4)
+    over_images, over_minutes = saved[0].axes
+    assert [t.get_text() for t in over_images.get_legend().get_texts()] == ["one, CPU"]
+    for axes, expected in ((over_images, [400, 800]), (over_minutes, [2, 6])):
+        assert list(axes.lines[0].get_xdata()) == expected
+        assert list(axes.lines[0].get_ydata()) == [20, 45]
+    with pytest.raises(SystemExit, match=r"SOLVER\.MAX_ITER"):
+        load("draw_lengths").draw_lengths(rows[:1], tmp_path / "x.png", images=lambda *_: 4)
+
+
 def test_a_mixture_that_is_the_same_for_all_images_can_be_frozen_without_loss(
     tmp_path, monkeypatch, capsys, load
 ):
