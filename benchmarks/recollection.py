@@ -50,7 +50,7 @@ def refine_by_loop(
     """
     pyramid = head.prepare(features)
     boxes, states = [proposals.boxes], [proposals.features]
-    for number, (stage, window) in enumerate(zip(head.head_series, windows, strict=True)):
+    for number, (stage, window) in enumerate(zip(head.stages, windows, strict=True)):
         for index in range(*window):
             group = boxes[index][:, None], states[index][:, None]
             logits, refined, state = head.run_stage(stage, pyramid, *group, classify=True)

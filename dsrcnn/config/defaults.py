@@ -50,6 +50,7 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
     node.NUM_CLS = 1  # layers of the classification tower
     node.NUM_REG = 3  # layers of the box tower
     node.NUM_HEADS = 6  # stages of the cascade
+    node.SHARE_STAGES = False  # one stage for all, told apart by a learned embedding
     node.INFERENCE_STAGES = 0  # stages that inference runs, an early exit; 0: all
     node.NUM_DYNAMIC = 2  # dynamic convolutions; only 2 is defined
     node.DIM_DYNAMIC = 64  # channels between them

@@ -165,6 +165,7 @@ FIXED_IN_ASAG = {
     "MODEL.SparseRCNN.CLASS_TARGET": "label",
     "MODEL.SparseRCNN.DEEP_SUPERVISION": True,
     "MODEL.SparseRCNN.INFERENCE_STAGES": 0,
+    "MODEL.SparseRCNN.SHARE_STAGES": False,
     "MODEL.SparseRCNN.DROPOUT": 0.0,
     "MODEL.SparseRCNN.ACTIVATION": "gelu",
     "MODEL.SparseRCNN.USE_FOCAL": True,

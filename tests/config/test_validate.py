@@ -108,6 +108,7 @@ def test_patience_needs_a_metric():
     ([f"{NODE}.USE_FOCAL", False], "USE_FOCAL"),
     ([f"{NODE}.OVERLAP", "ciou"], "OVERLAP giou"),
     ([f"{NODE}.CLASS_TARGET", "iou"], "CLASS_TARGET label"),
+    ([f"{NODE}.SHARE_STAGES", True], "SHARE_STAGES False"),
     ([f"{NODE}.DEEP_SUPERVISION", False], "DEEP_SUPERVISION True"),
     ([f"{NODE}.DROPOUT", 0.1], "DROPOUT 0.0"),
     ([f"{NODE}.ACTIVATION", "relu"], "ACTIVATION gelu"),

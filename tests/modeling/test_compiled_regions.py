@@ -61,6 +61,7 @@ MODELS = {
     "softmax": (model_of, options("USE_FOCAL", False)),
     "quality": (model_of, options("CLASS_TARGET", "iou")),
     "DLA": (model_of, DLA),
+    "shared stages": (model_of, options("SHARE_STAGES", True)),
     "SQR": (model_of, SQR),
     "checkpointed": (model_of, ("MODEL.ACTIVATION_CHECKPOINT", "('stages',)")),
     "AdaMixer": (adamixer_of, ()),

@@ -39,6 +39,7 @@ class Cascade(nn.Module):
         *,
         stage: Stage,
         num_stages: int,
+        shared_channels: int = 0,
         deep_supervision: bool = True,
         inference_stages: int = 0,
         prior_probability: float | None = 0.01,
@@ -53,6 +54,8 @@ class Cascade(nn.Module):
         Args:
             stage: the stage to copy; biases therefore start equal in all stages, as officially.
             num_stages: ``S``.
+            shared_channels: if above 0, one stage serves as all of them; an embedding of this
+                width tells it which one it is, added to the features that enter.
             deep_supervision: False keeps the predictions of the last stage only.
             inference_stages: stages to run in evaluation mode; 0 for all.
             prior_probability: class score of an untrained model; None with softmax.
@@ -65,7 +68,13 @@ class Cascade(nn.Module):
         super().__init__()
         self.deep_supervision = deep_supervision
         self.inference_stages = inference_stages or num_stages
-        self.head_series = nn.ModuleList(copy.deepcopy(stage) for _ in range(num_stages))
+        self.num_stages = num_stages
+        is_shared = shared_channels > 0 and num_stages > 1
+        copies = 1 if is_shared else num_stages
+        self.head_series = nn.ModuleList(copy.deepcopy(stage) for _ in range(copies))
+        if is_shared:
+            self.stage_embedding = nn.Embedding(num_stages, shared_channels)
+            nn.init.zeros_(self.stage_embedding.weight)  # all stages start alike
         for member in self.head_series:
             cast(Stage, member).initialize(prior_probability)
         self.checkpoint = checkpoint
@@ -83,6 +92,7 @@ class Cascade(nn.Module):
         node = cfg.MODEL.SparseRCNN
         return {
             "num_stages": node.NUM_HEADS,
+            "shared_channels": node.HIDDEN_DIM if node.SHARE_STAGES else 0,
             "deep_supervision": node.DEEP_SUPERVISION,
             "inference_stages": node.INFERENCE_STAGES,
             "prior_probability": node.PRIOR_PROB if node.USE_FOCAL else None,
@@ -139,18 +149,32 @@ class Cascade(nn.Module):
         boxes, states = (x.unsqueeze(1) for x in proposals)  # one group: (B, 1, P, .)
         memory = GroupMemory(windows, boxes, states, detach=self.refines_boxes)
         exit_early = not (self.training or all_stages)
-        used = (stages or self.inference_stages) if exit_early else len(self.head_series)
+        used = (stages or self.inference_stages) if exit_early else self.num_stages
         keep_all = all_stages or (self.training and self.deep_supervision)
         outputs: list[_Output] = []
-        for number, stage in enumerate(self.head_series[:used]):
+        for number in range(used):
             # The classes of a stage matter to its own prediction only.
             is_kept = keep_all or number == used - 1
-            window = memory.window(number)
-            logits, boxes, states = self._refine(stage, pyramid, *window, classify=is_kept)
+            before, states = memory.window(number)
+            states = self._name_stage(number, states)
+            stage = self.stages[number]
+            logits, boxes, states = self._refine(stage, pyramid, before, states, classify=is_kept)
             if logits is not None:
                 outputs.append(_Output(number, logits, boxes))
-            memory.add(number, boxes if self.refines_boxes else window[0], states)
+            memory.add(number, boxes if self.refines_boxes else before, states)
         return _stack(outputs)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """Stages in the order in which they run, ``S`` of them; shared ones repeat."""
+        members = list(self.head_series)
+        return members * (self.num_stages // len(members))
+
+    def _name_stage(self, number: int, states: Tensor) -> Tensor:
+        """Add the embedding of a shared stage to the features (B, G, P, D) that enter it."""
+        if len(self.head_series) == self.num_stages:
+            return states
+        return states + self.stage_embedding.weight[number]
 
     def _refine(
         self, stage: nn.Module, pyramid: Any, boxes: Tensor, states: Tensor, *, classify: bool

@@ -101,6 +101,11 @@ class DeformableDETR(SparseRCNN):
                 f"{key}.DPG.ENABLED is True, but {cfg.MODEL.META_ARCHITECTURE} has no learned "
                 f"boxes to mix. Write {key}.DPG.ENABLED False."
             )
+        if node.SHARE_STAGES:
+            raise ConfigError(
+                f"{key}.SHARE_STAGES is True, but {cfg.MODEL.META_ARCHITECTURE} shares no stages. "
+                f"Write {key}.SHARE_STAGES False."
+            )
         check_config_of_proposals(cfg)
 
     def encode(self, images: ImageBatch) -> TokenPyramid:
