@@ -26,7 +26,7 @@ def focal_losses(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float)
 def quality_focal_losses(
     logits: Tensor, classes: Tensor, quality: Tensor, *, alpha: float, gamma: float
 ) -> Tensor:
-    """Quality focal loss (arXiv 2006.04388 equation 3) with the balance of the focal loss.
+    """Quality focal loss (arXiv 2006.04388 equation 2) with the balance of the focal loss.
 
     The score of a positive learns the quality ``q`` of its box instead of 1:
     ``alpha |q - p|^gamma BCE(p, q)``, which is the focal loss where ``q`` is 1.
