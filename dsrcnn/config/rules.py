@@ -130,6 +130,7 @@ SPARSE_RCNN: Table = {
     "PROPOSALS.BOXES": one_of("image", "center", "grid", "random"),
     "NMS.ENABLED": Allowed(lambda v: v in (None, True, False), "True, False or None"),
     "NMS.THRESHOLD": FRACTION,
+    "DLA.ROUTE": one_of("main", "auxiliary"),
     "DLA.NORMALIZER": one_of("positives", "gt"),
     **dict.fromkeys(("DLA.TOP_Q", "DLA.ITERATIONS"), COUNT),
     **dict.fromkeys(("DLA.STATIC_UNITS", "DLA.UNIT_STEP"), at_least(0)),
@@ -159,6 +160,7 @@ ASAG: Table = {
 # Keys of cascades with a fixed value in ASAG.
 FIXED_IN_ASAG = {
     "MODEL.SparseRCNN.DLA.ENABLED": False,
+    "MODEL.SparseRCNN.DLA.ROUTE": "main",
     "MODEL.SparseRCNN.DPG.ENABLED": False,
     "MODEL.SparseRCNN.SQR.ENABLED": False,
     "MODEL.SparseRCNN.OVERLAP": "giou",

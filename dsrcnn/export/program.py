@@ -136,7 +136,8 @@ class DetectionProgram(Program):
         *,
         bgr: bool,
     ) -> None:
-        """Set limit and NMS; see `Program` for the rest."""
+        """Set limit and NMS, and remove what only training uses; see `Program` for the rest."""
+        model.head.remove_auxiliary()
         super().__init__(model, canvas, bgr=bgr)
         self.detection = replace(detection, dense_nms=True)
         self.nms, self.limit = detection.nms_threshold, detection.limit

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from ...config.routes import trains_main_route_by_dla
 from ...structures import (
     Predictions,
     Targets,
@@ -46,10 +47,10 @@ class CostSettings(NamedTuple):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "CostSettings":
-        """Read `MODEL.SparseRCNN`; without DLA the weights are those of the losses."""
+        """Read `MODEL.SparseRCNN`; the weights are those of the losses unless DLA has its own."""
         node = cfg.MODEL.SparseRCNN
         weights = TermWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT)
-        if node.DLA.ENABLED:
+        if trains_main_route_by_dla(cfg):
             weights = TermWeights(node.DLA.CLASS_COST, node.DLA.L1_COST, node.DLA.GIOU_COST)
         focal = (node.USE_FOCAL, node.ALPHA, node.GAMMA)
         return cls(weights, *focal, node.OVERLAP, node.CLASS_TARGET)

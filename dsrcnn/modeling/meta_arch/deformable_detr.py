@@ -23,13 +23,14 @@ from ..proposals.build import PROPOSALS_REGISTRY, build_proposals
 from ..proposals.encoded import EncoderQueries
 from ..proposals.learned import LearnedQueries
 from .base import ImageBatch, size_tensor
+from .routes import RouteNormalizers, build_route_losses
 from .sparse_rcnn import SparseRCNN
 
 
 class TwoStageNormalizers(NamedTuple):
     """Divisors of the losses of the decoder's stages, and of the encoder's candidates."""
 
-    stages: LossNormalizers | None = None
+    stages: LossNormalizers | RouteNormalizers | None = None
     candidates: LossNormalizers | None = None
 
 
@@ -81,6 +82,7 @@ class DeformableDETR(SparseRCNN):
             "head": DeformableDecoder(cfg),
             "matcher": build_matcher(cfg, l1_of_centers=True),
             "criterion": SetCriterion(cfg, l1_of_centers=True),
+            "auxiliary": build_route_losses(cfg, l1_of_centers=True),
             "candidate_matcher": HungarianMatcher(costs=costs),
             "candidate_criterion": SetCriterion(cfg, l1_of_centers=True, **one_class),
         }

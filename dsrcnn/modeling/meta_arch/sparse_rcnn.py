@@ -17,6 +17,7 @@ from ..losses.criterion import LossNormalizers, SetCriterion
 from ..matching.matcher import Matcher, build_matcher
 from ..proposals.build import ProposalSource, build_proposals
 from .base import ImageBatch, SparseDetector, size_tensor
+from .routes import RouteLosses, RouteNormalizers, build_route_losses
 
 
 @META_ARCH_REGISTRY.register()
@@ -39,6 +40,7 @@ class SparseRCNN(SparseDetector):
         head: Cascade,
         matcher: Matcher,
         criterion: SetCriterion,
+        auxiliary: RouteLosses | None = None,
         **shared: Any,
     ) -> None:
         """Assemble the detector.
@@ -48,6 +50,7 @@ class SparseRCNN(SparseDetector):
             head: levels and `Proposals` to `Predictions`.
             matcher: `Predictions` and `Targets` to an assignment (Q, B, P).
             criterion: `Predictions`, `Targets` and assignment to a dictionary of losses.
+            auxiliary: matching and losses of the auxiliary route; None without one.
             **shared: see `SparseDetector`.
         """
         super().__init__(**shared)
@@ -55,6 +58,7 @@ class SparseRCNN(SparseDetector):
         self.head = head
         self.matcher = matcher
         self.criterion = criterion
+        self.auxiliary = auxiliary
         _use_official_keys(self)
 
     @classmethod
@@ -66,6 +70,7 @@ class SparseRCNN(SparseDetector):
             "head": DynamicHead(cfg),
             "matcher": build_matcher(cfg),
             "criterion": SetCriterion(cfg),
+            "auxiliary": build_route_losses(cfg),
         }
 
     @classmethod
@@ -106,37 +111,51 @@ class SparseRCNN(SparseDetector):
     def losses(
         self, predictions: Predictions, targets: Targets, normalizers: Any
     ) -> dict[str, Tensor]:
-        """Compute the weighted losses by name.
+        """Compute the weighted losses by name; those of the auxiliary route end with ``_aux``.
 
         Args:
             predictions: of all stages.
             targets: ground truth of the batch.
             normalizers: from `loss_normalizers`; None for those of this batch.
         """
+        is_of_routes = isinstance(normalizers, RouteNormalizers)
+        of_routes = normalizers if is_of_routes else RouteNormalizers(normalizers)
         assignment = self.matcher(predictions, targets)
-        losses: dict[str, Tensor] = self.criterion(predictions, targets, assignment, normalizers)
+        losses: dict[str, Tensor] = self.criterion(predictions, targets, assignment, of_routes.main)
+        if self.auxiliary is not None and predictions.auxiliary is not None:
+            losses |= self.auxiliary(predictions.auxiliary, targets, of_routes.auxiliary)
         return losses
 
     @torch.no_grad()
-    def loss_normalizers(self, parts: list[list[dict[str, Any]]]) -> LossNormalizers:
+    def loss_normalizers(
+        self, parts: list[list[dict[str, Any]]]
+    ) -> LossNormalizers | RouteNormalizers:
         """Return the loss normalizers of a batch that is processed in parts.
 
         If losses are divided by positives, every part must be matched beforehand, which takes a
         second forward pass; without DLA the ground truth is enough.
         """
-        counts = []
+        route = self.auxiliary if training_context().recollect else None
+        criteria = [self.criterion, *([] if route is None else [route.criterion])]
+        only_targets = all(criterion.counts_targets_only for criterion in criteria)
+        main, auxiliary = [], []
         with preserve_bn_stats(self):
             for inputs in parts:
-                if self.criterion.counts_targets_only:
-                    sizes = [x["instances"].image_size for x in inputs]
-                    targets = Targets.from_inputs(inputs, size_tensor(sizes, self.device))
-                    counts.append(self.criterion.count(targets))
-                    continue
-                predictions, images = self.raw_predictions(inputs)
-                targets = Targets.from_inputs(inputs, images.sizes)
-                assignment = self.matcher(predictions, targets)
-                counts.append(self.criterion.count(targets, assignment))
-        return self.criterion.normalizers(counts)
+                predictions: Predictions | None = None
+                if only_targets:
+                    sizes = size_tensor([x["instances"].image_size for x in inputs], self.device)
+                else:
+                    predictions, images = self.raw_predictions(inputs)
+                    sizes = images.sizes
+                targets = Targets.from_inputs(inputs, sizes)
+                main.append(_count(self.matcher, self.criterion, predictions, targets))
+                if route is not None:
+                    predictions = predictions and predictions.auxiliary
+                    auxiliary.append(_count(route.matcher, route.criterion, predictions, targets))
+        of_main = self.criterion.normalizers(main)
+        if route is None:
+            return of_main
+        return RouteNormalizers(of_main, route.criterion.normalizers(auxiliary))
 
     def predict(
         self, images: ImageBatch, *, all_stages: bool = False, stages: int | None = None
@@ -164,6 +183,15 @@ class SparseRCNN(SparseDetector):
 @META_ARCH_REGISTRY.register()
 class DynamicSparseRCNN(SparseRCNN):
     """`SparseRCNN` under the name of arXiv 2205.02101; its configs enable DLA and DPG."""
+
+
+def _count(
+    matcher: Matcher, criterion: SetCriterion, predictions: Predictions | None, targets: Targets
+) -> LossNormalizers:
+    """Count what a part of a batch adds to the normalizers of a route, matched only if needed."""
+    if predictions is None or criterion.counts_targets_only:
+        return criterion.count(targets)
+    return criterion.count(targets, matcher(predictions, targets))
 
 
 # Official checkpoints have the learned proposals at the top level, and what DPG adds is stored
