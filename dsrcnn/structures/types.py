@@ -31,9 +31,9 @@ class Predictions(NamedTuple):
         logits: (Q, B, P, C) raw class scores; C + 1 entries with softmax classification.
         boxes: (Q, B, P, 4) xyxy in pixels.
         stage: (Q,) int64, 0-based stage of each prediction set.
-        mask: (B, P) bool, False for padded proposals, which only ASAG has; None without padding.
-        candidates: in training, predictions (1, B, N, .) of one class that the proposals were
-            selected from; None where they were not.
+        mask: (B, P) bool, False for padding, which is never assigned; None without padding.
+        candidates: in training, predictions (1, B, N, .) that the proposals were selected from;
+            None where they were not.
         auxiliary: in training, predictions of the auxiliary route; None without one.
     """
 

@@ -1,37 +1,25 @@
 """Deformable DETR (arXiv 2010.04159): the whole detector."""
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor
 
 from ...config import rules
 from ...config.rules import check_table
 from ...config.validate import check_name
 from ...errors import ConfigError
 from ...layers.deformable_attention import TokenPyramid
-from ...structures import Predictions, Targets
 from ..decoder.deformable import DeformableDecoder, DeformableStage
 from ..encoder import DeformableEncoder
-from ..losses.criterion import LossNormalizers, SetCriterion
-from ..matching.costs import CostSettings
-from ..matching.hungarian import HungarianMatcher
+from ..losses.criterion import SetCriterion
 from ..matching.matcher import build_matcher
 from ..proposals.build import PROPOSALS_REGISTRY, build_proposals
 from ..proposals.encoded import EncoderQueries
 from ..proposals.learned import LearnedQueries
-from .base import ImageBatch, size_tensor
-from .routes import RouteNormalizers, build_route_losses
+from .base import ImageBatch
+from .routes import build_route_losses
 from .sparse_rcnn import SparseRCNN
-
-
-class TwoStageNormalizers(NamedTuple):
-    """Divisors of the losses of the decoder's stages, and of the encoder's candidates."""
-
-    stages: LossNormalizers | RouteNormalizers | None = None
-    candidates: LossNormalizers | None = None
 
 
 @META_ARCH_REGISTRY.register()
@@ -40,41 +28,27 @@ class DeformableDETR(SparseRCNN):
 
     Matching, losses, DLA, SQR and post-processing are those of `SparseRCNN`, with their keys under
     ``MODEL.SparseRCNN``; ``MODEL.DeformableDETR`` has what is new. With the proposals
-    `EncoderQueries` it is the two-stage variant, and the candidates of the encoder have losses.
+    `EncoderQueries` it is the two-stage variant.
     """
 
     default_proposals = "LearnedQueries"
 
     @configurable
-    def __init__(
-        self,
-        *,
-        encoder: DeformableEncoder,
-        candidate_matcher: HungarianMatcher,
-        candidate_criterion: SetCriterion,
-        **shared: Any,
-    ) -> None:
+    def __init__(self, *, encoder: DeformableEncoder, **shared: Any) -> None:
         """Assemble the detector.
 
         Args:
             encoder: levels and sizes to encoded tokens.
-            candidate_matcher: of the candidates of the encoder.
-            candidate_criterion: losses of the candidates, of one class.
             **shared: see `SparseRCNN`.
         """
         super().__init__(**shared)
         self.encoder = encoder
-        self.candidate_matcher = candidate_matcher
-        self.candidate_criterion = candidate_criterion
         if isinstance(self.proposals, LearnedQueries):
             cast(DeformableStage, self.head.head_series[0]).start_with_small_boxes()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read the whole model from a config."""
-        costs = CostSettings.from_config(cfg)._replace(l1_of_centers=True, focal=True)
-        one_class: dict[str, Any] = {"num_classes": 1, "num_stages": 1, "deep_supervision": True}
-        one_class |= {"focal": True, "normalizer": "gt", "log": None}
         return {
             **super(SparseRCNN, cls).from_config(cfg),  # Sparse R-CNN's has another head
             "encoder": DeformableEncoder(cfg),
@@ -83,8 +57,6 @@ class DeformableDETR(SparseRCNN):
             "matcher": build_matcher(cfg, l1_of_centers=True),
             "criterion": SetCriterion(cfg, l1_of_centers=True),
             "auxiliary": build_route_losses(cfg, l1_of_centers=True),
-            "candidate_matcher": HungarianMatcher(costs=costs),
-            "candidate_criterion": SetCriterion(cfg, l1_of_centers=True, **one_class),
         }
 
     @classmethod
@@ -116,32 +88,6 @@ class DeformableDETR(SparseRCNN):
         levels = self.extract_features(images)
         pyramid: TokenPyramid = self.encoder(levels, images.sizes, (int(height), int(width)))
         return pyramid
-
-    def losses(
-        self, predictions: Predictions, targets: Targets, normalizers: Any
-    ) -> dict[str, Tensor]:
-        """Add the losses of the candidates, of one class, with the suffix ``_enc``."""
-        candidates = predictions.candidates
-        if candidates is None:
-            return super().losses(predictions, targets, normalizers)
-        normalizers = normalizers or TwoStageNormalizers()
-        losses = super().losses(predictions, targets, normalizers.stages)
-        targets = targets._replace(labels=torch.zeros_like(targets.labels))
-        assignment = self.candidate_matcher(candidates, targets)
-        terms = self.candidate_criterion(candidates, targets, assignment, normalizers.candidates)
-        return losses | {f"{name}_enc": value for name, value in terms.items()}
-
-    @torch.no_grad()
-    def loss_normalizers(self, parts: list[list[dict[str, Any]]]) -> Any:
-        """Return the loss normalizers of a batch that is processed in parts."""
-        of_stages = super().loss_normalizers(parts)
-        if not isinstance(self.proposals, EncoderQueries):
-            return of_stages
-        counts = []
-        for inputs in parts:
-            sizes = size_tensor([x["instances"].image_size for x in inputs], self.device)
-            counts.append(self.candidate_criterion.count(Targets.from_inputs(inputs, sizes)))
-        return TwoStageNormalizers(of_stages, self.candidate_criterion.normalizers(counts))
 
 
 def check_config_of_proposals(cfg: CfgNode) -> None:

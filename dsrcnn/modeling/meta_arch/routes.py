@@ -5,7 +5,7 @@ same stages, as one more group, and has a feed-forward network of its own in eac
 (`dsrcnn.modeling.decoder.Stage`). It exists in training only.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from detectron2.config import CfgNode
 from torch import Tensor, nn
@@ -14,13 +14,6 @@ from ...config.routes import has_auxiliary_route, with_dla_on_main_route
 from ...structures import Predictions, Targets
 from ..losses.criterion import LossNormalizers, SetCriterion
 from ..matching.matcher import Matcher, build_matcher
-
-
-class RouteNormalizers(NamedTuple):
-    """Divisors of the losses of both routes."""
-
-    main: LossNormalizers | None = None
-    auxiliary: LossNormalizers | None = None
 
 
 class RouteLosses(nn.Module):

@@ -1,7 +1,7 @@
 """Sparse R-CNN (arXiv 2011.12450): the whole detector."""
 
 from collections.abc import Hashable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -17,7 +17,21 @@ from ..losses.criterion import LossNormalizers, SetCriterion
 from ..matching.matcher import Matcher, build_matcher
 from ..proposals.build import ProposalSource, build_proposals
 from .base import ImageBatch, SparseDetector, size_tensor
-from .routes import RouteLosses, RouteNormalizers, build_route_losses
+from .routes import RouteLosses, build_route_losses
+
+
+class CascadeNormalizers(NamedTuple):
+    """Divisors of losses.
+
+    Attributes:
+        stages: of the stages.
+        candidates: of what the proposals were selected from.
+        auxiliary: of the auxiliary route.
+    """
+
+    stages: LossNormalizers | None = None
+    candidates: Any = None
+    auxiliary: LossNormalizers | None = None
 
 
 @META_ARCH_REGISTRY.register()
@@ -114,22 +128,23 @@ class SparseRCNN(SparseDetector):
         """Compute the weighted losses by name; those of the auxiliary route end with ``_aux``.
 
         Args:
-            predictions: of all stages.
+            predictions: of all stages; with candidates, these have the losses of their source.
             targets: ground truth of the batch.
             normalizers: from `loss_normalizers`; None for those of this batch.
         """
-        is_of_routes = isinstance(normalizers, RouteNormalizers)
-        of_routes = normalizers if is_of_routes else RouteNormalizers(normalizers)
+        divisors = normalizers or CascadeNormalizers()
         assignment = self.matcher(predictions, targets)
-        losses: dict[str, Tensor] = self.criterion(predictions, targets, assignment, of_routes.main)
+        losses: dict[str, Tensor] = self.criterion(
+            predictions, targets, assignment, divisors.stages
+        )
         if self.auxiliary is not None and predictions.auxiliary is not None:
-            losses |= self.auxiliary(predictions.auxiliary, targets, of_routes.auxiliary)
+            losses |= self.auxiliary(predictions.auxiliary, targets, divisors.auxiliary)
+        if predictions.candidates is not None:
+            losses |= self.proposals.losses(predictions.candidates, targets, divisors.candidates)
         return losses
 
     @torch.no_grad()
-    def loss_normalizers(
-        self, parts: list[list[dict[str, Any]]]
-    ) -> LossNormalizers | RouteNormalizers:
+    def loss_normalizers(self, parts: list[list[dict[str, Any]]]) -> CascadeNormalizers:
         """Return the loss normalizers of a batch that is processed in parts.
 
         If losses are divided by positives, every part must be matched beforehand, which takes a
@@ -138,24 +153,22 @@ class SparseRCNN(SparseDetector):
         route = self.auxiliary if training_context().recollect else None
         criteria = [self.criterion, *([] if route is None else [route.criterion])]
         only_targets = all(criterion.counts_targets_only for criterion in criteria)
-        main, auxiliary = [], []
+        of_stages, of_route, targets = [], [], []
         with preserve_bn_stats(self):
             for inputs in parts:
-                predictions: Predictions | None = None
-                if only_targets:
-                    sizes = size_tensor([x["instances"].image_size for x in inputs], self.device)
-                else:
-                    predictions, images = self.raw_predictions(inputs)
-                    sizes = images.sizes
-                targets = Targets.from_inputs(inputs, sizes)
-                main.append(_count(self.matcher, self.criterion, predictions, targets))
+                sizes = [x["instances"].image_size for x in inputs]
+                targets.append(Targets.from_inputs(inputs, size_tensor(sizes, self.device)))
+                predictions = None if only_targets else self.raw_predictions(inputs)[0]
+                of_stages.append(_count(self.matcher, self.criterion, predictions, targets[-1]))
                 if route is not None:
                     predictions = predictions and predictions.auxiliary
-                    auxiliary.append(_count(route.matcher, route.criterion, predictions, targets))
-        of_main = self.criterion.normalizers(main)
-        if route is None:
-            return of_main
-        return RouteNormalizers(of_main, route.criterion.normalizers(auxiliary))
+                    counted = _count(route.matcher, route.criterion, predictions, targets[-1])
+                    of_route.append(counted)
+        return CascadeNormalizers(
+            self.criterion.normalizers(of_stages),
+            self.proposals.loss_normalizers(targets),
+            None if route is None else route.criterion.normalizers(of_route),
+        )
 
     def predict(
         self, images: ImageBatch, *, all_stages: bool = False, stages: int | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...config.validate import check_name
 from ...errors import ConfigError
-from ...structures import Predictions, Proposals
+from ...structures import Predictions, Proposals, Targets
 
 PROPOSALS_REGISTRY = Registry("PROPOSALS")
 PROPOSALS_REGISTRY.__doc__ = """
@@ -23,6 +23,7 @@ returns `Proposals`. ``MODEL.SparseRCNN.PROPOSALS.NAME`` selects one.
 """
 
 _DPG = "DynamicProposals"
+EXCLUDED_LOGIT = -20.0  # of candidates that must not be selected; it has no gradient
 _COPY_NOISE = 0.01  # relative to the standard deviation of all values
 
 
@@ -39,6 +40,22 @@ class ProposalSource(nn.Module):
     def propose(self, features: Any, sizes: Tensor) -> tuple[Proposals, Predictions | None]:
         """Return the proposals, and predictions they were selected from, which have losses too."""
         return self(features, sizes), None
+
+    def losses(
+        self, candidates: Predictions, targets: Targets, normalizers: Any
+    ) -> dict[str, Tensor]:
+        """Compute the weighted losses by name of the candidates that `propose` returns.
+
+        Args:
+            candidates: predictions that proposals were selected from.
+            targets: ground truth of the batch.
+            normalizers: from `loss_normalizers`; None for those of this batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} proposes from predictions without losses")
+
+    def loss_normalizers(self, targets: list[Targets]) -> Any:
+        """Return the normalizers of `losses` for a batch in parts, by the targets of each part."""
+        return None
 
     def end_iteration(self) -> None:
         """Advance schedules: called once per training iteration, after its last forward pass."""

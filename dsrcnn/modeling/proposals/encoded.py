@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from ...layers.deformable_attention import TokenPyramid
 from ...layers.relation_attention import encode_by_waves
-from ...structures import Predictions, Proposals, box_cxcywh_to_xyxy
+from ...structures import Predictions, Proposals, Targets, box_cxcywh_to_xyxy
 from ..decoder.deformable import box_network, initialize_predictions, move_boxes
-from .build import PROPOSALS_REGISTRY, ProposalSource
+from ..losses.criterion import LossNormalizers, SetCriterion
+from ..matching.costs import CostSettings
+from ..matching.hungarian import HungarianMatcher
+from .build import EXCLUDED_LOGIT, PROPOSALS_REGISTRY, ProposalSource
 
 _SIDE = 0.05  # of the boxes of the finest level, as a fraction of the image; doubled by level
 _MARGIN = 0.01  # least distance of a token from the border of the image, as a fraction of it
-_EXCLUDED = -20.0  # logit of tokens at the border and in the padding
 
 
 @PROPOSALS_REGISTRY.register()
@@ -26,20 +28,31 @@ class EncoderQueries(ProposalSource):
     """`P` queries at the tokens with the best scores.
 
     Every token predicts whether it belongs to an object, and a box. The boxes of the best ones are
-    those of the queries, and their encoding gives position and content.
+    those of the queries, and their encoding gives position and content. All tokens have losses.
     """
 
     @configurable
-    def __init__(self, *, num_proposals: int, channels: int, prior_probability: float) -> None:
+    def __init__(
+        self,
+        *,
+        num_proposals: int,
+        channels: int,
+        prior_probability: float,
+        matcher: HungarianMatcher,
+        criterion: SetCriterion,
+    ) -> None:
         """Build the layers for ``P`` queries of ``D`` channels.
 
         Args:
             num_proposals: ``P``; an image of fewer tokens has as many queries as tokens.
             channels: ``D``.
             prior_probability: score of an untrained model.
+            matcher: of all tokens.
+            criterion: losses of all tokens, of one class.
         """
         super().__init__()
         self.num_proposals = num_proposals
+        self.matcher, self.criterion = matcher, criterion
         self.enc_output = nn.Linear(channels, channels)
         self.enc_output_norm = nn.LayerNorm(channels)
         self.pos_trans = nn.Linear(2 * channels, 2 * channels)
@@ -54,10 +67,15 @@ class EncoderQueries(ProposalSource):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.SparseRCNN`."""
         node = cfg.MODEL.SparseRCNN
+        costs = CostSettings.from_config(cfg)._replace(l1_of_centers=True, focal=True)
+        one_class: dict[str, Any] = {"num_classes": 1, "num_stages": 1, "deep_supervision": True}
+        one_class |= {"focal": True, "normalizer": "gt", "log": None}
         return {
             "num_proposals": node.NUM_PROPOSALS,
             "channels": node.HIDDEN_DIM,
             "prior_probability": node.PRIOR_PROB,
+            "matcher": HungarianMatcher(costs=costs),
+            "criterion": SetCriterion(cfg, l1_of_centers=True, **one_class),
         }
 
     def forward(self, features: TokenPyramid, sizes: Tensor) -> Proposals:
@@ -72,7 +90,7 @@ class EncoderQueries(ProposalSource):
         is_excluded = (features.is_padding | self._is_at_border(features.places)).unsqueeze(-1)
         tokens = features.tokens.masked_fill(is_excluded, 0.0)
         tokens = self.enc_output_norm(self.enc_output(tokens))
-        logits = self.class_embed(tokens).masked_fill(is_excluded, _EXCLUDED)
+        logits = self.class_embed(tokens).masked_fill(is_excluded, EXCLUDED_LOGIT)
         scale = sizes.unsqueeze(1)
         with torch.autocast(tokens.device.type, enabled=False):
             moved = move_boxes(self.bbox_embed, tokens, self._anchors(features))
@@ -85,6 +103,19 @@ class EncoderQueries(ProposalSource):
         proposals = Proposals(box_cxcywh_to_xyxy(selected) * scale, queries)
         stage = torch.zeros(1, dtype=torch.int64, device=boxes.device)
         return proposals, Predictions(logits.unsqueeze(0), boxes.unsqueeze(0), stage)
+
+    def losses(
+        self, candidates: Predictions, targets: Targets, normalizers: LossNormalizers | None
+    ) -> dict[str, Tensor]:
+        """Compute the losses of all tokens, of one class, with the suffix ``_enc``."""
+        targets = targets._replace(labels=torch.zeros_like(targets.labels))
+        assignment = self.matcher(candidates, targets)
+        losses = self.criterion(candidates, targets, assignment, normalizers)
+        return {f"{name}_enc": value for name, value in losses.items()}
+
+    def loss_normalizers(self, targets: list[Targets]) -> LossNormalizers:
+        """Count the ground truths of all parts."""
+        return self.criterion.normalizers([self.criterion.count(part) for part in targets])
 
     def _is_at_border(self, places: Tensor) -> Tensor:
         return ((places < _MARGIN) | (places > 1 - _MARGIN)).any(dim=-1)
