@@ -13,7 +13,7 @@ from ...config.validate import check_name
 from ...structures import Predictions, Targets
 from ...utils.compilation import compile_mode, in_region
 from ...utils.events import ScalarLog
-from .costs import CostSettings, bounded_costs, pairwise_costs
+from .costs import WORST_COST, CostSettings, bounded_costs, pairwise_costs
 
 Stats = dict[str, Tensor] | None  # statistics to log by name, None where none are logged
 
@@ -74,16 +74,25 @@ class Matcher(nn.Module):
                 cost, iou = in_region(kind.finite_costs, mode)(self, predictions, targets)
                 assign = in_region(kind.assign, mode if self.on_device else "")
                 assignment = assign(self, cost, iou, predictions.stage, targets, stats)
+                if predictions.mask is not None:  # for want of others
+                    assignment = assignment.masked_fill(~predictions.mask, -1)
         if stats is not None:
             stats |= _count(assignment, targets)
             self.log.write("dla", _by_stage(stats, predictions.stage))
         return assignment
 
     def finite_costs(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Costs and IoUs (Q, B, M, P), never in half precision, finite for any predictions."""
+        """Costs and IoUs (Q, B, M, P), never in half precision, finite for any predictions.
+
+        Padded proposals have the highest cost.
+        """
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             cost, iou = pairwise_costs(predictions, targets, self.costs)
-        return bounded_costs(cost), iou.nan_to_num(nan=0.0)
+        cost, iou = bounded_costs(cost), iou.nan_to_num(nan=0.0)
+        if predictions.mask is None:
+            return cost, iou
+        is_padding = ~predictions.mask.unsqueeze(1)
+        return cost.masked_fill(is_padding, WORST_COST), iou.masked_fill(is_padding, 0.0)
 
     def assign(
         self, cost: Tensor, iou: Tensor, stage: Tensor, targets: Targets, stats: Stats = None
