@@ -39,7 +39,8 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
     node.NUM_CLASSES = 80  # 0: taken from the classes of the first training set
     node.NUM_PROPOSALS = 300  # per image
     node.PROPOSALS = CfgNode()
-    # Name in PROPOSALS_REGISTRY; "": the architecture's own, or DynamicProposals with DPG.ENABLED
+    # Name in PROPOSALS_REGISTRY, such as DenseDistinct; "": the architecture's own, or
+    # DynamicProposals with DPG.ENABLED
     node.PROPOSALS.NAME = ""
     node.PROPOSALS.BOXES = "image"  # initial boxes: image, center, grid or random
     node.NHEADS = 8  # heads of the self-attention among proposals

@@ -29,7 +29,7 @@ Table = dict[str, Allowed]
 
 def one_of(*values: object) -> Allowed:
     """Allow these values."""
-    return Allowed(lambda v: v in values, f"one of {', '.join(map(_shown, values))}")
+    return Allowed(lambda v: v in values, f"one of {', '.join(map(shown, values))}")
 
 
 def at_least(least: float, most: float = math.inf) -> Allowed:
@@ -54,7 +54,8 @@ def each(allowed: Allowed, words: str, counts: Sequence[int] = range(10**6)) -> 
     return Allowed(lambda v: len(v) in counts and all(map(allowed.test, v)), words)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value as one writes it in a config or command."""
     return str(value) or "''"
 
 
@@ -159,6 +160,7 @@ ASAG: Table = {
 }
 # Keys of cascades with a fixed value in ASAG.
 FIXED_IN_ASAG = {
+    "MODEL.SparseRCNN.PROPOSALS.NAME": "",
     "MODEL.SparseRCNN.DLA.ENABLED": False,
     "MODEL.SparseRCNN.DLA.ROUTE": "main",
     "MODEL.SparseRCNN.DPG.ENABLED": False,

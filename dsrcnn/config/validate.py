@@ -224,7 +224,7 @@ def check_asag(cfg: CfgNode) -> None:
         if (value := rules.value_of(cfg, key)) != fixed:
             raise ConfigError(
                 f"{key} is {value!r}, but ASAG has no cascade of stages and always uses "
-                f"{fixed!r}. Write {key} {fixed}."
+                f"{fixed!r}. Write {key} {rules.shown(fixed)}."
             )
     if "stages" in cfg.MODEL.ACTIVATION_CHECKPOINT:
         raise ConfigError(

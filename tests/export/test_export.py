@@ -22,6 +22,7 @@ from dsrcnn.export.program import DetectionProgram
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+DENSE = ("MODEL.SparseRCNN.PROPOSALS.NAME", "DenseDistinct", "MODEL.SparseRCNN.NUM_PROPOSALS", 20)
 DYNAMIC = ("MODEL.SparseRCNN.DLA.ENABLED", True, "MODEL.SparseRCNN.DPG.ENABLED", True)
 
 
@@ -50,7 +51,7 @@ def exported(dynamic, photos, tmp_path_factory):
     return dynamic.export(path, size=(64, 96), images=photos, dynamic_batch=True)
 
 
-@pytest.mark.parametrize("opts", [(), DYNAMIC, ("INPUT.FORMAT", "BGR")])
+@pytest.mark.parametrize("opts", [(), DYNAMIC, DENSE, ("INPUT.FORMAT", "BGR")])
 def test_a_program_detects_what_the_detector_does_at_its_size(tmp_path, opts):
     detector = detector_with(tmp_path, *opts)
     image = np.random.randint(0, 256, (64, 90, 3), dtype=np.uint8)
@@ -135,6 +136,19 @@ def test_other_formats_agree_with_the_model(dynamic, photos, tmp_path, kind, hal
     assert FORMATS[kind].open(path).info.half is half
     if kind == "torch-export":
         assert str(REPOSITORY).encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["torchscript", *(pytest.param(k, marks=pytest.mark.slow) for k in ("onnx", "torch-export"))],
+)
+def test_distinct_proposals_agree_in_every_format(photos, tmp_path, kind):
+    detector = detector_with(tmp_path, *DENSE)
+    path = tmp_path / f"model{FORMATS[kind].suffix}"
+    is_onnx = kind == "onnx"
+    export = detector.export(path, kind, size=(64, 96), images=photos, dynamic_batch=is_onnx)
+    assert export.parity.detections > 10
+    assert export.parity.pixels < 0.05
 
 
 def test_half_precision_is_compared_with_full_precision(dynamic, photos, tmp_path, monkeypatch):

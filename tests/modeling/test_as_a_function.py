@@ -8,6 +8,7 @@ from detectors import DLA, deformable_detr_of, enable, model_of, options
 MODELS = {
     "Sparse R-CNN": (model_of, ()),
     "DLA with NMS, DPG": (model_of, (*DLA, *enable("DPG"))),
+    "dense": (model_of, options("PROPOSALS.NAME", "DenseDistinct")),
     "Deformable DETR": (deformable_detr_of, ()),
     "two stages": (deformable_detr_of, options("PROPOSALS.NAME", "EncoderQueries")),
     "three stages": (model_of, options("NUM_HEADS", 3)),
@@ -49,21 +50,21 @@ def check(function, detect, scenes):
         assert torch.equal(kept, expected[3])
 
 
-@pytest.mark.parametrize("name", list(MODELS)[:3])
+@pytest.mark.parametrize("name", list(MODELS)[:4])
 def test_evaluation_compiles_without_a_graph_break(name):
     detect, scenes = function_and_inputs(name)
     compiled = torch.compile(detect, fullgraph=True, backend="eager")
     check(compiled, detect, scenes)
 
 
-@pytest.mark.parametrize("name", list(MODELS)[:4])
+@pytest.mark.parametrize("name", list(MODELS)[:5])
 def test_evaluation_can_be_exported(name):
     detect, scenes = function_and_inputs(name)
     exported = torch.export.export(detect, scenes[0]).module()
     check(exported, detect, scenes)
 
 
-@pytest.mark.parametrize("name", ["three stages", "Deformable DETR", "two stages"])
+@pytest.mark.parametrize("name", ["three stages", "dense", "Deformable DETR", "two stages"])
 def test_evaluation_can_be_traced(name):
     detect, scenes = function_and_inputs(name)
     traced = torch.jit.trace(detect, scenes[0], check_trace=False)
@@ -71,8 +72,9 @@ def test_evaluation_can_be_traced(name):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_evaluation_waits_for_nothing_and_is_captured_in_a_cuda_graph():
-    detect, scenes = function_and_inputs("Sparse R-CNN", "cuda")  # NMS waits for its count
+@pytest.mark.parametrize("name", ["Sparse R-CNN", "dense"])
+def test_evaluation_waits_for_nothing_and_is_captured_in_a_cuda_graph(name):
+    detect, scenes = function_and_inputs(name, "cuda")  # NMS of DLA waits for its count
     places = tuple(x.clone() for x in scenes[0])
     with torch.no_grad():
         for _ in range(2):

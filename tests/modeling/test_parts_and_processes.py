@@ -26,11 +26,13 @@ IN_PROCESSES = {
     "DLA and SQR": [*DLA, *SQR, *options("NUM_HEADS", 4)],
     "two routes": AUXILIARY,
     "two routes and SQR": [*AUXILIARY, *SQR, *options("NUM_HEADS", 4)],
+    "dense": options("PROPOSALS.NAME", "DenseDistinct"),
 }
 IN_PARTS = {
     **IN_PROCESSES,
     "DLA, ground truths": enable("DLA", "NORMALIZER", "gt"),
     "softmax": options("USE_FOCAL", False),
+    "dense, DLA": [*options("PROPOSALS.NAME", "DenseDistinct"), *DLA],
     "quality": options("CLASS_TARGET", "iou"),
     "shared stages": options("SHARE_STAGES", True),
     # Without norms over the images of a batch: parts have fewer images.

@@ -101,7 +101,7 @@ def select_distinct(
     most = min(max(_CANDIDATES, count), scores.shape[1])
     best, index = scores.masked_fill(is_outside, -torch.inf).topk(most, dim=1)
     is_inside = ~is_outside.gather(1, index)
-    candidates = boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+    candidates = boxes.float().gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
     kept = dense_nms(best, torch.zeros_like(index), candidates, _THRESHOLD) & is_inside
     rank = torch.arange(most, device=scores.device)
     order = torch.where(kept, rank, rank + most).topk(min(count, most), largest=False).indices
