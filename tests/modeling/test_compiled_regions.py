@@ -64,6 +64,7 @@ MODELS = {
     "shared stages": (model_of, options("SHARE_STAGES", True)),
     "SQR": (model_of, SQR),
     "two routes": (model_of, AUXILIARY),
+    "dense": (model_of, options("PROPOSALS.NAME", "DenseDistinct")),
     "checkpointed": (model_of, ("MODEL.ACTIVATION_CHECKPOINT", "('stages',)")),
     "AdaMixer": (adamixer_of, ()),
     "Deformable DETR": (deformable_detr_of, ()),
