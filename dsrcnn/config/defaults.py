@@ -53,6 +53,8 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
     node.INFERENCE_STAGES = 0  # stages that inference runs, an early exit; 0: all
     node.NUM_DYNAMIC = 2  # dynamic convolutions; only 2 is defined
     node.DIM_DYNAMIC = 64  # channels between them
+    # Divisors of predicted dx, dy, dw, dh, in stages of Sparse R-CNN; sizes stay clamped
+    node.BOX_WEIGHTS = (2.0, 2.0, 1.0, 1.0)
     node.CLASS_WEIGHT = 2.0  # weight of the class loss and, without DLA, of the class cost
     node.GIOU_WEIGHT = 2.0  # likewise of the overlap
     node.L1_WEIGHT = 5.0  # likewise of the L1 distance

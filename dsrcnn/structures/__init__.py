@@ -1,6 +1,7 @@
 """Data structures that the parts of a detector exchange, and box arithmetic."""
 
 from .boxes import (
+    BOX_WEIGHTS,
     OVERLAPS,
     apply_deltas,
     at_least_float32,
@@ -13,6 +14,7 @@ from .boxes import (
 from .types import Predictions, Proposals, Targets, TermWeights
 
 __all__ = [
+    "BOX_WEIGHTS",
     "OVERLAPS",
     "Predictions",
     "Proposals",

@@ -1,5 +1,7 @@
 """Configs that cannot work are refused with the key, the value and what to write."""
 
+import math
+
 import pytest
 import torch
 from conftest import tiny_cfg
@@ -31,6 +33,8 @@ def refuses(cfg, *words):
     (f"{NODE}.NHEADS", 5, [f"{NODE}.HIDDEN_DIM 32", f"multiple of {NODE}.NHEADS 5"]),
     (f"{NODE}.NHEADS", 0, [f"{NODE}.NHEADS is 0", "at least 1"]),
     (f"{NODE}.NUM_DYNAMIC", 3, [f"{NODE}.NUM_DYNAMIC is 3", "one of 2"]),
+    (f"{NODE}.BOX_WEIGHTS", (1.0, 1.0), ["BOX_WEIGHTS is (1.0, 1.0)", "four numbers above 0"]),
+    (f"{NODE}.BOX_WEIGHTS", (2.0, 2.0, 1.0, 0.0), ["BOX_WEIGHTS", "four numbers above 0"]),
     (f"{NODE}.NUM_CLASSES", 0, [f"{NODE}.NUM_CLASSES is 0", "write the number"]),
     (f"{NODE}.NUM_PROPOSALS", 0, [f"{NODE}.NUM_PROPOSALS is 0", "at least 1"]),
     (f"{NODE}.ACTIVATION", "tanh", [f"{NODE}.ACTIVATION is 'tanh'", "relu, gelu"]),
@@ -73,6 +77,12 @@ def refuses(cfg, *words):
 ])  # fmt: skip
 def test_an_invalid_value_is_refused(key, value, words):
     refuses(tiny_cfg(key, value), *words)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, "1"])
+def test_weights_of_the_box_coder_are_finite_numbers(value):
+    with pytest.raises(ConfigError, match=r"BOX_WEIGHTS is \(2\.0, .*; write"):
+        tiny_cfg(f"{NODE}.BOX_WEIGHTS", (2.0, 2.0, 1.0, value))
 
 
 @pytest.mark.parametrize(("opts", "words"), [
