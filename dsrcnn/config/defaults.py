@@ -135,8 +135,9 @@ def _add_asag(cfg: CfgNode) -> None:
     # ASAG (arXiv 2308.09242); layers, classes and loss weights are those of MODEL.SparseRCNN.
     node = cfg.MODEL.ASAG = CfgNode()
     node.DECODER = "AdaMixer"  # decoder layer: AdaMixer (ASAG-A) or SparseRCNN (ASAG-S)
-    node.NUM_DECODERS = 4  # parallel decoders, all of them trained
-    node.USED_HEAD = -1  # index of the decoder used at inference; -1: the last
+    node.NUM_DECODERS = 4  # parallel decoders, all of them trained; 1: less time and memory
+    # Index of the decoder for inference, -1: the last; NUM_DECODERS 1: in files with several
+    node.USED_HEAD = -1
     node.GUIDED_PART = 1 / 12  # fraction of the training with patches around ground truths
 
     # The anchor generator.

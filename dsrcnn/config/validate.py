@@ -227,10 +227,11 @@ def check_asag(cfg: CfgNode) -> None:
         )
     check_table(cfg, rules.ASAG, "MODEL.ASAG")
     node, anchors, key = cfg.MODEL.ASAG, cfg.MODEL.ASAG.ANCHORS, "MODEL.ASAG"
-    if not -node.NUM_DECODERS <= node.USED_HEAD < node.NUM_DECODERS:
+    count = node.NUM_DECODERS
+    if count > 1 and not -count <= node.USED_HEAD < count:  # one: see ParallelDecoders
         raise ConfigError(
-            f"{key}.USED_HEAD is {node.USED_HEAD}; write a decoder from 0 to "
-            f"{node.NUM_DECODERS - 1}, or -1 for the last."
+            f"{key}.USED_HEAD is {node.USED_HEAD}; write a decoder from 0 to {count - 1}, or -1 "
+            "for the last."
         )
     if anchors.MAX < anchors.MIN:
         raise ConfigError(
