@@ -182,7 +182,7 @@ def _add_backbones(cfg: CfgNode) -> None:
     node.WEIGHTS = ""  # local file with such weights, or package:efficientnet-lite0 (lite1, lite2)
     node.NORM = ""  # replace batch norms: FrozenBN, SyncBN or GN
     node.DROP_PATH = 0.0  # rate of stochastic depth
-    node.WINDOW = 0  # of vit_*: side of attention windows in patches of 16 pixels; 0: none
+    node.WINDOW = 0  # build_timm_vit_fpn_backbone: side of windows in 16 pixels; 0: none
     # For build_timm_fpn_backbone and build_resnet_neck_backbone; MODEL.FPN has channels and norm.
     node = cfg.MODEL.NECK = CfgNode()
     node.NAME = "FPN"  # FPN, PAFPN, BiFPN, ChannelMapper or InputProjection

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import tiny_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
 
 from dsrcnn import load_cfg
 from dsrcnn.config import check_config, choose_device, read_cfg
@@ -100,6 +100,23 @@ def test_an_invalid_value_of_recollection_is_refused_by_every_way_to_build_a_mod
 
 def test_recollection_needs_losses_on_every_stage():
     refuses(tiny_cfg(*SQR, f"{NODE}.DEEP_SUPERVISION", False), "DEEP_SUPERVISION True")
+
+
+def test_attention_windows_are_for_plain_vision_transformers():
+    window = ("MODEL.TIMM.WINDOW", 14, "MODEL.BACKBONE.NAME")
+    for name in ("build_resnet_fpn_backbone", "build_timm_fpn_backbone", "build_timm_backbone"):
+        refuses(
+            tiny_cfg(*window, name), "MODEL.TIMM.WINDOW is 14", name, "build_timm_vit_fpn_backbone"
+        )
+    check_config(tiny_cfg(*window, "build_timm_vit_fpn_backbone"))
+
+
+def test_windows_of_a_backbone_of_the_user_are_not_refused(monkeypatch):
+    def build_my_backbone(cfg, input_shape):
+        """A backbone with windows."""
+
+    monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "build_my_backbone", build_my_backbone)
+    check_config(tiny_cfg("MODEL.TIMM.WINDOW", 14, "MODEL.BACKBONE.NAME", "build_my_backbone"))
 
 
 def test_patience_needs_a_metric():
