@@ -103,11 +103,10 @@ class DeformableDETR(SparseRCNN):
             )
         check_config_of_proposals(cfg)
 
-    def encode(self, images: ImageBatch) -> TokenPyramid:
+    def encode_features(self, features: list[Tensor], images: ImageBatch) -> TokenPyramid:
         """Compute the encoded tokens, which proposals and decoder read."""
         height, width = images.tensor.shape[-2:]
-        levels = self.extract_features(images)
-        pyramid: TokenPyramid = self.encoder(levels, images.sizes, (int(height), int(width)))
+        pyramid: TokenPyramid = self.encoder(features, images.sizes, (int(height), int(width)))
         return pyramid
 
     def losses(
