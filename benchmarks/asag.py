@@ -52,7 +52,10 @@ def _settle(generator: AnchorGenerator, queries: int, patches: int) -> None:
 
 
 def _run(model: Any, batch: list[dict[str, Any]], levels: int = 0) -> tuple[float, ...]:
-    """Queries of an image, then seconds of backbone, proposals or anchors, and decoder."""
+    """Queries of an image, then seconds of backbone, proposals or anchors, and decoder.
+
+    An encoder counts as part of the proposals.
+    """
     times = [now()]
     images = model.preprocess_image(batch)
     features = model.extract_features(images)
@@ -65,6 +68,7 @@ def _run(model: Any, batch: list[dict[str, Any]], levels: int = 0) -> tuple[floa
         times.append(now())
         queries = anchors.mask.sum(dim=1).float().mean().item()
     else:
+        features = model.encode_features(features, images)  # by the encoder of Deformable DETR
         proposals = model.proposals(features, images.sizes)
         times.append(now())
         model.head(features, proposals)

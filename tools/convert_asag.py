@@ -6,8 +6,8 @@ python train_net.py --eval-only --config-file coco/asag_a_R50_100pro_1x \
     MODEL.WEIGHTS asag_a_R50_100pro_1x.pth
 
 With ``--head 2`` only that decoder is kept: the file is half as large, and is used with
-``MODEL.ASAG.NUM_DECODERS 1 MODEL.ASAG.USED_HEAD 0``. Checkpoints of this package can be reduced
-likewise; averaged weights (``MODEL.EMA``) are preferred.
+``MODEL.ASAG.NUM_DECODERS 1``, which otherwise takes decoder ``USED_HEAD`` of a whole file.
+Checkpoints of this package can be reduced likewise; averaged weights (``MODEL.EMA``) are preferred.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from conversion import (
     rename_all,
     rename_part,
 )
+
+from dsrcnn.modeling.asag.queries import keep_decoder
 
 _INITIALIZER_PARTS = [
     (r"tokens_norm1\.", "roi_norm."),
@@ -65,21 +67,16 @@ def our_key(key: str) -> str | None:
     return f"decoders.stages.{stage[2]}.{rest}"
 
 
-def keep_decoder(state: dict[str, torch.Tensor], head: int) -> dict[str, torch.Tensor]:
+def reduce_to_decoder(state: dict[str, torch.Tensor], head: int) -> dict[str, torch.Tensor]:
     """Reduce a state dict to one decoder.
 
     Raises:
         KeyError: if there is no such decoder.
     """
-    embedding = "decoders.decoder_embedding.weight"
-    if not 0 <= head < len(state[embedding]):
-        raise KeyError(f"has decoders 0 to {len(state[embedding]) - 1}, and no decoder {head}")
-    prefix = f"decoders.stages.{head}."
-    kept = {k: v for k, v in state.items() if not k.startswith("decoders.stages.")}
-    for key, value in state.items():
-        if key.startswith(prefix):
-            kept[f"decoders.stages.0.{key.removeprefix(prefix)}"] = value
-    return {**kept, embedding: state[embedding][head : head + 1].clone()}
+    count = len(state["decoders.decoder_embedding.weight"])
+    if not 0 <= head < count:
+        raise KeyError(f"has decoders 0 to {count - 1}, and no decoder {head}")
+    return keep_decoder(state, head)
 
 
 def main() -> None:
@@ -94,7 +91,7 @@ def main() -> None:
         if not any(key.startswith("initializer.") for key in model):
             model = {**rename_all(model, our_key), "iteration": torch.tensor(_TRAINED)}
         if args.head is not None:
-            model = keep_decoder(model, args.head)
+            model = reduce_to_decoder(model, args.head)
     except KeyError as error:
         sys.exit(f"{args.source} is no ASAG checkpoint as expected: {error.args[0]}.")
     torch.save({"model": model, "__author__": "ASAG"}, args.target)

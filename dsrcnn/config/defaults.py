@@ -55,6 +55,8 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
     node.INFERENCE_STAGES = 0  # stages that inference runs, an early exit; 0: all
     node.NUM_DYNAMIC = 2  # dynamic convolutions; only 2 is defined
     node.DIM_DYNAMIC = 64  # channels between them
+    # Divisors of predicted dx, dy, dw, dh, in stages of Sparse R-CNN; sizes stay clamped
+    node.BOX_WEIGHTS = (2.0, 2.0, 1.0, 1.0)
     node.CLASS_WEIGHT = 2.0  # weight of the class loss and, without DLA, of the class cost
     node.GIOU_WEIGHT = 2.0  # likewise of the overlap
     node.L1_WEIGHT = 5.0  # likewise of the L1 distance
@@ -139,8 +141,9 @@ def _add_asag(cfg: CfgNode) -> None:
     # ASAG (arXiv 2308.09242); layers, classes and loss weights are those of MODEL.SparseRCNN.
     node = cfg.MODEL.ASAG = CfgNode()
     node.DECODER = "AdaMixer"  # decoder layer: AdaMixer (ASAG-A) or SparseRCNN (ASAG-S)
-    node.NUM_DECODERS = 4  # parallel decoders, all of them trained
-    node.USED_HEAD = -1  # index of the decoder used at inference; -1: the last
+    node.NUM_DECODERS = 4  # parallel decoders, all of them trained; 1: less time and memory
+    # Index of the decoder for inference, -1: the last; NUM_DECODERS 1: in files with several
+    node.USED_HEAD = -1
     node.GUIDED_PART = 1 / 12  # fraction of the training with patches around ground truths
 
     # The anchor generator.
@@ -185,7 +188,7 @@ def _add_backbones(cfg: CfgNode) -> None:
     node.WEIGHTS = ""  # local file with such weights, or package:efficientnet-lite0 (lite1, lite2)
     node.NORM = ""  # replace batch norms: FrozenBN, SyncBN or GN
     node.DROP_PATH = 0.0  # rate of stochastic depth
-    node.WINDOW = 0  # of vit_*: side of attention windows in patches of 16 pixels; 0: none
+    node.WINDOW = 0  # build_timm_vit_fpn_backbone: side of windows in 16 pixels; 0: none
     # For build_timm_fpn_backbone and build_resnet_neck_backbone; MODEL.FPN has channels and norm.
     node = cfg.MODEL.NECK = CfgNode()
     node.NAME = "FPN"  # FPN, PAFPN, BiFPN, ChannelMapper or InputProjection

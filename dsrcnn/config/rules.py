@@ -109,6 +109,7 @@ LENGTHS = Allowed(
     lambda v: len(v) > 0 and all(x > 0 for x in _leaves(v)), "lists of numbers above 0"
 )
 LEVELS = each(TEXT, "names of feature maps, such as ('p2', 'p3', 'p4', 'p5')", _SOME)
+FOUR_ABOVE_0 = each(above(0), "four numbers above 0", (4,))
 LOSS_TYPE = one_of("smooth_l1", "giou", "diou", "ciou")
 
 SPARSE_RCNN: Table = {
@@ -125,6 +126,7 @@ SPARSE_RCNN: Table = {
     "ALPHA": FRACTION,
     "DROPOUT": BELOW_ONE,
     "NUM_DYNAMIC": one_of(2),
+    "BOX_WEIGHTS": FOUR_ABOVE_0,
     "ACTIVATION": one_of("relu", "gelu"),
     "OVERLAP": one_of("iou", "giou", "diou", "ciou"),
     "CLASS_TARGET": one_of("label", "iou"),
@@ -207,10 +209,7 @@ GENERALIZED_RCNN: Table = {
     **dict.fromkeys(("ROI_BOX_HEAD.NUM_FC", "ROI_BOX_HEAD.NUM_CONV"), at_least(0, 100)),
     **dict.fromkeys(("ROI_BOX_HEAD.FC_DIM", "ROI_BOX_HEAD.CONV_DIM"), COUNT),
     "ROI_BOX_HEAD.NORM": NORM,
-    **{
-        f"{k}.BBOX_REG_WEIGHTS": each(above(0), "four numbers above 0", (4,))
-        for k in ("RPN", "ROI_BOX_HEAD")
-    },
+    **{f"{k}.BBOX_REG_WEIGHTS": FOUR_ABOVE_0 for k in ("RPN", "ROI_BOX_HEAD")},
 }
 MODEL: Table = {
     "NECK.NAME": one_of("FPN", "PAFPN", "BiFPN", "ChannelMapper", "InputProjection"),

@@ -5,7 +5,6 @@ A message names the key, the value found and what to write.
 """
 
 import logging
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -25,17 +24,11 @@ from detectron2.utils.registry import Registry
 
 from ..errors import ConfigError
 from . import rules
+from .backbones import check_backbone
 from .routes import check_routes
 from .rules import check_table, check_types, check_value, one_of
 
 _LOGGER = logging.getLogger(__name__)
-_RESNET_BACKBONES = (
-    "build_resnet_backbone",
-    "build_resnet_fpn_backbone",
-    "build_retinanet_resnet_fpn_backbone",
-    "build_resnet_neck_backbone",
-)
-_GROUPS_OF_GN = 32
 
 
 class ChecksConfig:
@@ -90,7 +83,8 @@ def check_model(cfg: CfgNode) -> None:
         architecture.check_config(cfg)
     if issubclass(architecture, GeneralizedRCNN):
         _check_generalized_rcnn(cfg)
-    _check_backbone(cfg)
+    check_name("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
+    check_backbone(cfg, has_rpn=issubclass(architecture, GeneralizedRCNN))
 
 
 def architecture_of(cfg: CfgNode) -> type:
@@ -233,10 +227,11 @@ def check_asag(cfg: CfgNode) -> None:
         )
     check_table(cfg, rules.ASAG, "MODEL.ASAG")
     node, anchors, key = cfg.MODEL.ASAG, cfg.MODEL.ASAG.ANCHORS, "MODEL.ASAG"
-    if not -node.NUM_DECODERS <= node.USED_HEAD < node.NUM_DECODERS:
+    count = node.NUM_DECODERS
+    if count > 1 and not -count <= node.USED_HEAD < count:  # one: see ParallelDecoders
         raise ConfigError(
-            f"{key}.USED_HEAD is {node.USED_HEAD}; write a decoder from 0 to "
-            f"{node.NUM_DECODERS - 1}, or -1 for the last."
+            f"{key}.USED_HEAD is {node.USED_HEAD}; write a decoder from 0 to {count - 1}, or -1 "
+            "for the last."
         )
     if anchors.MAX < anchors.MIN:
         raise ConfigError(
@@ -292,79 +287,6 @@ def _check_generalized_rcnn(cfg: CfgNode) -> None:
             )
     if issubclass(heads, ChecksConfig):
         heads.check_config(cfg)
-
-
-def _check_backbone(cfg: CfgNode) -> None:
-    name = cfg.MODEL.BACKBONE.NAME
-    check_name("MODEL.BACKBONE.NAME", name, BACKBONE_REGISTRY)
-    check_table(cfg, rules.MODEL, "MODEL")
-    if cfg.MODEL.NECK.NAME != "FPN" and name == "build_resnet_fpn_backbone":
-        raise ConfigError(
-            f"MODEL.NECK.NAME is {cfg.MODEL.NECK.NAME!r}, but MODEL.BACKBONE.NAME "
-            "build_resnet_fpn_backbone always has Detectron2's FPN. Write MODEL.BACKBONE.NAME "
-            "build_resnet_neck_backbone."
-        )
-    channels = {"MODEL.FPN.OUT_CHANNELS": cfg.MODEL.FPN.NORM}
-    if name in _RESNET_BACKBONES:
-        _check_resnet(cfg)
-        for key in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "WIDTH_PER_GROUP"):
-            channels[f"MODEL.RESNETS.{key}"] = cfg.MODEL.RESNETS.NORM
-    for key, norm in channels.items():
-        if norm == "GN" and (value := rules.value_of(cfg, key)) % _GROUPS_OF_GN:
-            raise ConfigError(
-                f"{key} is {value}, but GN needs a multiple of {_GROUPS_OF_GN}; write one, or "
-                "another norm."
-            )
-
-
-def _check_resnet(cfg: CfgNode) -> None:
-    node, key = cfg.MODEL.RESNETS, "MODEL.RESNETS"
-    check_table(cfg, rules.RESNETS, key)
-    if node.DEPTH < 50:  # basic blocks have neither groups nor dilation nor wider maps
-        for name, value in (("RES2_OUT_CHANNELS", 64), ("NUM_GROUPS", 1), ("RES5_DILATION", 1)):
-            if node[name] != value:
-                raise ConfigError(
-                    f"{key}.{name} is {node[name]}, but {key}.DEPTH {node.DEPTH} needs {value}. "
-                    f"Write {key}.{name} {value}."
-                )
-    _check_deformable(node, key)
-    names, levels = list(cfg.MODEL.FPN.IN_FEATURES), list(node.OUT_FEATURES)
-    if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":  # without a pyramid
-        return
-    stages = [int(name.removeprefix("res")) for name in names if name in levels and name != "stem"]
-    if not names or len(stages) < len(names) or any(b - a != 1 for a, b in pairwise(stages)):
-        raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES is {tuple(names)}; write consecutive maps of "
-            f"{key}.OUT_FEATURES {tuple(levels)}, such as ('res2', 'res3', 'res4', 'res5')."
-        )
-    if cfg.MODEL.BACKBONE.NAME != "build_retinanet_resnet_fpn_backbone":
-        pyramid = [f"p{stage}" for stage in (*stages, stages[-1] + 1)]
-        used = ["MODEL.ROI_HEADS.IN_FEATURES"]
-        if issubclass(architecture_of(cfg), GeneralizedRCNN):
-            used.append("MODEL.RPN.IN_FEATURES")
-        for key in used:
-            check_value(
-                key,
-                rules.value_of(cfg, key),
-                rules.each(one_of(*pyramid), f"some of {', '.join(pyramid)}"),
-            )
-
-
-def _check_deformable(node: CfgNode, key: str) -> None:
-    used = [stage for stage, is_on in enumerate(node.DEFORM_ON_PER_STAGE) if is_on]
-    if not used:
-        return
-    if node.DEPTH < 50:
-        raise ConfigError(
-            f"{key}.DEFORM_ON_PER_STAGE is {tuple(node.DEFORM_ON_PER_STAGE)}, but {key}.DEPTH "
-            f"{node.DEPTH} has no deformable convolutions. Write four times False, or DEPTH 50."
-        )
-    channels = node.NUM_GROUPS * node.WIDTH_PER_GROUP * 2 ** used[0]
-    if channels % node.DEFORM_NUM_GROUPS:
-        raise ConfigError(
-            f"{key}.DEFORM_NUM_GROUPS is {node.DEFORM_NUM_GROUPS}, which does not divide the "
-            f"{channels} channels of res{used[0] + 2}. Write a divisor of them, such as 1."
-        )
 
 
 def _check_training(cfg: CfgNode) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError
+from ..modeling.asag.queries import ParallelDecoders
 from ..modeling.proposals import ProposalSource, resize_proposals
 from ..utils.training import TrainingState
 
@@ -107,6 +108,9 @@ def load_fitting(model: nn.Module, state: dict[str, Tensor], path: str, *, resiz
     Raises:
         WeightsError: if values are not finite, or integers where the model has fractions.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, ParallelDecoders):
+            state = module.select_weights(state, f"{name}.")
     own = model.state_dict(keep_vars=True)
     training_state = _training_state(model)
     dimensions = _proposal_dimensions(model) if resize else {}

@@ -13,8 +13,15 @@ _HOLDER: ContextVar[list[object] | None] = ContextVar("holder", default=None)
 
 
 def made_once(function: Callable[..., _T]) -> Callable[..., _T]:
-    """Keep the last 256 results of a function that makes constants on a device."""
-    cached = functools.lru_cache(maxsize=256)(function)
+    """Keep the last 256 results of a function that makes constants on a device.
+
+    They are made outside of inference mode, whose tensors a later training step could not use.
+    """
+
+    @functools.lru_cache(maxsize=256)
+    def cached(*args: Any) -> _T:
+        with torch.inference_mode(False):
+            return function(*args)
 
     @functools.wraps(function)
     def make(*args: Any) -> _T:

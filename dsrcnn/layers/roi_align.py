@@ -80,17 +80,16 @@ def _levels(
     # Level k from a side of 224 * 2^(k - 4) on; the formula of FPN adds 1e-8 to side / 224.
     bounds = [(2.0 ** (finest + 1 + i - 4) - 1e-8) * _CANONICAL_SIZE for i in range(len(sizes) - 1)]
     is_one = isinstance(images, int) and images == 1
-    with torch.inference_mode(False):
-        rows = torch.arange(images, dtype=torch.int32, device=device) * first
-        return Levels(
-            places=torch.tensor(places, device=device),
-            layout=torch.tensor(layout, dtype=torch.int32, device=device),
-            images=None if is_one else rows.unsqueeze(1),
-            areas=torch.tensor([bound**2 for bound in bounds], device=device),
-            neighbors=torch.tensor([1.0, 0.0], device=device),
-            shift=torch.tensor([-0.5, 0.0], device=device),
-            zero=torch.tensor(0.0, device=device),
-        )
+    rows = torch.arange(images, dtype=torch.int32, device=device) * first
+    return Levels(
+        places=torch.tensor(places, device=device),
+        layout=torch.tensor(layout, dtype=torch.int32, device=device),
+        images=None if is_one else rows.unsqueeze(1),
+        areas=torch.tensor([bound**2 for bound in bounds], device=device),
+        neighbors=torch.tensor([1.0, 0.0], device=device),
+        shift=torch.tensor([-0.5, 0.0], device=device),
+        zero=torch.tensor(0.0, device=device),
+    )
 
 
 def assign_levels(boxes: Tensor, areas: Tensor) -> Tensor:
@@ -110,15 +109,13 @@ def assign_levels(boxes: Tensor, areas: Tensor) -> Tensor:
 @made_once
 def _offsets(count: int, size: int, device: torch.device) -> Tensor:
     """First entries (count,) int32 of bags of equal size."""
-    with torch.inference_mode(False):
-        return torch.arange(0, count * size, size, dtype=torch.int32, device=device)
+    return torch.arange(0, count * size, size, dtype=torch.int32, device=device)
 
 
 @made_once
 def _grid(count: int, device: torch.device) -> Tensor:
     """Midpoints (count,) of equal parts of 0..1, as RoIAlign computes them."""
-    with torch.inference_mode(False):
-        return (torch.arange(count, device=device) + 0.5) / count
+    return (torch.arange(count, device=device) + 0.5) / count
 
 
 def _axis_weights(

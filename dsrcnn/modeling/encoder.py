@@ -88,7 +88,7 @@ class DeformableEncoder(nn.Module):
         self.checkpoint = checkpoint
         if compile_mode:
             for layer in self.layers:
-                layer.compile(mode=compile_mode)
+                layer.compile(mode=compile_mode, dynamic=True)  # see DeformableDecoder
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

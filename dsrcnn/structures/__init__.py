@@ -1,6 +1,7 @@
 """Data structures that the parts of a detector exchange, and box arithmetic."""
 
 from .boxes import (
+    BOX_WEIGHTS,
     MAX_LOG_SCALE,
     OVERLAPS,
     apply_deltas,
@@ -14,6 +15,7 @@ from .boxes import (
 from .types import Predictions, Proposals, Targets, TermWeights
 
 __all__ = [
+    "BOX_WEIGHTS",
     "MAX_LOG_SCALE",
     "OVERLAPS",
     "Predictions",

@@ -13,6 +13,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 # Largest change of log-size in one stage (Sparse R-CNN): a 16-pixel box may grow to 100,000.
 MAX_LOG_SCALE = math.log(100_000.0 / 16)
+# Divisors of predicted changes of center and size in Sparse R-CNN.
+BOX_WEIGHTS = (2.0, 2.0, 1.0, 1.0)
 
 
 def box_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 def apply_deltas(
     deltas: Tensor,
     boxes: Tensor,
-    weights: tuple[float, float] = (2.0, 1.0),
+    weights: tuple[float, float, float, float] = BOX_WEIGHTS,
     max_log_scale: float = MAX_LOG_SCALE,
 ) -> Tensor:
     """Move and scale `boxes` by predicted `deltas` (Sparse R-CNN's box coder).
@@ -40,7 +42,7 @@ def apply_deltas(
     Args:
         deltas: (..., 4) ``dx, dy, dw, dh``.
         boxes: (..., 4) xyxy in pixels.
-        weights: divisor of ``dx, dy`` and of ``dw, dh``.
+        weights: divisors of ``dx, dy, dw, dh``.
         max_log_scale: upper limit of ``dw`` and ``dh`` after the division.
 
     Returns:
@@ -51,11 +53,21 @@ def apply_deltas(
     low, high = boxes.split(2, dim=-1)
     move, grow = deltas.to(boxes.dtype).split(2, dim=-1)
     size = high - low
-    center = torch.addcmul(low.add(size, alpha=0.5), move, size, value=1 / weights[0])
-    if weights[1] != 1:
-        grow = grow / weights[1]
+    move, divisor = _divided(move, *weights[:2])
+    center = torch.addcmul(low.add(size, alpha=0.5), move, size, value=1 / divisor)
+    grow, divisor = _divided(grow, *weights[2:])
+    if divisor != 1:
+        grow = grow / divisor
     size = grow.clamp(max=max_log_scale).exp() * size
     return torch.cat([center.sub(size, alpha=0.5), center.add(size, alpha=0.5)], dim=-1)
+
+
+def _divided(pairs: Tensor, first: float, second: float) -> tuple[Tensor, float]:
+    """Divide pairs (..., 2) by two numbers, up to the one number that is returned with them."""
+    if first == second:
+        return pairs, first
+    x, y = pairs.split(1, dim=-1)
+    return torch.cat([x / first, y / second], dim=-1), 1.0
 
 
 OVERLAPS = ("iou", "giou", "diou", "ciou")

@@ -237,6 +237,18 @@ def test_asag_is_measured_by_level_beside_a_cascade_and_its_patches_in_all_ways(
         assert ratio == pytest.approx(loop / together, rel=0.2)
 
 
+@pytest.mark.parametrize("proposals", ["LearnedQueries", "EncoderQueries"])
+def test_the_cascade_beside_asag_may_be_deformable_detr_with_its_encoder(capsys, proposals):
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.PROPOSALS.NAME", proposals]
+    baseline = "quick/deformable_detr_shapes"
+    words = ["--baseline", baseline, "--configs", "quick/asag_s_shapes", "--set", *opts]
+    assert main([*ASAG, *words]) == 0
+    queries, _, proposing, decoding, *ratios = rows_of(capsys.readouterr().out)[baseline]
+    assert queries == "10"
+    assert ratios == ["1.00", "1.00"]
+    assert float(proposing) > 0.2 * float(decoding)  # layers of the encoder
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ([*RECOLLECTION, "--variants", "start-0"], "'start-0'; write dense, start-<stage>"),
     ([*RECOLLECTION, "--variants", "start-9"], "'start-9'; write a stage from 1 to 3"),

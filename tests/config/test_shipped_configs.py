@@ -40,6 +40,22 @@ def test_every_shipped_config_loads_if_its_data_are_available(name):
         assert len(class_names(split)) == count
 
 
+def test_the_recipe_of_640_pixels_has_the_settings_of_its_readme():
+    cfg = read_cfg("coco/sparse_rcnn_R50_128pro_640")
+    node, solver, aug = cfg.MODEL.SparseRCNN, cfg.SOLVER, cfg.INPUT.AUG
+    factors = (0.1, 0.1, 0.2, 0.2)
+    assert tuple(node.BOX_WEIGHTS) == pytest.approx([1 / x for x in factors])
+    assert (node.NUM_PROPOSALS, cfg.TEST.DETECTIONS_PER_IMAGE) == (128, 128)
+    assert (solver.EPOCHS.MAX, tuple(solver.EPOCHS.STEPS)) == (36, (27, 33))
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.GAMMA) == (16, 2.5e-5, 0.1)
+    assert solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR) == (1000, 0.01)
+    assert not solver.CLIP_GRADIENTS.ENABLED
+    # One of four: no change, colors, blur and noise; the last two with a half.
+    assert [aug[x].PROB for x in ("HSV", "BLUR", "NOISE")] == [1 / 4, 1 / 8, 1 / 8]
+    assert (aug.MOSAIC.PROB, aug.MOSAIC.SIZE, cfg.INPUT.PAD_TO) == (0.8, 640, 640)
+
+
 def test_no_two_shipped_configs_write_to_the_same_folder():
     folders = [read_cfg(name).OUTPUT_DIR for name in shipped_configs()]
     assert len(set(folders)) == len(folders)

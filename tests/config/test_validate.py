@@ -1,9 +1,11 @@
 """Configs that cannot work are refused with the key, the value and what to write."""
 
+import math
+
 import pytest
 import torch
 from conftest import tiny_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
 
 from dsrcnn import load_cfg
 from dsrcnn.config import check_config, choose_device, read_cfg
@@ -31,6 +33,8 @@ def refuses(cfg, *words):
     (f"{NODE}.NHEADS", 5, [f"{NODE}.HIDDEN_DIM 32", f"multiple of {NODE}.NHEADS 5"]),
     (f"{NODE}.NHEADS", 0, [f"{NODE}.NHEADS is 0", "at least 1"]),
     (f"{NODE}.NUM_DYNAMIC", 3, [f"{NODE}.NUM_DYNAMIC is 3", "one of 2"]),
+    (f"{NODE}.BOX_WEIGHTS", (1.0, 1.0), ["BOX_WEIGHTS is (1.0, 1.0)", "four numbers above 0"]),
+    (f"{NODE}.BOX_WEIGHTS", (2.0, 2.0, 1.0, 0.0), ["BOX_WEIGHTS", "four numbers above 0"]),
     (f"{NODE}.NUM_CLASSES", 0, [f"{NODE}.NUM_CLASSES is 0", "write the number"]),
     (f"{NODE}.NUM_PROPOSALS", 0, [f"{NODE}.NUM_PROPOSALS is 0", "at least 1"]),
     (f"{NODE}.ACTIVATION", "tanh", [f"{NODE}.ACTIVATION is 'tanh'", "relu, gelu"]),
@@ -75,6 +79,12 @@ def test_an_invalid_value_is_refused(key, value, words):
     refuses(tiny_cfg(key, value), *words)
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan, "1"])
+def test_weights_of_the_box_coder_are_finite_numbers(value):
+    with pytest.raises(ConfigError, match=r"BOX_WEIGHTS is \(2\.0, .*; write"):
+        tiny_cfg(f"{NODE}.BOX_WEIGHTS", (2.0, 2.0, 1.0, value))
+
+
 @pytest.mark.parametrize(("opts", "words"), [
     (["MODE", "sparse"], "SQR.MODE is 'sparse'"),
     (["CHUNK", -1], "SQR.CHUNK is -1"),
@@ -95,6 +105,23 @@ def test_recollection_needs_losses_on_every_stage():
 def test_a_softmax_has_labels_as_targets():
     opts = [f"{NODE}.CLASS_TARGET", "iou", f"{NODE}.USE_FOCAL", False]
     refuses(tiny_cfg(*opts), "USE_FOCAL True", "CLASS_TARGET label")
+
+
+def test_attention_windows_are_for_plain_vision_transformers():
+    window = ("MODEL.TIMM.WINDOW", 14, "MODEL.BACKBONE.NAME")
+    for name in ("build_resnet_fpn_backbone", "build_timm_fpn_backbone", "build_timm_backbone"):
+        refuses(
+            tiny_cfg(*window, name), "MODEL.TIMM.WINDOW is 14", name, "build_timm_vit_fpn_backbone"
+        )
+    check_config(tiny_cfg(*window, "build_timm_vit_fpn_backbone"))
+
+
+def test_windows_of_a_backbone_of_the_user_are_not_refused(monkeypatch):
+    def build_my_backbone(cfg, input_shape):
+        """A backbone with windows."""
+
+    monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "build_my_backbone", build_my_backbone)
+    check_config(tiny_cfg("MODEL.TIMM.WINDOW", 14, "MODEL.BACKBONE.NAME", "build_my_backbone"))
 
 
 def test_patience_needs_a_metric():

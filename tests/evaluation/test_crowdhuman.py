@@ -2,17 +2,20 @@
 
 import json
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 from coco_cases import output_of
-from conftest import REPOSITORY, SMALL, run_program, tiny_cfg
+from conftest import REPOSITORY, SMALL, run_program, tiny_cfg, train
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from dsrcnn.config import load_cfg
 from dsrcnn.data.datasets import register_crowdhuman
 from dsrcnn.data.datasets.crowdhuman import convert_crowdhuman
 from dsrcnn.engine.main import run
+from dsrcnn.engine.trainer import Trainer
 from dsrcnn.errors import DataError
 from dsrcnn.evaluation import build_evaluator
 from dsrcnn.evaluation import crowdhuman as crowdhuman_evaluation
@@ -202,6 +205,37 @@ def test_published_files_can_be_converted_trained_on_and_evaluated(registered, t
     assert run([*config, *options, "LOG.IMAGES", "0"]) == 0
     detections = json.loads((tmp_path / "out/inference/detections.json").read_text())
     assert set(detections) == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize("evaluator", ["crowdhuman", "coco"])
+def test_more_than_100_detections_of_an_image_are_made_written_and_counted(
+    registered, tmp_path, evaluator
+):
+    """A step with 500 proposals, then CrowdHuman's metrics and COCO's, whose usual limit is 100."""
+    files = [files_of(registered, split) for split in ("train", "val")]
+    for split in ("train", "val"):
+        convert(registered, split)
+    options = [*SMALL, "OUTPUT_DIR", str(tmp_path / "out"), "LOG.IMAGES", "0"]
+    options += ["MODEL.SparseRCNN.NUM_CLASSES", "1", "MODEL.SparseRCNN.NUM_PROPOSALS", "500"]
+    options += ["MODEL.SparseRCNN.PROPOSALS.BOXES", "random", "SOLVER.MAX_ITER", "1"]
+    options += ["TEST.DETECTIONS_PER_IMAGE", "500", "TEST.MAX_DETECTIONS", "500"]
+    if evaluator == "coco":
+        options += ["DATASETS.CUSTOM.NAME", "crowd"]
+        for part, (_, images, output) in zip(("TRAIN", "TEST"), files, strict=True):
+            options += [f"DATASETS.CUSTOM.{part}_JSON", str(output)]
+            options += [f"DATASETS.CUSTOM.{part}_IMAGES", str(images)]
+    trainer = train(load_cfg("crowdhuman/sparse_rcnn_R50_500pro_50e", options))
+    results = Trainer.test(trainer.cfg, trainer.model)["bbox"]
+    if evaluator == "coco":
+        rows = json.loads((tmp_path / "out/inference/coco_instances_results.json").read_text())
+        counts = [*Counter(row["image_id"] for row in rows).values()]
+        assert 0 <= results["AR100"] <= results["AR500"]
+    else:
+        content = json.loads((tmp_path / "out/inference/detections.json").read_text())
+        counts = [len(scores) for _, scores in content.values()]
+        assert results["Recall"] >= 0
+    assert len(counts) == 3
+    assert all(100 < count <= 500 for count in counts)
 
 
 def evaluator_of(images):

@@ -151,6 +151,30 @@ def test_distinct_proposals_agree_in_every_format(photos, tmp_path, kind):
     assert export.parity.pixels < 0.05
 
 
+@pytest.mark.parametrize("kind", [
+    "torchscript", pytest.param("onnx", marks=pytest.mark.slow)
+])  # fmt: skip
+def test_a_file_has_the_box_coder_of_its_model(photos, tmp_path, kind):
+    """Divisors ten and five times as large, of weights that are as much larger: equal boxes."""
+    weights = ("MODEL.SparseRCNN.BOX_WEIGHTS", (20.0, 20.0, 5.0, 5.0))
+    plain, scaled = detector_with(tmp_path), detector_with(tmp_path, *weights)
+    files = []
+    for number, detector in enumerate((plain, scaled)):
+        if detector is scaled:
+            with torch.no_grad():
+                for stage in detector.model.head.head_series:
+                    for parameter in stage.bboxes_delta.parameters():
+                        parameter[:2].mul_(10)
+                        parameter[2:].mul_(5)
+        path = tmp_path / f"{number}{FORMATS[kind].suffix}"
+        detector.export(path, kind, size=(32, 48), images=photos)
+        files.append(FORMATS[kind].open(path))
+    image = np.random.randint(0, 256, (1, 32, 48, 3), dtype=np.uint8)
+    (boxes, scores, _), (others, _, _) = (session.run(image)[0] for session in files)
+    assert len(scores) > 5
+    np.testing.assert_allclose(others, boxes, atol=0.01)
+
+
 def test_half_precision_is_compared_with_full_precision(dynamic, photos, tmp_path, monkeypatch):
     seen = []
     original = programs.DetectionProgram.forward

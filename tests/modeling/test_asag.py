@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import batch
+from conftest import SMALL, batch, coco_options, train
 from detectors import SIZES, train_step
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from dsrcnn.config import read_cfg
+from dsrcnn.config import load_cfg, read_cfg
+from dsrcnn.engine.checkpoint import Checkpointer
+from dsrcnn.engine.trainer import Trainer
+from dsrcnn.errors import WeightsError
 from dsrcnn.structures import Predictions
 from dsrcnn.utils.training import use_training_context
 
@@ -201,6 +204,45 @@ def test_denoising_queries_do_not_change_other_losses():
         torch.manual_seed(1)
         losses.append(model(batch(SIZES, [3, 1])))
     torch.testing.assert_close({name: losses[1][name] for name in losses[0]}, losses[0])
+
+
+@pytest.mark.parametrize("kind", ["a", "s"])
+def test_one_decoder_trains_with_a_single_override_wherever_the_config_uses_another(kind):
+    model = model_of(f"{KEY}USED_HEAD", 2, f"{KEY}NUM_DECODERS", 1, kind=kind)
+    losses = train_step(model, batch(SIZES, [2, 1]))
+    assert set(losses) == {
+        f"loss_{x}{part}" for x in ("ce", "bbox", "giou") for part in ("_anchor", "_rpn", "")
+    }
+    assert len(model.decoders.stages) == 1
+    assert all(len(x["instances"]) for x in model.eval()(batch(SIZES, [0, 0])))
+
+
+@pytest.mark.parametrize("head", [2, -1])
+def test_one_decoder_takes_the_used_one_of_a_file_with_four(tmp_path, head):
+    opts = [f"{KEY}USED_HEAD", head]
+    four = model_of(*opts).eval()
+    torch.save({"model": four.state_dict()}, tmp_path / "four.pth")
+    one = model_of(*opts, f"{KEY}NUM_DECODERS", 1).eval()
+    Checkpointer(one, strict=True).load(str(tmp_path / "four.pth"))
+    inputs = batch(SIZES, [0, 0])
+    with torch.no_grad():
+        a, b = (model.raw_predictions(inputs)[0] for model in (four, one))
+    torch.testing.assert_close(a.logits, b.logits)
+    torch.testing.assert_close(a.boxes, b.boxes)
+    torch.save({"model": one.state_dict()}, tmp_path / "one.pth")
+    Checkpointer(one, strict=True).load(str(tmp_path / "one.pth"))
+    with pytest.raises(WeightsError, match="do not fit"):
+        Checkpointer(four, strict=True).load(str(tmp_path / "one.pth"))
+
+
+@pytest.mark.parametrize("kind", ["a", "s"])
+def test_the_run_of_a_model_with_one_decoder_trains_and_evaluates(tmp_path, kind):
+    opts = ["OUTPUT_DIR", str(tmp_path / "run"), f"{KEY}NUM_DECODERS", "1", f"{KEY}USED_HEAD", "2"]
+    data = coco_options(tmp_path / "data")
+    trainer = train(load_cfg(f"quick/asag_{kind}_shapes", [*SMALL, *data, *opts]))
+    assert trainer.iter == 2
+    results = Trainer.test(trainer.cfg, trainer.model)
+    assert "AP" in results["bbox"]
 
 
 @pytest.mark.parametrize("head", [1, -1])

@@ -21,6 +21,7 @@ ADAMIXER = [
     *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.SparseRCNN.DIM_FEEDFORWARD", 32),
     *("MODEL.SparseRCNN.NUM_CLASSES", 5),
 ]
+TWO_STAGES = options("PROPOSALS.NAME", "EncoderQueries")
 # Ground truths in the two images of a batch.
 COUNTS = [(2, 1), (5, 1), (0, 0)]
 
@@ -30,9 +31,9 @@ def traced(monkeypatch):
     """Compile to one graph for each region, or fail; returns the modes in use."""
     modes, compile_ = [], torch.compile
 
-    def to_one_graph(function, *, mode):
+    def to_one_graph(function, *, mode, dynamic=None):
         modes.append(mode)
-        return compile_(function, backend="eager", fullgraph=True)
+        return compile_(function, backend="eager", fullgraph=True, dynamic=dynamic)
 
     monkeypatch.setattr(torch, "compile", to_one_graph)
     compilation._compiled.cache_clear()
@@ -47,7 +48,8 @@ def losses_and_gradients(model, sizes, counts):
     model.zero_grad()
     losses = model(batch(sizes, counts))
     sum(losses.values()).backward()
-    parameters = [*model.head.named_parameters(), *model.proposals.named_parameters()]
+    parts = [part for part in ("head", "proposals", "encoder") if hasattr(model, part)]
+    parameters = [x for part in parts for x in getattr(model, part).named_parameters(part)]
     return losses, {name: p.grad for name, p in parameters}
 
 
@@ -68,10 +70,18 @@ MODELS = {
     "checkpointed": (model_of, ("MODEL.ACTIVATION_CHECKPOINT", "('stages',)")),
     "AdaMixer": (adamixer_of, ()),
     "Deformable DETR": (deformable_detr_of, ()),
+    "two stages": (deformable_detr_of, TWO_STAGES),
+    "two stages with DLA": (deformable_detr_of, (*TWO_STAGES, *DLA)),
+    "two stages with SQR": (deformable_detr_of, (*TWO_STAGES, *SQR)),
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+_SLOW = ("two stages with DLA", "two stages with SQR")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in _SLOW)) for x in MODELS]
+)
 def test_compiled_regions_give_the_same_losses_and_gradients_for_any_batch(name):
     build, opts = MODELS[name]
     plain, compiled = build(*opts), build(*opts, *COMPILE)
@@ -88,10 +98,14 @@ def test_compiled_regions_give_the_same_losses_and_gradients_for_any_batch(name)
     assert not counters["graph_break"]
 
 
-def test_compiled_evaluation_detects_the_same_without_a_graph_for_every_size():
-    plain, compiled = model_of(*DLA).eval(), model_of(*DLA, *COMPILE).eval()
-    for height in (64, 70, 96, 128, 130):
-        inputs = batch([(height, 96)], [1])
+@pytest.mark.parametrize("name", [
+    "DLA", *(pytest.param(x, marks=pytest.mark.slow) for x in ("Deformable DETR", "two stages"))
+])  # fmt: skip
+def test_compiled_evaluation_detects_the_same_without_a_graph_for_every_size(name):
+    build, opts = MODELS[name]
+    plain, compiled = build(*opts).eval(), build(*opts, *COMPILE).eval()
+    for size in ((128, 192), (140, 192), (192, 192), (128, 250), (256, 130)):
+        inputs = batch([size], [1])
         with torch.inference_mode():
             (expected,), (result,) = plain(inputs), compiled(inputs)
         for field, value in expected["instances"].get_fields().items():

@@ -346,3 +346,11 @@ def test_points_are_learned_at_a_tenth_of_the_rate():
 def test_values_that_cannot_work_are_refused(opts, words):
     with pytest.raises(ConfigError, match=words):
         check_config(cfg_of(*opts))
+
+
+@each_variant
+def test_detecting_in_inference_mode_does_not_keep_training_from_its_constants(opts):
+    model, inputs = model_of(*opts), batch(SIZES, [2, 1])
+    with torch.inference_mode():
+        model.eval()(inputs)
+    train_step(model.train(), inputs)

@@ -119,6 +119,20 @@ def test_a_box_loss_trains_the_boxes_of_its_stage_and_the_features_before():
     assert initial.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("weights", [(10.0, 10.0, 5.0, 5.0), (4.0, 6.0, 3.0, 2.0)])
+def test_weights_of_the_box_coder_divide_what_the_stages_predict(weights):
+    plain = model_of()
+    other = model_of(*options("BOX_WEIGHTS", weights))
+    ratio = torch.tensor(weights) / torch.tensor([2.0, 2.0, 1.0, 1.0])
+    with torch.no_grad():
+        for stage in other.head.head_series:
+            stage.bboxes_delta.weight.mul_(ratio.unsqueeze(1))
+            stage.bboxes_delta.bias.mul_(ratio)
+    losses, expected = other(INPUTS), plain(INPUTS)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-4)
+
+
 def test_deep_supervision_changes_the_losses_but_not_the_last_stage():
     model = model_of()
     single = model_of(*options("DEEP_SUPERVISION", False), seed=1)

@@ -51,6 +51,23 @@ def test_deltas_agree_with_hand_calculation_and_published_numbers():
     assert box_xyxy_to_cxcywh(refined).tolist() == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize(("weights", "deltas"), [
+    ((10, 10, 5, 5), [2.0, -1.0, 0.5, 1.5]), ((10, 5, 5, 2), [2.0, -0.5, 0.5, 0.6]),
+])  # fmt: skip
+def test_deltas_are_divided_by_the_weights(weights, deltas):
+    box = box_cxcywh_to_xyxy(torch.tensor([30.0, 60, 40, 80]))
+    refined = apply_deltas(torch.tensor(deltas), box, weights)
+    expected = [38, 52, 40 * math.exp(0.1), 80 * math.exp(0.3)]
+    assert box_xyxy_to_cxcywh(refined).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_sizes_are_limited_after_the_division():
+    box = torch.tensor([0.0, 0, 10, 10])
+    limited = apply_deltas(torch.tensor([0, 0, MAX_LOG_SCALE, MAX_LOG_SCALE]), box)
+    weights = (10.0, 10.0, 5.0, 5.0)
+    assert torch.equal(apply_deltas(torch.tensor([0.0, 0, 500, 500]), box, weights), limited)
+
+
 def test_zero_deltas_keep_boxes_also_in_half_precision():
     boxes = torch.tensor([[10.0, 20, 50, 100], [0, 0, 1, 1], [1000.25, 0, 1010.25, 10]])
     for dtype in (torch.float32, torch.bfloat16):

@@ -11,6 +11,7 @@ SAMPLE = [
     "coco/dynamic_sparse_rcnn_sqr1_R50_100pro_3x",
     "coco/adamixer_R50_100pro_1x",
     "coco/asag_a_dn_R50_100pro_1x",
+    "coco/sparse_rcnn_R50_128pro_640",  # a schedule in epochs
     "dynamic_rcnn/mask_rcnn_dynamic_R_50_FPN_1x",
     "crowdhuman/sparse_rcnn_R50_500pro_50e",
 ]

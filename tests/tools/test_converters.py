@@ -333,7 +333,7 @@ def test_converted_asag_weights_fill_the_whole_model_and_can_be_reduced_to_one_d
         else (stage.inst_interact.norm3.bias, "decoder.head_series.3.inst_interact.norm3.bias"),
     ):
         assert torch.equal(parameter, published[key]), key
-    opts += ["MODEL.ASAG.NUM_DECODERS", 1, "MODEL.ASAG.USED_HEAD", 0]
+    opts += ["MODEL.ASAG.NUM_DECODERS", 1]
     inputs = batch([(96, 96)], [0])
     with torch.no_grad():
         expected = model.raw_predictions(inputs)[0].logits

@@ -5,6 +5,7 @@ training), ``P = n + N`` queries, denoising ones first.
 """
 
 import copy
+import logging
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,6 +26,8 @@ from ..decoder import (
     stride_of,
 )
 from .patches import RelativeTargets
+
+_LOGGER = logging.getLogger(__name__)
 
 # Where the published code differs from AdaMixer's, for `PositionalStage`.
 STAGE_OPTIONS: dict[str, Any] = {"tower_bias": False, "unit": 4.0, "ratio_scale": 0.5}
@@ -144,6 +147,17 @@ def attention_mask(valid: Tensor, group: Tensor | None = None) -> Tensor:
     return torch.cat([above, below], dim=1)
 
 
+def keep_decoder(
+    state: dict[str, Tensor], index: int, prefix: str = "decoders."
+) -> dict[str, Tensor]:
+    """Reduce weights by name to one of several decoders, from 0 on."""
+    embedding, stages = f"{prefix}decoder_embedding.weight", f"{prefix}stages."
+    own = f"{stages}{index}."
+    kept = {k: v for k, v in state.items() if not k.startswith(stages)}
+    kept |= {f"{stages}0.{k.removeprefix(own)}": v for k, v in state.items() if k.startswith(own)}
+    return {**kept, embedding: state[embedding][index : index + 1].clone()}
+
+
 class ParallelDecoders(nn.Module):
     """Stages that refine the same queries, each with a learned vector added to the features.
 
@@ -162,12 +176,15 @@ class ParallelDecoders(nn.Module):
         used: int,
         prior_probability: float,
     ) -> None:
-        """Copy `stage` `count` times; `used` is the index of the copy inference uses."""
+        """Copy `stage` `count` times; `used` is the index of the copy inference uses.
+
+        With a single copy it is the index in weights of several, see `select_weights`.
+        """
         super().__init__()
         self.stages = nn.ModuleList(copy.deepcopy(stage) for _ in range(count))
         self.decoder_embedding = nn.Embedding(count, channels)
         self.pooler = pooler
-        self.used = used % count
+        self.used, self.used_of_several = used % count, used
         for member in self.stages:
             cast(Stage, member).initialize(prior_probability)
 
@@ -200,6 +217,21 @@ class ParallelDecoders(nn.Module):
             "used": node.USED_HEAD,
             "prior_probability": cfg.MODEL.SparseRCNN.PRIOR_PROB,
         }
+
+    def select_weights(self, state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """Keep the decoder to use of weights with several, if this has a single one.
+
+        Args:
+            state: weights by name.
+            prefix: of the names of this module.
+        """
+        rows = state.get(f"{prefix}decoder_embedding.weight")
+        count, used = 0 if rows is None else len(rows), self.used_of_several
+        if len(self.stages) > 1 or count < 2 or not -count <= used < count:
+            return state
+        index = used % count
+        _LOGGER.info("Of %d decoders in the file, decoder %d is loaded.", count, index)
+        return keep_decoder(state, index, prefix)
 
     def stage_input(self, features: list[Tensor], table: FeatureTable, boxes: Tensor) -> Any:
         """Compute once what all stages take beside queries at boxes (B, P, 4)."""

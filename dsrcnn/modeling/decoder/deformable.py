@@ -178,6 +178,7 @@ class DeformableDecoder(Cascade):
         stage: DeformableStage,
         strides: tuple[int, ...],
         refines_boxes: bool,
+        compile_mode: str = "",
         **kwargs: Any,
     ) -> None:
         """Build the stages; other arguments are those of `Cascade`.
@@ -188,9 +189,15 @@ class DeformableDecoder(Cascade):
             refines_boxes: iterative bounding box refinement: each stage starts from the boxes of
                 the one before, and has a classifier and a box network of its own. Otherwise all
                 stages start from the initial boxes and share both.
+            compile_mode: of ``torch.compile`` for the stages; empty: not compiled.
             **kwargs: see `Cascade`.
         """
         super().__init__(stage=stage, **kwargs)
+        if compile_mode:
+            for member in self.head_series:
+                # Stages see the shapes of levels. With a graph for the first size, one for any
+                # height and one for any width, there would be more graphs than torch keeps.
+                member.compile(mode=compile_mode, dynamic=True)
         self.strides, self.refines_boxes = strides, refines_boxes
         first, *others = (cast(DeformableStage, x) for x in self.head_series)
         if not refines_boxes:

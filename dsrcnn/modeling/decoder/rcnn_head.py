@@ -16,7 +16,7 @@ from ...layers.blocks import activation_from_name, initialize_xavier, linear_nor
 from ...layers.dynamic_conv import DynamicConv
 from ...layers.norm import autocast_dtype
 from ...layers.roi_align import FeatureTable, pool_rois
-from ...structures import apply_deltas, at_least_float32
+from ...structures import BOX_WEIGHTS, apply_deltas, at_least_float32
 
 
 def stride_of(name: str) -> int:
@@ -210,6 +210,7 @@ class RCNNHead(Stage):
         roi_positions: int,
         dropout: float = 0.0,
         tower_activation: str = "relu",
+        box_weights: tuple[float, float, float, float] = BOX_WEIGHTS,
     ) -> None:
         """Build one stage.
 
@@ -219,8 +220,10 @@ class RCNNHead(Stage):
             roi_positions: ``K``.
             dropout: dropout of attention, interaction and feed-forward network.
             tower_activation: of the towers.
+            box_weights: divisors of the predicted ``dx, dy, dw, dh``, see `apply_deltas`.
         """
         super().__init__()
+        self.box_weights = box_weights
         channels, hidden = settings.channels, settings.feedforward_channels
         self.self_attn = nn.MultiheadAttention(
             channels, settings.attention_heads, dropout=dropout, batch_first=True
@@ -250,6 +253,7 @@ class RCNNHead(Stage):
             "dynamic_channels": node.DIM_DYNAMIC,
             "roi_positions": cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION**2,
             "dropout": node.DROPOUT,
+            "box_weights": tuple(node.BOX_WEIGHTS),
         }
 
     def initialize(self, prior_probability: float | None) -> None:
@@ -296,7 +300,7 @@ class RCNNHead(Stage):
         # The deltas stay float32 under autocast, as the boxes do.
         with torch.autocast(tower.device.type, enabled=False):
             deltas = self.bboxes_delta(tower.to(self.bboxes_delta.weight.dtype))
-        return logits, apply_deltas(deltas, boxes), features
+        return logits, apply_deltas(deltas, boxes, self.box_weights), features
 
     def feed_forward(
         self, features: Tensor, linear1: nn.Module, linear2: nn.Module, norm: nn.Module

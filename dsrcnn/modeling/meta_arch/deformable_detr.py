@@ -4,6 +4,7 @@ from typing import Any, cast
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
 
 from ...config import rules
 from ...config.rules import check_table
@@ -82,11 +83,10 @@ class DeformableDETR(SparseRCNN):
             )
         check_config_of_proposals(cfg)
 
-    def encode(self, images: ImageBatch) -> TokenPyramid:
+    def encode_features(self, features: list[Tensor], images: ImageBatch) -> TokenPyramid:
         """Compute the encoded tokens, which proposals and decoder read."""
         height, width = images.tensor.shape[-2:]
-        levels = self.extract_features(images)
-        pyramid: TokenPyramid = self.encoder(levels, images.sizes, (int(height), int(width)))
+        pyramid: TokenPyramid = self.encoder(features, images.sizes, (int(height), int(width)))
         return pyramid
 
 

@@ -185,8 +185,12 @@ class SparseRCNN(SparseDetector):
         return predictions._replace(candidates=candidates) if self.training else predictions
 
     def encode(self, images: ImageBatch) -> Any:
-        """Compute what proposals and cascade read: pyramid levels (B, D, H_l, W_l)."""
-        return self.extract_features(images)
+        """Compute what proposals and cascade read."""
+        return self.encode_features(self.extract_features(images), images)
+
+    def encode_features(self, features: list[Tensor], images: ImageBatch) -> Any:
+        """Prepare pyramid levels (B, D, H_l, W_l) for proposals and cascade; here as they are."""
+        return features
 
     def graph_key(self) -> Hashable:
         """Add the number of stages; see `SparseDetector`."""
