@@ -45,8 +45,8 @@ def draw_initial_proposals(
     """
     if not cfg.MODEL.SparseRCNN.DPG.ENABLED:
         raise ConfigError(
-            "MODEL.SparseRCNN.DPG.ENABLED is False: this model starts every image from the same "
-            "proposals. Take a config with DPG."
+            "MODEL.SparseRCNN.DPG.ENABLED is False, so this model has no mixtures of proposals to "
+            "draw. Take a config with DPG."
         )
     inputs = training_images(cfg, images)
     model = cast(SparseRCNN, load_predictor(cfg).model)

@@ -99,6 +99,18 @@ def test_multiply_adds_of_deformable_convolutions_are_those_of_plain_ones():
     assert counts["layer"] == 6 * (8 * 10) * 4 * 9
 
 
+def test_multiply_adds_of_distinct_proposals_are_those_of_their_towers_and_outputs():
+    cfg = bare(R50, *TINY, "MODEL.SparseRCNN.PROPOSALS.NAME", "DenseDistinct")
+    model = build_model(cfg)
+    counts = count_multiply_adds(model, find_parts(model), random_inputs(cfg, (64, 96), images=1))
+    locations, channels, classes = 8 * 12 + 4 * 6 + 2 * 3, 32, 5
+    layer = 9 * channels + channels**2
+    expected = locations * (4 * layer + channels * (classes + 4))
+    expected += 8 * 2 * channels**2  # the projection of the proposals
+    expected += 16 * locations**2  # rounds of NMS, of all locations here
+    assert counts["proposals"] == expected
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_multiply_adds_of_attention_are_counted_whether_it_is_fused_or_not(fused):
     class Attention(nn.MultiheadAttention):

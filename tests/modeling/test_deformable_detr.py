@@ -144,7 +144,9 @@ def test_padding_of_a_batch_does_not_change_proposals_and_decoder(opts):
     for factor in (1, 2):
         levels = [x[..., : n * factor, : n * factor] for x, n in zip(maps, sides, strict=True)]
         pyramid = model.encoder(levels, sizes, (96 * factor, 96 * factor))
-        results.append(model.head(pyramid, model.proposals(pyramid, sizes), all_stages=True))
+        results.append(
+            model.head(pyramid, model.proposals.propose(pyramid, sizes)[0], all_stages=True)
+        )
     for a, b in zip(results[0][:2], results[1][:2], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
@@ -252,7 +254,7 @@ def inputs_of(model, images):
     prepared = prepared._replace(tensor=prepared.tensor.double())
     with torch.no_grad():
         pyramid = model.encode(prepared)
-        proposals = model.proposals(pyramid, prepared.sizes)
+        proposals = model.proposals.propose(pyramid, prepared.sizes)[0]
     pyramid = pyramid._replace(tokens=pyramid.tokens.requires_grad_())
     return pyramid, type(proposals)(*(x.clone().requires_grad_() for x in proposals))
 

@@ -134,7 +134,7 @@ def test_proposals_are_boxes_and_projected_features_of_the_selected_locations():
 def test_the_cascade_trains_both_towers_by_the_features():
     source = source_of()
     features = [x.requires_grad_() for x in features_of()]
-    proposals = source(features, sizes_of((64, 96), (64, 96)))
+    proposals, _ = source(features, sizes_of((64, 96), (64, 96)))
     proposals.features.sum().backward()
     for tower in (source.class_tower, source.box_tower):
         assert all(p.grad.abs().sum() > 0 for p in tower.parameters())

@@ -19,7 +19,8 @@ Sources of proposals: the input of the cascade.
 
 A source is a `ProposalSource`, built from a config and called as ``source(features, sizes)`` with
 pyramid levels (B, D, H_l, W_l), finest first, and sizes (B, 4) as ``w, h, w, h`` in pixels. It
-returns `Proposals`. ``MODEL.SparseRCNN.PROPOSALS.NAME`` selects one.
+returns `Proposals`; one that selects them from predictions may return a pair of both, and gives the
+predictions `losses`. ``MODEL.SparseRCNN.PROPOSALS.NAME`` selects one.
 """
 
 _DPG = "DynamicProposals"
@@ -39,7 +40,8 @@ class ProposalSource(nn.Module):
 
     def propose(self, features: Any, sizes: Tensor) -> tuple[Proposals, Predictions | None]:
         """Return the proposals, and predictions they were selected from, which have losses too."""
-        return self(features, sizes), None
+        result = self(features, sizes)  # not `forward`, which would skip hooks
+        return (result, None) if isinstance(result, Proposals) else result
 
     def losses(
         self, candidates: Predictions, targets: Targets, normalizers: Any

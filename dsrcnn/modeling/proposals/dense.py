@@ -194,7 +194,9 @@ class DenseDistinct(ProposalSource):
             "auxiliary_criterion": SetCriterion(cfg, **auxiliary),
         }
 
-    def forward(self, features: list[Tensor], sizes: Tensor) -> Proposals:
+    def forward(
+        self, features: list[Tensor], sizes: Tensor
+    ) -> tuple[Proposals, Predictions | None]:
         """Select proposals in images of `sizes` (B, 4), ``w, h, w, h``.
 
         Args:
@@ -202,17 +204,10 @@ class DenseDistinct(ProposalSource):
             sizes: of the images before padding, in pixels.
 
         Returns:
-            Boxes (B, P, 4) xyxy in pixels, without gradient, and features (B, P, D).
-        """
-        return self.propose(features, sizes)[0]
-
-    def propose(
-        self, features: list[Tensor], sizes: Tensor
-    ) -> tuple[Proposals, Predictions | None]:
-        """Return the proposals and, in training, predictions for `losses`.
-
-        These are of the selected locations (1, B, P, .), masked where they are not distinct; their
-        candidates are those of all locations (1, B, N, .), masked where they are not in the image.
+            Boxes (B, P, 4) xyxy in pixels, without gradient, and features (B, P, D). In training,
+            predictions for `losses`: those of the selected locations (1, B, P, .), masked where
+            they are not distinct, whose candidates are those of all locations (1, B, N, .), masked
+            where they are not in the image.
         """
         levels = features[len(features) - len(self.strides) :]
         shapes = tuple((int(x.shape[2]), int(x.shape[3])) for x in levels)
@@ -245,7 +240,7 @@ class DenseDistinct(ProposalSource):
     ) -> dict[str, Tensor]:
         """Compute the losses of selected and of all locations, ``_dense`` and ``_dense_aux``."""
         everywhere = candidates.candidates
-        assert everywhere is not None  # `propose` returns both
+        assert everywhere is not None  # `forward` returns both
         normalizers = normalizers or self.loss_normalizers([targets])
         assignment = self.matcher(candidates, targets)
         main = self.criterion(candidates, targets, assignment, normalizers)

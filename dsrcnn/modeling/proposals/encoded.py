@@ -78,15 +78,13 @@ class EncoderQueries(ProposalSource):
             "criterion": SetCriterion(cfg, l1_of_centers=True, **one_class),
         }
 
-    def forward(self, features: TokenPyramid, sizes: Tensor) -> Proposals:
+    def forward(self, features: TokenPyramid, sizes: Tensor) -> tuple[Proposals, Predictions]:
         """Select queries in images of `sizes` (B, 4), ``w, h, w, h``.
 
-        Returns boxes (B, P, 4) xyxy in pixels, without gradient, and features (B, P, 2 * D).
+        Returns:
+            Boxes (B, P, 4) xyxy in pixels, without gradient, and features (B, P, 2 * D); and
+            predictions (1, B, N, .) of all tokens for `losses`.
         """
-        return self.propose(features, sizes)[0]
-
-    def propose(self, features: TokenPyramid, sizes: Tensor) -> tuple[Proposals, Predictions]:
-        """Return the queries, and the predictions (1, B, N, .) of all tokens for their loss."""
         is_excluded = (features.is_padding | self._is_at_border(features.places)).unsqueeze(-1)
         tokens = features.tokens.masked_fill(is_excluded, 0.0)
         tokens = self.enc_output_norm(self.enc_output(tokens))
