@@ -16,8 +16,9 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor
 
+from benchmarks.counting import now
 from benchmarks.speed import measure_in_turn, median_ratio, time_in_turn
-from benchmarks.worker import Shape, add_shape_arguments, at_least_one, make_batch, now
+from benchmarks.worker import Shape, add_shape_arguments, at_least_one, make_batch
 from dsrcnn.config.load import load_cfg
 from dsrcnn.errors import ConfigError
 from dsrcnn.modeling import ASAG, SparseRCNN

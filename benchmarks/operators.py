@@ -10,8 +10,9 @@ import torch
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
+from benchmarks.counting import OperatorCount
 from benchmarks.speed import add_config_arguments
-from benchmarks.worker import OperatorCount, at_least_one
+from benchmarks.worker import at_least_one
 from dsrcnn.config.load import load_cfg
 from dsrcnn.errors import DsrcnnError
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.counting import now
 from benchmarks.speed import add_config_arguments, median_ratio, time_in_turn
-from benchmarks.worker import LevelwisePooling, Shape, add_shape_arguments, at_least_one, now
+from benchmarks.worker import LevelwisePooling, Shape, add_shape_arguments, at_least_one
 from dsrcnn.config.load import load_cfg
 from dsrcnn.config.validate import architecture_of
 from dsrcnn.errors import ConfigError

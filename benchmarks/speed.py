@@ -19,7 +19,8 @@ from typing import NamedTuple, TypeVar
 from tabulate import tabulate
 from tqdm import tqdm
 
-from benchmarks.worker import Shape, add_shape_arguments, at_least_one, now
+from benchmarks.counting import now
+from benchmarks.worker import Shape, add_shape_arguments, at_least_one
 from dsrcnn.errors import ConfigError
 
 _WORKER = Path(__file__).with_name("worker.py")
