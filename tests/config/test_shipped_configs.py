@@ -69,6 +69,14 @@ def test_small_models_that_are_compared_have_equal_data_sizes_and_schedules(name
     assert cfg.MODEL.TIMM == yardstick.MODEL.TIMM
 
 
+def test_dpg_has_norms_over_all_gpus_in_configs_for_several():
+    several = [name for name in shipped_configs() if not name.startswith(("small/", "quick/"))]
+    nodes = {name: read_cfg(name).MODEL.SparseRCNN.DPG for name in several}
+    norms = {name: node.NORM for name, node in nodes.items() if node.ENABLED}
+    assert len(norms) > 10
+    assert set(norms.values()) == {"SyncBN"}
+
+
 def test_no_two_shipped_configs_write_to_the_same_folder():
     folders = [read_cfg(name).OUTPUT_DIR for name in shipped_configs()]
     assert len(set(folders)) == len(folders)
