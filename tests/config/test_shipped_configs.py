@@ -56,6 +56,27 @@ def test_the_recipe_of_640_pixels_has_the_settings_of_its_readme():
     assert (aug.MOSAIC.PROB, aug.MOSAIC.SIZE, cfg.INPUT.PAD_TO) == (0.8, 640, 640)
 
 
+SMALL = ["sqr_deformable_detr", "deformable_detr", "adamixer", "sparse_rcnn_sqr1"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_models_that_are_compared_have_equal_data_sizes_and_schedules(name):
+    cfg, yardstick = (read_cfg(f"small/{x}_lite0_100pro") for x in (name, "sparse_rcnn"))
+    for node in ("INPUT", "SOLVER", "DATALOADER", "TEST"):
+        assert cfg[node] == yardstick[node], node
+    for key in ("NUM_PROPOSALS", "NUM_HEADS", "HIDDEN_DIM", "NHEADS", "DIM_FEEDFORWARD"):
+        assert cfg.MODEL.SparseRCNN[key] == yardstick.MODEL.SparseRCNN[key], key
+    assert cfg.MODEL.TIMM == yardstick.MODEL.TIMM
+
+
+def test_dpg_has_norms_over_all_gpus_in_configs_for_several():
+    several = [name for name in shipped_configs() if not name.startswith(("small/", "quick/"))]
+    nodes = {name: read_cfg(name).MODEL.SparseRCNN.DPG for name in several}
+    norms = {name: node.NORM for name, node in nodes.items() if node.ENABLED}
+    assert len(norms) > 10
+    assert set(norms.values()) == {"SyncBN"}
+
+
 def test_no_two_shipped_configs_write_to_the_same_folder():
     folders = [read_cfg(name).OUTPUT_DIR for name in shipped_configs()]
     assert len(set(folders)) == len(folders)
