@@ -52,7 +52,7 @@ def build_route_losses(cfg: CfgNode, *, l1_of_centers: bool = False) -> RouteLos
     if not has_auxiliary_route(cfg):
         return None
     cfg = with_dla_on_main_route(cfg)
-    # Its own losses are in the log anyway, and weight files are those of the main route.
+    # `plain/*` in the log is of the main route, and files without this route are complete.
     options: dict[str, Any] = {"l1_of_centers": l1_of_centers, "log": None, "is_stored": False}
     criterion = SetCriterion(cfg, **options)
     return RouteLosses(matcher=build_matcher(cfg, l1_of_centers=l1_of_centers), criterion=criterion)
