@@ -216,7 +216,7 @@ class Cascade(nn.Module):
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Run a stage in chunks of groups."""
         groups = boxes.shape[1]
-        recollects = groups - auxiliary > 1
+        recollects = groups > (2 if auxiliary else 1)
         recompute = self.checkpoint or (self.checkpoint_recollection and recollects)
         size = self.chunk or groups
         pieces = list(zip(boxes.split(size, dim=1), states.split(size, dim=1), strict=True))
