@@ -50,7 +50,10 @@ def targets_of(boxes, labels, size=(100, 100)):
 
 def test_locations_are_centers_of_cells():
     expected = [[4, 4, 8], [12, 4, 8], [8, 8, 16], [8, 24, 16]]
-    assert locations_of(((1, 2), (2, 1)), (8, 16), CPU).tolist() == expected
+    with torch.inference_mode():
+        locations = locations_of(((1, 2), (2, 1)), (8, 16), CPU)
+    assert locations.tolist() == expected
+    assert not locations.is_inference()  # training at this size reads them, too
 
 
 @pytest.mark.parametrize(("levels", "strides"), [

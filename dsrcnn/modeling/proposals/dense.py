@@ -71,12 +71,13 @@ def locations_of(
 ) -> Tensor:
     """Return ``x, y`` of the centers of all cells in pixels, and their stride, (N, 3)."""
     levels = []
-    for (height, width), stride in zip(shapes, strides, strict=True):
-        y = (torch.arange(height, device=device) + 0.5) * stride
-        x = (torch.arange(width, device=device) + 0.5) * stride
-        center = torch.stack([x.expand(height, -1), y.unsqueeze(1).expand(-1, width)], dim=-1)
-        levels.append(F.pad(center, (0, 1), value=stride).flatten(0, 1))
-    return torch.cat(levels)
+    with torch.inference_mode(False):  # kept for training, too
+        for (height, width), stride in zip(shapes, strides, strict=True):
+            y = (torch.arange(height, device=device) + 0.5) * stride
+            x = (torch.arange(width, device=device) + 0.5) * stride
+            center = torch.stack([x.expand(height, -1), y.unsqueeze(1).expand(-1, width)], dim=-1)
+            levels.append(F.pad(center, (0, 1), value=stride).flatten(0, 1))
+        return torch.cat(levels)
 
 
 @torch.no_grad()
