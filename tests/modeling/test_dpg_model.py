@@ -65,7 +65,7 @@ def test_the_config_selects_a_registered_source_of_proposals(monkeypatch):
 
 
 @pytest.mark.parametrize(("opts", "words"), [
-    (options("PROPOSALS.NAME", "Anchors"), "'Anchors'; write one of ContentQueries, Dynamic"),
+    (options("PROPOSALS.NAME", "Anchors"), "'Anchors'; write one of ContentQueries, DenseD"),
     ([*DPG, *options("PROPOSALS.NAME", "LearnedProposals")],
      "'LearnedProposals', but MODEL.SparseRCNN.DPG.ENABLED is True"),
 ])  # fmt: skip
