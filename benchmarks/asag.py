@@ -70,7 +70,7 @@ def _run(model: Any, batch: list[dict[str, Any]], levels: int = 0) -> tuple[floa
         queries = anchors.mask.sum(dim=1).float().mean().item()
     else:
         features = model.encode_features(features, images)  # by the encoder of Deformable DETR
-        proposals = model.proposals(features, images.sizes)
+        proposals, _ = model.proposals.propose(features, images.sizes)
         times.append(now())
         model.head(features, proposals)
         times.append(now())

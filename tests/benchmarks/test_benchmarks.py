@@ -3,6 +3,7 @@ import re
 import time
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,7 @@ from benchmarks.speed import Variant as Model
 from benchmarks.training import OPTIONS, format_options
 from benchmarks.worker import OPTIMIZATIONS, Shape, undo
 from dsrcnn.config import read_cfg
-from dsrcnn.config.load import load_cfg
+from dsrcnn.config.load import find_config, load_cfg
 from dsrcnn.data import DetectionMapper, build_train_loader
 from dsrcnn.data.samplers import Draw
 from dsrcnn.errors import ConfigError
@@ -238,11 +239,15 @@ def test_asag_is_measured_by_level_beside_a_cascade_and_its_patches_in_all_ways(
 
 
 @pytest.mark.parametrize("proposals", ["LearnedQueries", "EncoderQueries"])
-def test_the_cascade_beside_asag_may_be_deformable_detr_with_its_encoder(capsys, proposals):
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.PROPOSALS.NAME", proposals]
-    baseline = "quick/deformable_detr_shapes"
-    words = ["--baseline", baseline, "--configs", "quick/asag_s_shapes", "--set", *opts]
-    assert main([*ASAG, *words]) == 0
+def test_the_cascade_beside_asag_may_be_deformable_detr_with_its_encoder(
+    capsys, tmp_path, proposals
+):
+    baseline = str(tmp_path / "baseline.yaml")
+    base = find_config("quick/deformable_detr_shapes")
+    node = f"MODEL:\n  SparseRCNN:\n    PROPOSALS:\n      NAME: {proposals}\n"
+    Path(baseline).write_text(f"_BASE_: {base}\n{node}")
+    words = ["--baseline", baseline, "--configs", "quick/asag_s_shapes"]
+    assert main([*ASAG, *words, "--set", "MODEL.DEVICE", "cpu"]) == 0
     queries, _, proposing, decoding, *ratios = rows_of(capsys.readouterr().out)[baseline]
     assert queries == "10"
     assert ratios == ["1.00", "1.00"]
