@@ -291,5 +291,7 @@ def _train_step(device: str) -> str:
     start = time.perf_counter()
     cfg, _ = load_bare_cfg("quick/sparse_rcnn_shapes", [*_TRIAL, "MODEL.DEVICE", device])
     with EventStorage():
-        build_loop(cfg, build_model(cfg), random_inputs(cfg, (64, 64), images=2)).run_step()
+        loop = build_loop(cfg, build_model(cfg), random_inputs(cfg, (64, 64), images=2))
+        loop.run_step()
+        loop.read_losses()  # on GPUs not yet read: errors of the device would go unseen
     return f"a tiny model was built and trained for a step in {time.perf_counter() - start:.1f} s"

@@ -1,6 +1,7 @@
 """``dsrcnn <command>``; its table of commands is in ``dsrcnn_command.py``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,7 +108,8 @@ def _eval_checkpoints(args: argparse.Namespace) -> int:
     args.checkpoints = find_checkpoints(args.run, args.checkpoints or None)
     if status := launch(args):
         return status
-    if args.machine_rank == 0:
+    # Torchrun starts this in every process; the first one has written the table.
+    if int(os.environ.get("RANK", args.machine_rank)) == 0:
         draw_checkpoints(folder / "checkpoints.csv", folder / "checkpoints.png")
         print(folder / "checkpoints.png")
     return 0

@@ -2,6 +2,7 @@
 
 import logging
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from detectron2.utils import comm
 
 _LOGGER = logging.getLogger(__name__)
 _TAIL = 500  # characters of the output of a command that failed
+_POLL = 0.2  # seconds between looks at a request to stop
 
 
 @dataclass(eq=False)
@@ -25,6 +27,7 @@ class CommandAfterEvaluation(HookBase):
         folder: output folder of the run.
         evaluated: returns the last iteration that was evaluated, -1 before the first.
         timeout: seconds until the command is ended; other processes wait that long.
+        is_stopping: returns whether training is asked to stop, which ends the command, too.
         seen: iteration of the last evaluation that the command has run for.
     """
 
@@ -32,6 +35,7 @@ class CommandAfterEvaluation(HookBase):
     folder: str
     evaluated: Callable[[], int]
     timeout: float
+    is_stopping: Callable[[], bool] = lambda: False
     seen: int = field(default=-1, init=False)
 
     def before_train(self) -> None:
@@ -62,21 +66,34 @@ class CommandAfterEvaluation(HookBase):
         names = {"{iteration}": str(iteration), "{output}": str(Path(self.folder).resolve())}
         words = [_filled(word, names) for word in self.words]
         try:
-            done = subprocess.run(
-                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                timeout=self.timeout, check=False,
-            )  # fmt: skip
+            status, output = self._wait_for(words)
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             _LOGGER.warning("HOOKS.AFTER_EVAL %s failed: %s. Training continues.", words, error)
             return
-        text = done.stdout.decode(errors="replace").strip()
-        if done.returncode:
+        text = output.decode(errors="replace").strip()
+        if status:
             _LOGGER.warning(
                 "HOOKS.AFTER_EVAL %s ended with status %d: %s. Training continues.",
-                *(words, done.returncode, text[-_TAIL:] or "no output"),
+                *(words, status, text[-_TAIL:] or "no output"),
             )
         elif text:
             _LOGGER.info("HOOKS.AFTER_EVAL: %s", text)
+
+    def _wait_for(self, words: list[str]) -> tuple[int, bytes]:
+        """Run the command; return its status and output, or end it at the limit or a stop."""
+        end = time.monotonic() + self.timeout
+        with subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            while True:
+                try:
+                    output, _ = process.communicate(timeout=_POLL)
+                except subprocess.TimeoutExpired:
+                    if self.is_stopping() or time.monotonic() > end:
+                        process.kill()
+                        raise subprocess.TimeoutExpired(words, self.timeout) from None
+                else:
+                    return process.returncode, output
 
 
 def _filled(word: str, names: dict[str, str]) -> str:

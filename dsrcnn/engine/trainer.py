@@ -138,7 +138,13 @@ class Trainer(DefaultTrainer):
             return None
         # Half of the time that other processes wait at most.
         words, timeout = list(cfg.HOOKS.AFTER_EVAL), cfg.DISTRIBUTED_TIMEOUT / 2
-        return CommandAfterEvaluation(words, cfg.OUTPUT_DIR, lambda: evaluation.done, timeout)
+        return CommandAfterEvaluation(
+            words,
+            cfg.OUTPUT_DIR,
+            lambda: evaluation.done,
+            timeout,
+            lambda: self._signals.received is not None,
+        )
 
     def _build_best_model(self) -> BestModel | None:
         node, sets = self.cfg.TEST.BEST, self.cfg.DATASETS.TEST

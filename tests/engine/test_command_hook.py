@@ -1,11 +1,13 @@
 """A command that runs after every evaluation."""
 
 import sys
+import time
 
 import pytest
 from conftest import coco_options, quick_cfg, save_model
 
 import dsrcnn
+from dsrcnn.engine.command_hook import CommandAfterEvaluation
 from dsrcnn.engine.trainer import Trainer
 from dsrcnn.errors import ConfigError
 
@@ -43,6 +45,16 @@ def test_a_command_that_fails_or_hangs_is_a_warning(tmp_path, messages, words, p
     trainer.train()
     assert (tmp_path / "model_final.pth").is_file()
     assert any(problem in text and "Training continues" in text for text in messages())
+
+
+def test_a_request_to_stop_ends_the_command(tmp_path, messages):
+    words = [sys.executable, "-c", "import time; time.sleep(60)"]
+    stopping = iter([False, True])
+    hook = CommandAfterEvaluation(words, str(tmp_path), lambda: 3, 60.0, lambda: next(stopping))
+    start = time.monotonic()
+    hook.after_step()
+    assert time.monotonic() - start < 20
+    assert any("failed" in text for text in messages())
 
 
 def test_a_command_that_is_no_list_of_words_is_refused(tmp_path):

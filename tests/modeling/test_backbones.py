@@ -125,6 +125,10 @@ def test_group_norms_keep_activations_in_norms_of_timm():
     assert norm[0].num_groups == math.gcd(32, norm[0].num_channels)
 
 
+def test_freezing_at_minus_one_freezes_nothing():
+    assert all(p.requires_grad for p in TimmBackbone("test_resnet", freeze_at=-1).parameters())
+
+
 def test_networks_with_unknown_parts_can_be_used_unfrozen():
     assert all(p.requires_grad for p in TimmBackbone("hiera_tiny_224").parameters())
 

@@ -356,3 +356,13 @@ def test_detecting_in_inference_mode_does_not_keep_training_from_its_constants(o
     with torch.inference_mode():
         model.eval()(inputs)
     train_step(model.train(), inputs)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_detector_tells_whether_all_of_its_parameters_are_trained(layers):
+    """Several processes must know: without an encoder, its embeddings of levels are unused."""
+    model = deformable_detr_of("MODEL.DeformableDETR.ENCODER_LAYERS", layers)
+    sum(model(batch(SIZES, [2, 3])).values()).backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert model.all_parameters_get_gradients == all(p.grad is not None for p in trained)
+    assert model.all_parameters_get_gradients == (layers > 0)

@@ -139,6 +139,11 @@ def test_layer_decay_and_freezing_count_embeddings_and_blocks():
     assert rates[id(bottom_up.norm.weight)] == pytest.approx(cfg.SOLVER.BASE_LR)
 
 
+def test_freezing_at_minus_one_freezes_nothing():
+    body = VisionTransformer(TINY, freeze_at=-1)
+    assert all(p.requires_grad for p in body.parameters())
+
+
 def test_pixels_are_standardized_as_the_network_expects():
     cfg = with_vit()
     use_pixel_statistics(cfg)

@@ -120,7 +120,7 @@ class TimmBackbone(Backbone):
     def _freeze(self, count: int) -> None:
         from timm.layers import freeze_batch_norm_2d
 
-        if not count:
+        if count <= 0:
             return
         units = list(chain(*self.parts()[:count]))
         frozen = {id(module) for unit in units for module in unit.modules()}

@@ -69,7 +69,7 @@ class VisionTransformer(Backbone):
         depth = len(self.blocks)
         count = min(_GLOBAL_BLOCKS, depth)
         self.global_blocks = {depth * k // count - 1 for k in range(1, count + 1)}
-        for part in self.parts()[:freeze_at]:
+        for part in self.parts()[: max(freeze_at, 0)]:
             for module in part:
                 module.requires_grad_(False)
 

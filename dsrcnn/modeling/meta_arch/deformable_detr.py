@@ -83,6 +83,11 @@ class DeformableDETR(SparseRCNN):
             )
         check_config_of_proposals(cfg)
 
+    @property
+    def all_parameters_get_gradients(self) -> bool:
+        """Whether the encoder has layers, too: without them its embeddings of levels are unused."""
+        return len(self.encoder.layers) > 0 and super().all_parameters_get_gradients
+
     def encode_features(self, features: list[Tensor], images: ImageBatch) -> TokenPyramid:
         """Compute the encoded tokens, which proposals and decoder read."""
         height, width = images.tensor.shape[-2:]
