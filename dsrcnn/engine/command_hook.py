@@ -89,7 +89,10 @@ class CommandAfterEvaluation(HookBase):
                 try:
                     output, _ = process.communicate(timeout=_POLL)
                 except subprocess.TimeoutExpired:
-                    if self.is_stopping() or time.monotonic() > end:
+                    if self.is_stopping():
+                        process.kill()
+                        raise OSError("training is asked to stop") from None
+                    if time.monotonic() > end:
                         process.kill()
                         raise subprocess.TimeoutExpired(words, self.timeout) from None
                 else:
