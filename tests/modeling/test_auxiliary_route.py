@@ -285,7 +285,8 @@ def test_a_checkpoint_with_both_networks_loads_into_either_model(tmp_path, caplo
         model = model_of(*opts)
         with caplog.at_level(logging.WARNING):
             Checkpointer(model, strict=True).load(str(tmp_path / "both.pth"))
-        assert not caplog.text
+        # Another test may have set the level of these loggers: only warnings count here.
+        assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
         for name, value in model.state_dict().items():
             assert torch.equal(value, saved.state_dict()[name])
 
