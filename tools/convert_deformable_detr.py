@@ -6,9 +6,10 @@ python tools/convert_deformable_detr.py r50_deformable_detr_plus_iterative_bbox_
 python train_net.py --eval-only --config-file coco/deformable_detr_R50_50ep \
     MODEL.WEIGHTS deformable_detr.pth
 
-It takes files of the official code (fundamentalvision/Deformable-DETR) and those of mmdetection, in
-which SQR was published. Models without box refinement fit ``coco/deformable_detr_plain_R50_50ep``,
-those with two stages ``coco/deformable_detr_two_stage_R50_50ep``.
+It takes files of the official code (fundamentalvision/Deformable-DETR) and those of mmdetection 2
+and 3; SQR was published in version 2. Models without box refinement fit
+``coco/deformable_detr_plain_R50_50ep``, those with two stages
+``coco/deformable_detr_two_stage_R50_50ep``.
 """
 
 import argparse
@@ -19,28 +20,44 @@ import torch
 from conversion import converter_parser, detectron2_key, read_or_exit, rename_all, rename_part
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
+_CANDIDATES = r"transformer\.(?=(enc_output|pos_trans)(_norm)?\.)"
 _OFFICIAL = [
     (r"query_embed\.", "init_proposal_features."),
     (r"transformer\.level_embed$", "encoder.level_embed"),
     (r"transformer\.reference_points\.", "proposal_generator.reference_points."),
-    (r"transformer\.(?=(enc_output|pos_trans)(_norm)?\.)", "proposal_generator."),
+    (_CANDIDATES, "proposal_generator."),
     (r"transformer\.encoder\.layers\.", "encoder.layers."),
     (r"transformer\.decoder\.layers\.", "head.head_series."),
 ]
 _MMDETECTION = [
+    (rf"bbox_head\.{_CANDIDATES}", "proposal_generator."),
     (r"bbox_head\.query_embedding\.", "init_proposal_features."),
     (r"bbox_head\.transformer\.level_embeds$", "encoder.level_embed"),
     (r"bbox_head\.transformer\.reference_points\.", "proposal_generator.reference_points."),
     (r"bbox_head\.transformer\.encoder\.layers\.", "encoder.layers."),
     (r"bbox_head\.transformer\.decoder\.layers\.", "head.head_series."),
 ]
+# Since version 3 the transformer is not a part of the head.
+_MMDETECTION_3 = [
+    (r"query_embedding\.", "init_proposal_features."),
+    (r"level_embed$", "encoder.level_embed"),
+    (r"reference_points_fc\.", "proposal_generator.reference_points."),
+    (r"memory_trans_fc\.", "proposal_generator.enc_output."),
+    (r"memory_trans_norm\.", "proposal_generator.enc_output_norm."),
+    (r"pos_trans_fc\.", "proposal_generator.pos_trans."),
+    (r"(?=pos_trans_norm\.)", "proposal_generator."),
+    (r"(?=encoder\.layers\.)", ""),
+    (r"decoder\.layers\.", "head.head_series."),
+]
 # Inside of the layers of mmdetection; the decoder has one kind of attention more.
 _ENCODER_PARTS = {
     "attentions.0.": "self_attn.", "norms.0.": "norm1.", "norms.1.": "norm2.",
     "ffns.0.layers.0.0.": "linear1.", "ffns.0.layers.1.": "linear2.",
+    "self_attn.": "self_attn.", "ffn.layers.0.0.": "linear1.", "ffn.layers.1.": "linear2.",
 }  # fmt: skip
 _DECODER_PARTS = _ENCODER_PARTS | {
     "attentions.0.attn.": "self_attn.", "attentions.1.": "cross_attn.",
+    "self_attn.attn.": "self_attn.", "cross_attn.": "cross_attn.",
     "norms.0.": "norm2.", "norms.1.": "norm1.", "norms.2.": "norm3.",
 }  # fmt: skip
 _IDS = 91  # outputs of the official classifiers, one for each id of COCO's categories
@@ -68,9 +85,8 @@ def our_key(key: str) -> str | None:
         part = f"{2 * int(prediction[4])}." if prediction[4] else ""
         name = f"head.head_series.{prediction[2]}.{prediction[1]}_embed.{part}"
         return name + key[prediction.end() :]
-    if key.startswith(("bbox_head.", "neck.")):
-        return _key_of_mmdetection(key)
-    return rename_part(key, _OFFICIAL)
+    is_official = key.startswith(("transformer.", "query_embed."))
+    return rename_part(key, _OFFICIAL) if is_official else _key_of_mmdetection(key)
 
 
 def _key_of_mmdetection(key: str) -> str:
@@ -82,7 +98,7 @@ def _key_of_mmdetection(key: str) -> str:
     if prediction:
         kind = "class_embed" if prediction[1] == "cls" else "bbox_embed"
         return f"head.head_series.{prediction[2]}.{kind}.{key[prediction.end() :]}"
-    name = rename_part(key, _MMDETECTION)
+    name = rename_part(key, _MMDETECTION if key.startswith("bbox_head.") else _MMDETECTION_3)
     layer = re.match(r"(encoder\.layers|head\.head_series)\.\d+\.", name)
     if not layer:
         return name

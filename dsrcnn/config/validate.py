@@ -5,7 +5,7 @@ A message names the key, the value found and what to write.
 """
 
 import logging
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
@@ -206,10 +206,24 @@ def check_cascade(cfg: CfgNode) -> None:
 def check_adamixer(cfg: CfgNode) -> None:
     """Check ``MODEL.AdaMixer``."""
     check_table(cfg, rules.ADAMIXER, "MODEL.AdaMixer")
+    if cfg.MODEL.META_ARCHITECTURE != "ASAG" or cfg.MODEL.ASAG.DECODER == "AdaMixer":
+        check_unused(cfg, rules.UNUSED_IN_ADAMIXER)
     channels = cfg.MODEL.SparseRCNN.HIDDEN_DIM
     if channels % 8:
         message = f"MODEL.SparseRCNN.HIDDEN_DIM is {channels}; AdaMixer needs a multiple of 8."
         raise ConfigError(message)
+
+
+def check_unused(cfg: CfgNode, defaults: dict[str, Any]) -> None:
+    """Raise a `ConfigError` if a key without effect has another value than its default."""
+    for key, default in defaults.items():
+        value = rules.value_of(cfg, key)
+        value = tuple(value) if isinstance(value, (list, tuple)) else value
+        if value != default:
+            raise ConfigError(
+                f"{key} is {value!r}, which has no effect in {cfg.MODEL.META_ARCHITECTURE}. Write "
+                f"its default, {key} {rules.shown(default)}."
+            )
 
 
 def check_asag(cfg: CfgNode) -> None:

@@ -59,7 +59,8 @@ def evaluate_checkpoints(
 ) -> list[dict[str, float]]:
     """Evaluate each file on ``DATASETS.TEST``, and write a row of the CSV file after each.
 
-    With ``MODEL.EMA.ENABLED`` the averaged weights are evaluated, as after a training run.
+    With ``MODEL.EMA.ENABLED`` the averaged weights are evaluated, as after a training run, and with
+    ``TEST.AUG.ENABLED`` also with test-time augmentation.
 
     Args:
         cfg: of the model and its data.
@@ -80,7 +81,10 @@ def evaluate_checkpoints(
     for number, file in enumerate(files, start=1):
         _LOGGER.info("Checkpoint %d of %d: %s", number, len(files), file)
         content = checkpointer.load(str(file), checkpointables=[])
-        results = flatten_results_dict(Trainer.test(cfg, model))
+        by_task = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            by_task.update(Trainer.test_with_TTA(cfg, model))
+        results = flatten_results_dict(by_task)
         if comm.is_main_process():
             rows.append({"iteration": _iteration(file, content), **results})
             _write(rows, Path(output))

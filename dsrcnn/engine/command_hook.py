@@ -15,6 +15,10 @@ _TAIL = 500  # characters of the output of a command that failed
 _POLL = 0.2  # seconds between looks at a request to stop
 
 
+class _StopRequestedError(Exception):
+    """Training is asked to stop while the command runs."""
+
+
 @dataclass(eq=False)
 class CommandAfterEvaluation(HookBase):
     """Run a command on the main process after every evaluation; its failure never ends training.
@@ -67,6 +71,9 @@ class CommandAfterEvaluation(HookBase):
         words = [_filled(word, names) for word in self.words]
         try:
             status, output = self._wait_for(words)
+        except _StopRequestedError:
+            _LOGGER.warning("HOOKS.AFTER_EVAL %s was ended: training is asked to stop.", words)
+            return
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             _LOGGER.warning("HOOKS.AFTER_EVAL %s failed: %s. Training continues.", words, error)
             return
@@ -91,7 +98,7 @@ class CommandAfterEvaluation(HookBase):
                 except subprocess.TimeoutExpired:
                     if self.is_stopping():
                         process.kill()
-                        raise OSError("training is asked to stop") from None
+                        raise _StopRequestedError from None
                     if time.monotonic() > end:
                         process.kill()
                         raise subprocess.TimeoutExpired(words, self.timeout) from None

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
@@ -13,33 +13,31 @@ from ..layers.norm import RunningNorm
 from .backbone.timm_backbone import freeze_norms_of_timm
 
 
-class _StoredStatistics:
-    """Mixin of a batch norm that always uses its stored statistics."""
-
-    def train(self: Any, mode: bool = True) -> Any:
-        """Stay in evaluation mode."""
-        return super().train(False)  # type: ignore[misc]
-
-
 def use_stored_statistics(model: nn.Module) -> None:
     """Let the backbone's batch norms use stored statistics in training; factors stay trainable.
 
-    As in the official code of AdaMixer and DETR-like detectors of MMDetection (``norm_eval``).
+    As in the official code of AdaMixer and DETR-like detectors of MMDetection (``norm_eval``). The
+    norms of a pyramid network on top, which starts without statistics, train as usual.
 
     Raises:
         ConfigError: if the backbone has no batch norms whose factors are trained.
     """
     backbone = model.get_submodule("backbone")
-    norms = [m for m in backbone.modules() if isinstance(m, _BatchNorm)]
+    body = getattr(backbone, "bottom_up", backbone)
+    norms = [m for m in body.modules() if isinstance(m, _BatchNorm)]
     if not norms:
         raise ConfigError(
             "MODEL.BACKBONE.NORM_EVAL is True, but the backbone has no batch norms with trained "
             "factors. Write MODEL.RESNETS.NORM BN, or MODEL.BACKBONE.NORM_EVAL False."
         )
     for norm in norms:
-        kind = type(norm)
-        norm.__class__ = type(kind.__name__, (_StoredStatistics, kind), {})
+        # In place of the method, so that the class, by which others know norms, stays.
+        norm.train = partial(_stay_in_evaluation, norm)  # type: ignore[assignment, method-assign]
         norm.eval()
+
+
+def _stay_in_evaluation(norm: nn.Module, mode: bool = True) -> nn.Module:
+    return type(norm).train(norm, False)
 
 
 def freeze_modules(model: nn.Module, names: Sequence[str]) -> None:

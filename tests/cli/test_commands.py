@@ -90,6 +90,12 @@ def test_all_checkpoints_of_a_run_or_some_are_evaluated(tmp_path, capsys):
     assert list(found.values()) == pytest.approx(trained, nan_ok=True)
     assert cv2.imread(str(out / "checkpoints.png")).shape[0] > 300
     assert "bbox/AP50" in capsys.readouterr().out
+    views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.SCALE_FILTER", "False"]
+    views += ["TEST.AUG.MIN_SIZES", "(64,)"]
+    assert main(["eval", str(out), "--checkpoints", "3", *views]) == 0
+    row = read_table(out / "checkpoints.csv")[0]
+    assert float(row["bbox/AP"]) == pytest.approx(found[3], nan_ok=True)
+    assert "bbox_TTA/AP" in row
     assert main(["eval", str(out), "--checkpoints", "1"]) == 0
     assert [row["iteration"] for row in read_table(out / "checkpoints.csv")] == ["1"]
     detections = [(out / "inference/coco_instances_results.json").read_text()]

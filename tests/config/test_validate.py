@@ -139,6 +139,7 @@ def test_patience_needs_a_metric():
     ([f"{NODE}.DEEP_SUPERVISION", False], "DEEP_SUPERVISION True"),
     ([f"{NODE}.DROPOUT", 0.1], "DROPOUT 0.0"),
     ([f"{NODE}.ACTIVATION", "relu"], "ACTIVATION gelu"),
+    ([f"{NODE}.BOX_WEIGHTS", (10.0, 10.0, 5.0, 5.0)], "no effect in ASAG"),
     (["MODEL.COMPILE", True], "MODEL.COMPILE False"),
     (["MODEL.ACTIVATION_CHECKPOINT", ("stages",)], "Leave out 'stages'"),
     ([f"{ASAG}.GUIDED_PART", 1.0], "GUIDED_PART"),

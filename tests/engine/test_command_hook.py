@@ -54,7 +54,9 @@ def test_a_request_to_stop_ends_the_command(tmp_path, messages):
     start = time.monotonic()
     hook.after_step()
     assert time.monotonic() - start < 20
-    assert any("failed" in text for text in messages())
+    texts = messages()
+    assert any("was ended: training is asked to stop" in text for text in texts)
+    assert not any("Training continues" in text for text in texts)
 
 
 def test_a_command_that_is_no_list_of_words_is_refused(tmp_path):

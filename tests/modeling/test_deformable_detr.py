@@ -1,5 +1,7 @@
 """Deformable DETR as a stage and as a detector, with and without recollection."""
 
+import math
+
 import pytest
 import torch
 from conftest import batch
@@ -21,9 +23,10 @@ from dsrcnn.config import check_config, read_cfg
 from dsrcnn.errors import ConfigError
 from dsrcnn.layers.deformable_attention import TokenPyramid
 from dsrcnn.modeling.decoder import DeformableStage
+from dsrcnn.modeling.decoder.deformable import box_network, move_boxes
 from dsrcnn.modeling.encoder import DeformableEncoder
 from dsrcnn.solver import build_optimizer
-from dsrcnn.structures import Targets
+from dsrcnn.structures import Targets, box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from dsrcnn.utils.training import use_training_context
 
 PLAIN = ["MODEL.DeformableDETR.BOX_REFINEMENT", False]
@@ -109,6 +112,24 @@ def test_the_box_of_a_point_does_not_depend_on_a_size():
 
 
 @torch.no_grad()
+def test_a_box_however_small_never_becomes_a_point_again():
+    network = box_network(8)
+    last = network[-1]
+    nn.init.zeros_(last.weight)
+    last.bias.data.copy_(torch.tensor([0.0, 0.0, -200.0, -20.0]))
+    content, point = torch.randn(1, 8), torch.tensor([[0.5, 0.25, 0.0, 0.0]])
+    moved = move_boxes(network, content, point)
+    torch.testing.assert_close(moved, torch.tensor([[0.5, 0.25, 1e-5, 1e-5]]))
+    sizes = torch.tensor([1000.0, 800.0, 1000.0, 800.0])
+    again = box_xyxy_to_cxcywh(box_cxcywh_to_xyxy(moved) * sizes) / sizes
+    # The logit of a hundred-thousandth, not that of a point, gets the next change.
+    last.bias.data.fill_(0.0)
+    last.bias.data[2] = 1.0
+    side = 1 / (1 + (1e5 - 1) / math.e)
+    expected = torch.tensor([[0.5, 0.25, side, 1e-5]])
+    torch.testing.assert_close(move_boxes(network, content, again), expected, rtol=0.01, atol=0)
+
+
 def test_encoded_tokens_of_an_image_do_not_depend_on_its_padding():
     """Not even on what lies in the padding: alone, and padded to twice the size with noise."""
     model, maps = encoder(), [torch.randn(1, 16, 2 * n, 2 * n).double() for n in (12, 6, 3)]
@@ -344,6 +365,10 @@ def test_points_are_learned_at_a_tenth_of_the_rate():
     (["MODEL.DeformableDETR.ENCODER_LAYERS", -1], "ENCODER_LAYERS is -1"),
     ([*options("HIDDEN_DIM", 34, "NHEADS", 2), "MODEL.FPN.OUT_CHANNELS", 34],
      "HIDDEN_DIM is 34; .* Write a multiple of 4"),
+    (options("BOX_WEIGHTS", (10.0, 10.0, 5.0, 5.0)), "BOX_WEIGHTS is .* no effect"),
+    (options("PROPOSALS.BOXES", "grid"), "BOXES is 'grid', which has no effect.*BOXES image"),
+    (options("NUM_CLS", 2), "NUM_CLS is 2, which has no effect"),
+    (options("NUM_REG", 2), "NUM_REG is 2, which has no effect"),
 ])  # fmt: skip
 def test_values_that_cannot_work_are_refused(opts, words):
     with pytest.raises(ConfigError, match=words):

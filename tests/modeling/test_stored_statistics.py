@@ -1,6 +1,7 @@
 """Batch norms of the backbone that train with stored statistics."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -36,6 +37,26 @@ def test_outputs_are_those_of_frozen_norms_and_copies_stay_so():
     expected = frozen.train().backbone(images)["p3"]
     for each in (model.train(), copied):
         torch.testing.assert_close(each.backbone(images)["p3"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_can_be_pickled():
+    model = Trainer.build_model(tiny_cfg(*ON))
+    again = pickle.loads(pickle.dumps(model)).train()
+    norms = [m for m in again.backbone.bottom_up.modules() if isinstance(m, _BatchNorm)]
+    assert norms
+    assert not any(m.training for m in norms)
+    images = torch.randn(1, 3, 64, 96)
+    expected = model.train().backbone(images)
+    torch.testing.assert_close(again.backbone(images), expected)
+
+
+def test_norms_of_the_pyramid_collect_statistics():
+    model = Trainer.build_model(tiny_cfg(*ON, "MODEL.FPN.NORM", "BN")).train()
+    norms = [m for m in model.backbone.bottom_up.modules() if isinstance(m, _BatchNorm)]
+    others = [m for m in model.backbone.modules() if isinstance(m, _BatchNorm) and m not in norms]
+    assert others
+    assert not any(m.training for m in norms)
+    assert all(m.training for m in others)
 
 
 def test_frozen_parts_stay_frozen():

@@ -7,7 +7,12 @@ from detectron2.modeling import build_backbone, build_model
 
 from dsrcnn.errors import ConfigError, WeightsError
 from dsrcnn.modeling.backbone.build import use_pixel_statistics
-from dsrcnn.modeling.backbone.vit_backbone import ChannelNorm, VisionTransformer, in_windows
+from dsrcnn.modeling.backbone.vit_backbone import (
+    ChannelNorm,
+    VisionTransformer,
+    apply_in_windows,
+    attend_in_windows,
+)
 from dsrcnn.solver import build_optimizer
 
 timm = pytest.importorskip("timm")
@@ -78,16 +83,41 @@ def test_position_embeddings_are_resized_as_timm_does(size):
 
 def test_windows_equal_a_loop_over_them():
     torch.manual_seed(0)
-    block = VisionTransformer(TINY).blocks[0].eval()
+    attention = VisionTransformer(TINY).blocks[0].attn.eval()
     tokens = torch.randn(2, 5, 7, 64)
     padded = torch.zeros(2, 6, 9, 64)
     padded[:, :5, :7] = tokens
     expected = torch.zeros_like(padded)
     for y in range(0, 6, 3):
         for x in range(0, 9, 3):
-            window = padded[:, y : y + 3, x : x + 3]
-            expected[:, y : y + 3, x : x + 3] = block(window.reshape(2, 9, 64)).view(2, 3, 3, 64)
-    torch.testing.assert_close(in_windows(block, tokens, 3), expected[:, :5, :7])
+            window = padded[:, y : y + 3, x : x + 3].reshape(2, 9, 64)
+            expected[:, y : y + 3, x : x + 3] = attention(window).view(2, 3, 3, 64)
+    found = attend_in_windows(attention, tokens, 3)
+    torch.testing.assert_close(found, expected[:, :5, :7])
+
+
+def test_one_window_without_padding_is_the_whole_block():
+    torch.manual_seed(0)
+    block = VisionTransformer(TINY).blocks[0].eval()
+    tokens = torch.randn(2, 6, 6, 64)
+    expected = block(tokens.flatten(1, 2)).view_as(tokens)
+    torch.testing.assert_close(apply_in_windows(block, tokens, 6), expected)
+
+
+def test_stochastic_depth_drops_a_block_of_whole_images():
+    torch.manual_seed(0)
+    block = VisionTransformer(TINY, drop_path=0.5).blocks[-1].train()
+    tokens = torch.randn(32, 4, 4, 64)
+    with torch.no_grad():
+        unchanged = (apply_in_windows(block, tokens, 2) == tokens).all(dim=-1).flatten(1)
+    assert 0 < unchanged.all(dim=1).sum() < 32  # both of its branches
+    assert (unchanged.all(dim=1) == unchanged.any(dim=1)).all()
+
+
+def test_windows_of_a_network_of_other_blocks_are_refused():
+    other = "vit_small_patch16_18x2_224"  # two attentions side by side
+    with pytest.raises(ConfigError, match=r"TIMM\.WINDOW.*ParallelThingsBlock.*WINDOW 0"):
+        VisionTransformer(other, window=7)
 
 
 def test_the_last_block_of_every_quarter_attends_to_the_whole_image():

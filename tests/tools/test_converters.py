@@ -139,14 +139,24 @@ def published_deformable_detr(stages, logits):
     return {k: torch.randn(shape) for k, shape in shapes.items()}
 
 
-def as_in_mmdetection(state):
+# Parts of names of the official code, and those of mmdetection, by version.
+IN_MMDETECTION = {
+    2: [
+        ("query_embed", "bbox_head.query_embedding"), ("level_embed", "level_embeds"),
+        ("transformer.", "bbox_head.transformer."), ("cross_attn", "attentions.1"),
+        ("linear1", "ffns.0.layers.0.0"), ("linear2", "ffns.0.layers.1"),
+    ],
+    3: [
+        ("query_embed", "query_embedding"), ("transformer.", ""),
+        ("reference_points", "reference_points_fc"), ("linear1", "ffn.layers.0.0"),
+        ("linear2", "ffn.layers.1"), ("enc_output.", "memory_trans_fc."),
+        ("enc_output_norm", "memory_trans_norm"), ("pos_trans.", "pos_trans_fc."),
+    ],
+}  # fmt: skip
+
+
+def as_in_mmdetection(state, version):
     """The same tensors under the names of mmdetection, whose neck has no biases."""
-    names = [
-        ("query_embed", "bbox_head.query_embedding"), ("class_embed", "bbox_head.cls_branches"),
-        ("level_embed", "level_embeds"), ("transformer.", "bbox_head.transformer."),
-        ("backbone.0.body.", "backbone."), ("linear1", "ffns.0.layers.0.0"),
-        ("linear2", "ffns.0.layers.1"), ("cross_attn", "attentions.1"),
-    ]  # fmt: skip
     renamed = {}
     for key, value in state.items():
         if "decoder.bbox_embed" in key:
@@ -163,9 +173,11 @@ def as_in_mmdetection(state):
             _, stage, _, layer, kind = key.split(".")
             renamed[f"bbox_head.reg_branches.{stage}.{2 * int(layer)}.{kind}"] = value
             continue
-        for old, new in names:
+        both = [("class_embed", "bbox_head.cls_branches"), ("backbone.0.body.", "backbone.")]
+        for old, new in both + IN_MMDETECTION[version]:
             key = key.replace(old, new)
-        key = key.replace("self_attn", "attentions.0.attn" if of_decoder else "attentions.0")
+        first = "attentions.0" if version == 2 else "self_attn"
+        key = key.replace("self_attn", f"{first}.attn" if of_decoder else first)
         order = {"norm1": 1, "norm2": 0, "norm3": 2} if of_decoder else {"norm1": 0, "norm2": 1}
         for old, index in order.items():
             key = key.replace(old, f"norms.{index}")
@@ -173,7 +185,11 @@ def as_in_mmdetection(state):
     return renamed
 
 
-def test_converted_weights_of_two_stages_fill_the_whole_model(tmp_path, convert):
+each_code = pytest.mark.parametrize("version", [0, 2, 3], ids=["official", "mmdet 2", "mmdet 3"])
+
+
+@each_code
+def test_converted_weights_of_two_stages_fill_the_whole_model(version, tmp_path, convert):
     source, target = tmp_path / "published.pth", tmp_path / "converted.pth"
     official = published_deformable_detr(stages=4, logits=91)  # the last predicts candidates
     absent = ("transformer.decoder.layers.3", "transformer.reference_points", "query_embed")
@@ -182,7 +198,8 @@ def test_converted_weights_of_two_stages_fill_the_whole_model(tmp_path, convert)
     layers += [("pos_trans", 128, 128), ("pos_trans_norm", 128)]
     shapes = with_biases("transformer.", layers)
     official |= {k: torch.randn(shape) for k, shape in shapes.items()}
-    torch.save({"model": official}, source)
+    state = as_in_mmdetection(official, version) if version else official
+    torch.save({"state_dict" if version else "model": state}, source)
     convert("deformable_detr", source, target)
     options = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_CLASSES", 80]
     options += ["MODEL.SparseRCNN.PROPOSALS.NAME", "EncoderQueries"]
@@ -194,14 +211,14 @@ def test_converted_weights_of_two_stages_fill_the_whole_model(tmp_path, convert)
     assert torch.equal(proposals.pos_trans.weight, official["transformer.pos_trans.weight"])
 
 
-@pytest.mark.parametrize("code", ["official", "mmdetection"])
-def test_converted_deformable_detr_weights_fill_the_whole_model(code, tmp_path, convert):
+@each_code
+def test_converted_deformable_detr_weights_fill_the_whole_model(version, tmp_path, convert):
     source, target = tmp_path / "published.pth", tmp_path / "converted.pth"
     official = published_deformable_detr(stages=3, logits=91)
-    if code == "official":
-        content = {"model": official, "args": argparse.Namespace(lr=2e-4)}
+    if version:
+        content = {"state_dict": as_in_mmdetection(official, version), "meta": {"epoch": 50}}
     else:
-        content = {"state_dict": as_in_mmdetection(official), "meta": {"epoch": 50}}
+        content = {"model": official, "args": argparse.Namespace(lr=2e-4)}
     torch.save(content, source)
     convert("deformable_detr", source, target)
     options = ["MODEL.DEVICE", "cpu", "MODEL.SparseRCNN.NUM_CLASSES", 80]
@@ -223,11 +240,14 @@ def test_converted_deformable_detr_weights_fill_the_whole_model(code, tmp_path, 
     ):
         assert torch.equal(parameter, official[key]), key
     bias = official["input_proj.3.0.bias"]
-    assert torch.equal(conv.bias, bias if code == "official" else torch.zeros_like(bias))
+    assert torch.equal(conv.bias, torch.zeros_like(bias) if version else bias)
     classes = official["class_embed.1.bias"]
     assert stage.class_embed.bias[[0, 79]].tolist() == classes[[1, 90]].tolist()  # person, last
     torch.save({"model": {"transformer.other": torch.zeros(1)}}, source)
     with pytest.raises(SystemExit, match="1 unknown parameters, such as transformer"):
+        convert("deformable_detr", source, target)
+    torch.save({"model": {"other.weight": torch.zeros(1)}}, source)
+    with pytest.raises(SystemExit, match="1 unknown parameters, such as other"):
         convert("deformable_detr", source, target)
 
 

@@ -51,7 +51,7 @@ class VisionTransformer(Backbone):
 
         Raises:
             ConfigError: if timm is missing, or the network is no plain transformer with patches of
-                16 pixels and position embeddings.
+                16 pixels and position embeddings, or its blocks know no windows.
             WeightsError: if the weights cannot be loaded.
         """
         super().__init__()
@@ -65,6 +65,8 @@ class VisionTransformer(Backbone):
             body = create_network(name, {"pretrained": pretrained, **options})
         self.embeddings = Embeddings(body.patch_embed, body.pos_embed, body.norm_pre)
         self.blocks, self.norm = body.blocks, body.norm
+        if window:
+            _require_windows(name, body.blocks)
         self.window = window
         depth = len(self.blocks)
         count = min(_GLOBAL_BLOCKS, depth)
@@ -79,7 +81,7 @@ class VisionTransformer(Backbone):
         height, width = tokens.shape[1:3]
         for index, block in enumerate(self.blocks):
             if self.window and index not in self.global_blocks:
-                tokens = in_windows(block, tokens, self.window)
+                tokens = apply_in_windows(block, tokens, self.window)
             else:
                 tokens = block(tokens.flatten(1, 2)).unflatten(1, (height, width))
         return {"last": self.norm(tokens).permute(0, 3, 1, 2).contiguous()}
@@ -118,14 +120,34 @@ class Embeddings(nn.Module):
         return self.norm(tokens + positions.unflatten(1, size).to(tokens.dtype))
 
 
-def in_windows(block: nn.Module, tokens: Tensor, size: int) -> Tensor:
-    """Apply a block to windows of ``size x size`` tokens (B, h, w, C), padded at the far ends."""
+def apply_in_windows(block: Any, tokens: Tensor, size: int) -> Tensor:
+    """Apply a block of timm whose attention is limited to windows (ViTDet, section 3).
+
+    Only the attention: stochastic depth is drawn for whole images, and padding is zero after the
+    norm and reaches no other layer.
+
+    Args:
+        block: timm's ``Block``.
+        tokens: (B, h, w, C).
+        size: side of the windows; those at the far ends are padded.
+
+    Returns:
+        (B, h, w, C).
+    """
+    attended = attend_in_windows(block.attn, block.norm1(tokens), size)
+    tokens = tokens + block.drop_path1(block.ls1(attended))
+    result: Tensor = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+    return result
+
+
+def attend_in_windows(attention: nn.Module, tokens: Tensor, size: int) -> Tensor:
+    """Apply attention to windows of ``size x size`` of the tokens (B, h, w, C)."""
     height, width = tokens.shape[1:3]
     padded = F.pad(tokens, (0, 0, 0, -width % size, 0, -height % size))
     rows, columns = padded.shape[1] // size, padded.shape[2] // size
     # (B, rows, size, columns, size, C) to one sequence a window and back
     grid = padded.unflatten(2, (columns, size)).unflatten(1, (rows, size)).transpose(2, 3)
-    windows = block(grid.reshape(-1, size * size, tokens.shape[-1]))
+    windows = attention(grid.reshape(-1, size * size, tokens.shape[-1]))
     grid = windows.reshape(grid.shape).transpose(2, 3)
     return grid.flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
@@ -210,4 +232,16 @@ def _require_plain(name: str, options: dict[str, Any]) -> None:
             f"MODEL.TIMM.NAME is {name!r}; build_timm_vit_fpn_backbone needs a plain vision "
             "transformer with patches of 16 pixels and position embeddings, such as "
             "vit_base_patch16_224. Networks with a pyramid of their own: build_timm_fpn_backbone."
+        )
+
+
+def _require_windows(name: str, blocks: nn.Sequential) -> None:
+    from timm.models.vision_transformer import Block
+
+    others = {type(block).__name__ for block in blocks if type(block) is not Block}
+    if others:
+        raise ConfigError(
+            f"MODEL.TIMM.WINDOW is not 0, but MODEL.TIMM.NAME {name} is built of "
+            f"{' and '.join(sorted(others))}, whose attention cannot be limited to windows. Write "
+            "MODEL.TIMM.WINDOW 0, or a network of plain blocks such as vit_base_patch16_224."
         )

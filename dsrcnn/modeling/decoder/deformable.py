@@ -1,7 +1,11 @@
 """The decoder of Deformable DETR (arXiv 2010.04159, section 4.2 and appendix A.4).
 
 Stages of self-attention among queries and deformable attention to the encoded pyramid. Inside of a
-stage boxes are center and size as fractions of the image; a box without size is a point.
+stage boxes are center and size as fractions of the image.
+
+Without two stages, queries start as points, and only the first stage turns them into boxes. A point
+is a box of no size here: it samples at distances of cells instead of parts of its sides
+(`References.at_boxes`), and its sides are what the first change says alone (`move_boxes`).
 
 Notation: ``G`` groups of queries.
 """
@@ -97,6 +101,7 @@ class DeformableStage(Stage):
             Logits (B, G, P, C) or None, boxes (B, G, P, 4) and states with the new content.
         """
         position, content = states.chunk(2, dim=-1)
+        # Norms are numbered as officially, where cross-attention was written first.
         content = self.norm2(content + self.dropout(self._attend(position, content)))
         with torch.autocast(boxes.device.type, enabled=False):
             sizes = pyramid.sizes.view(-1, 1, 1, 4)
@@ -159,13 +164,15 @@ def move_boxes(network: nn.Sequential, content: Tensor, boxes: Tensor) -> Tensor
         boxes: (..., 4) center and size as fractions; a side of zero adds nothing to its change.
 
     Returns:
-        (..., 4) center and size as fractions.
+        (..., 4) center and size as fractions; no side is below 1e-5.
     """
     changes = network(content.to(cast(nn.Linear, network[0]).weight.dtype)).to(boxes.dtype)
     start = torch.logit(boxes, eps=_MARGIN)
     center, size = start.split(2, dim=-1)
     size = torch.where(boxes[..., 2:] > 0, size, 0.0)
-    return (torch.cat([center, size], dim=-1) + changes).sigmoid()
+    moved = (torch.cat([center, size], dim=-1) + changes).sigmoid()
+    # However small, it is no point: those have no side at all, only before their first change.
+    return torch.cat([moved[..., :2], moved[..., 2:].clamp(min=_MARGIN)], dim=-1)
 
 
 class DeformableDecoder(Cascade):

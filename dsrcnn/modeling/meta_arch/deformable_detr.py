@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...config import rules
 from ...config.rules import check_table
-from ...config.validate import check_name
+from ...config.validate import check_name, check_unused
 from ...errors import ConfigError
 from ...layers.deformable_attention import TokenPyramid
 from ..decoder.deformable import DeformableDecoder, DeformableStage
@@ -65,6 +65,7 @@ class DeformableDETR(SparseRCNN):
         """Check the keys of cascades and of Deformable DETR."""
         super().check_config(cfg)
         check_table(cfg, rules.DEFORMABLE_DETR, "MODEL.DeformableDETR")
+        check_unused(cfg, rules.UNUSED_IN_DEFORMABLE_DETR)
         node, key = cfg.MODEL.SparseRCNN, "MODEL.SparseRCNN"
         if node.HIDDEN_DIM % 4:
             raise ConfigError(

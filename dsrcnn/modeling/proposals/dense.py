@@ -31,7 +31,7 @@ from ..matching.units import UnitRule
 from ..postprocessing import dense_nms
 from .build import EXCLUDED_LOGIT, PROPOSALS_REGISTRY, ProposalSource
 
-_CANDIDATES = 1000  # best locations that enter NMS, or more where there are more proposals
+_BEST = 1000  # best locations that enter NMS, or more where there are more proposals
 _THRESHOLD = 0.7  # IoU of NMS
 _POSITIVES = 8  # locations that learn a ground truth in the auxiliary loss
 _FINEST_STRIDE = 8  # of the levels in use, as in FCOS: stride 4 has three quarters of all locations
@@ -99,11 +99,11 @@ def select_distinct(
     Returns:
         Indices of locations (B, P), and whether each is distinct, (B, P) bool.
     """
-    most = min(max(_CANDIDATES, count), scores.shape[1])
+    most = min(max(_BEST, count), scores.shape[1])
     best, index = scores.masked_fill(is_outside, -torch.inf).topk(most, dim=1)
     is_inside = ~is_outside.gather(1, index)
-    candidates = boxes.float().gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-    kept = dense_nms(best, torch.zeros_like(index), candidates, _THRESHOLD) & is_inside
+    of_best = boxes.float().gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+    kept = dense_nms(best, torch.zeros_like(index), of_best, _THRESHOLD) & is_inside
     rank = torch.arange(most, device=scores.device)
     order = torch.where(kept, rank, rank + most).topk(min(count, most), largest=False).indices
     available = is_inside.sum(dim=1, keepdim=True)
