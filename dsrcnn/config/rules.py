@@ -160,13 +160,6 @@ ASAG: Table = {
     "ANCHORS.MAX_PATCHES": at_least(0),
     **dict.fromkeys(("ANCHORS.LOW", "ANCHORS.HIGH", "ANCHORS.OUTPUT"), FRACTION),
 }
-# Keys without effect, and their defaults.
-UNUSED_IN_ADAMIXER = {"MODEL.SparseRCNN.BOX_WEIGHTS": (2.0, 2.0, 1.0, 1.0)}
-UNUSED_IN_DEFORMABLE_DETR = UNUSED_IN_ADAMIXER | {
-    "MODEL.SparseRCNN.PROPOSALS.BOXES": "image",
-    "MODEL.SparseRCNN.NUM_CLS": 1,
-    "MODEL.SparseRCNN.NUM_REG": 3,
-}
 # Keys of cascades with a fixed value in ASAG.
 FIXED_IN_ASAG = {
     "MODEL.SparseRCNN.PROPOSALS.NAME": "",

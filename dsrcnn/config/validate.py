@@ -206,8 +206,6 @@ def check_cascade(cfg: CfgNode) -> None:
 def check_adamixer(cfg: CfgNode) -> None:
     """Check ``MODEL.AdaMixer``."""
     check_table(cfg, rules.ADAMIXER, "MODEL.AdaMixer")
-    if cfg.MODEL.META_ARCHITECTURE != "ASAG" or cfg.MODEL.ASAG.DECODER == "AdaMixer":
-        check_unused(cfg, rules.UNUSED_IN_ADAMIXER)
     channels = cfg.MODEL.SparseRCNN.HIDDEN_DIM
     if channels % 8:
         message = f"MODEL.SparseRCNN.HIDDEN_DIM is {channels}; AdaMixer needs a multiple of 8."

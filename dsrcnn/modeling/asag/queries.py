@@ -6,7 +6,7 @@ training), ``P = n + N`` queries, denoising ones first.
 
 import copy
 import logging
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -25,6 +25,7 @@ from ..decoder import (
     StageSettings,
     stride_of,
 )
+from ..decoder.adamixer import UNUSED_KEYS
 from .patches import RelativeTargets
 
 _LOGGER = logging.getLogger(__name__)
@@ -163,7 +164,10 @@ class ParallelDecoders(nn.Module):
 
     Attributes:
         pooler: pools RoI features, for the initializer, too; its strides are those of the pyramid.
+        unused_keys: config keys without effect, and their defaults.
     """
+
+    unused_keys: ClassVar[dict[str, Any]] = {}
 
     @configurable
     def __init__(
@@ -270,6 +274,8 @@ class ParallelDecoders(nn.Module):
 
 class AdaMixerDecoders(ParallelDecoders):
     """The decoders of ASAG-A: stages of AdaMixer, with other towers and positions."""
+
+    unused_keys = UNUSED_KEYS
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

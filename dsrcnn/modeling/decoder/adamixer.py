@@ -15,11 +15,13 @@ from ...layers.adaptive_mixing import AdaptiveMixing
 from ...layers.blocks import activation_from_name, initialize_xavier, linear_norm_act, prior_bias
 from ...layers.point_sampling import GroupedPyramid, sample_points
 from ...layers.relation_attention import RelationAttention
-from ...structures import at_least_float32, boxes_to_xyzr, xyzr_to_boxes
+from ...structures import BOX_WEIGHTS, at_least_float32, boxes_to_xyzr, xyzr_to_boxes
 from .cascade import Cascade
 from .rcnn_head import Stage, StageSettings, stride_of
 
 _GROUPS = 4  # channel groups for sampling and mixing
+# Config keys without effect, and their defaults: boxes move by xyzr.
+UNUSED_KEYS = {"MODEL.SparseRCNN.BOX_WEIGHTS": BOX_WEIGHTS}
 
 
 class PositionalStage(Stage):

@@ -5,8 +5,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from ...config.validate import check_adamixer
-from ..decoder.adamixer import AdaMixerDecoder
+from ...config.validate import check_adamixer, check_unused
+from ..decoder.adamixer import UNUSED_KEYS, AdaMixerDecoder
 from .sparse_rcnn import SparseRCNN
 
 
@@ -30,3 +30,4 @@ class AdaMixer(SparseRCNN):
         """Check the keys of cascades and of the decoder."""
         super().check_config(cfg)
         check_adamixer(cfg)
+        check_unused(cfg, UNUSED_KEYS)

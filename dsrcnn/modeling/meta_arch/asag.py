@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from ...config.validate import check_adamixer, check_asag, check_model
+from ...config.validate import check_adamixer, check_asag, check_model, check_unused
 from ...structures import Predictions, Targets, at_least_float32, box_cxcywh_to_xyxy
 from ...utils.events import ScalarLog
 from ...utils.training import iteration_ends, training_context
@@ -104,6 +104,7 @@ class ASAG(SparseDetector):
         super().check_config(cfg)
         check_adamixer(cfg)
         check_asag(cfg)
+        check_unused(cfg, DECODERS[cfg.MODEL.ASAG.DECODER].unused_keys)
 
     @property
     def all_parameters_get_gradients(self) -> bool:

@@ -11,6 +11,7 @@ from ...config.rules import check_table
 from ...config.validate import check_name, check_unused
 from ...errors import ConfigError
 from ...layers.deformable_attention import TokenPyramid
+from ...structures import BOX_WEIGHTS
 from ..decoder.deformable import DeformableDecoder, DeformableStage
 from ..encoder import DeformableEncoder
 from ..losses.criterion import SetCriterion
@@ -21,6 +22,13 @@ from ..proposals.learned import LearnedQueries
 from .base import ImageBatch
 from .routes import build_route_losses
 from .sparse_rcnn import SparseRCNN
+
+UNUSED_KEYS = {
+    "MODEL.SparseRCNN.BOX_WEIGHTS": BOX_WEIGHTS,
+    "MODEL.SparseRCNN.PROPOSALS.BOXES": "image",
+    "MODEL.SparseRCNN.NUM_CLS": 1,
+    "MODEL.SparseRCNN.NUM_REG": 3,
+}
 
 
 @META_ARCH_REGISTRY.register()
@@ -65,7 +73,7 @@ class DeformableDETR(SparseRCNN):
         """Check the keys of cascades and of Deformable DETR."""
         super().check_config(cfg)
         check_table(cfg, rules.DEFORMABLE_DETR, "MODEL.DeformableDETR")
-        check_unused(cfg, rules.UNUSED_IN_DEFORMABLE_DETR)
+        check_unused(cfg, UNUSED_KEYS)
         node, key = cfg.MODEL.SparseRCNN, "MODEL.SparseRCNN"
         if node.HIDDEN_DIM % 4:
             raise ConfigError(
