@@ -204,7 +204,7 @@ def _add_model_training(cfg: CfgNode) -> None:
     cfg.MODEL.ACTIVATION_CHECKPOINT = ()
     cfg.MODEL.COMPILE = False  # torch.compile: stages, pooling, costs, losses; needs a C++ compiler
     cfg.MODEL.COMPILE_MODE = "default"  # or max-autotune-no-cudagraphs
-    cfg.MODEL.BACKBONE.NORM_EVAL = False  # batch norms train with stored statistics
+    cfg.MODEL.BACKBONE.NORM_EVAL = False  # its batch norms, not the neck's, use stored statistics
     cfg.MODEL.FREEZE = ()  # modules that stay as loaded, such as ("backbone",)
     cfg.MODEL.TRUST_WEIGHTS = False  # run code that a pickled weight file may contain
 

@@ -118,8 +118,8 @@ class TrainLoop(TrainerBase):
         """Train on one batch.
 
         Raises:
-            NonFiniteLossError: if losses or gradients are infinite or NaN; the weights are
-                unchanged.
+            NonFiniteLossError: if losses or gradients are infinite or NaN, of the iteration before
+                if they are read late; the weights never take such a step.
         """
         start = time.perf_counter()
         if self._batches is None:

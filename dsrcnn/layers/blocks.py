@@ -2,7 +2,8 @@
 
 import math
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -33,3 +34,14 @@ def initialize_xavier(module: nn.Module) -> None:
 def prior_bias(probability: float) -> float:
     """Return the logit of `probability` (RetinaNet's prior, arXiv 1708.02002)."""
     return -math.log((1.0 - probability) / probability)
+
+
+def apply_in_float32(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a layer to `x` outside of autocast, for scores to rank by and for boxes.
+
+    Of bfloat16 hundreds of scores of an image are equal, and which of them are best is chance. The
+    result is float64 if the layer is, and float32 otherwise.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = layer(x.to(layer.weight.dtype))
+    return result if result.dtype == torch.float64 else result.float()

@@ -246,6 +246,21 @@ def test_candidates_are_the_best_tokens_inside_of_the_image():
     assert not proposals.boxes.requires_grad
 
 
+def test_tokens_that_are_excluded_never_learn_an_object():
+    model = trained_model_of(*TWO_STAGES)
+    inputs = batch([(32, 32), (160, 160)], [30, 1])  # more objects than tokens
+    predictions, images = model.raw_predictions(inputs)
+    candidates = predictions.candidates
+    usable = candidates.logits[0, ..., 0] > -20
+    assert usable[0].sum() < 30
+    assert torch.equal(candidates.mask, usable)
+    targets = Targets.from_inputs(inputs, images.sizes)
+    targets = targets._replace(labels=torch.zeros_like(targets.labels))  # objects or not
+    assignment = model.proposals.matcher(candidates, targets)[0]
+    assert (assignment[~usable] == -1).all()
+    assert (assignment[0] >= 0).sum() == usable[0].sum()
+
+
 def test_an_image_of_fewer_tokens_has_as_many_queries():
     model = model_of(*TWO_STAGES, *options("NUM_PROPOSALS", 50)).eval()
     boxes = model.raw_predictions(batch([(32, 32)], [0]))[0].boxes

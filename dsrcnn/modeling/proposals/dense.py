@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...layers.blocks import prior_bias
+from ...layers.blocks import apply_in_float32, prior_bias
 from ...layers.constants import made_once
 from ...structures import (
     MAX_LOG_SCALE,
@@ -218,7 +218,7 @@ class DenseDistinct(ProposalSource):
         for of_class, of_box in zip(self.class_tower, self.box_tower, strict=True):
             by_class = of_class(by_class, is_outside, shapes)
             by_box = of_box(by_box, is_outside, shapes)
-        logits = at_least_float32(self.class_logits(by_class))
+        logits = apply_in_float32(self.class_logits, by_class)
         boxes = self._boxes(by_box, locations)
         index, is_distinct = select_distinct(
             logits.detach().amax(dim=-1), boxes.detach(), is_outside, self.num_proposals
@@ -256,11 +256,10 @@ class DenseDistinct(ProposalSource):
 
     def _boxes(self, tokens: Tensor, locations: Tensor) -> Tensor:
         """Predict boxes (B, N, 4) by the distances of their sides from the locations, as FCOS."""
-        with torch.autocast(tokens.device.type, enabled=False):
-            raw = at_least_float32(self.distances(tokens.to(self.distances.weight.dtype)))
-            center, stride = locations.to(raw.dtype).split([2, 1], dim=-1)
-            low, high = (_REACH * stride * raw.clamp(max=MAX_LOG_SCALE).exp()).split(2, dim=-1)
-            return torch.cat([center - low, center + high], dim=-1)
+        raw = apply_in_float32(self.distances, tokens)
+        center, stride = locations.to(raw.dtype).split([2, 1], dim=-1)
+        low, high = (_REACH * stride * raw.clamp(max=MAX_LOG_SCALE).exp()).split(2, dim=-1)
+        return torch.cat([center - low, center + high], dim=-1)
 
 
 def _tokens(levels: Sequence[Tensor]) -> Tensor:

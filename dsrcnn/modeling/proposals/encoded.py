@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from ...layers.blocks import apply_in_float32
 from ...layers.deformable_attention import TokenPyramid
 from ...layers.relation_attention import encode_by_waves
 from ...structures import Predictions, Proposals, Targets, box_cxcywh_to_xyxy
@@ -83,12 +84,13 @@ class EncoderQueries(ProposalSource):
 
         Returns:
             Boxes (B, P, 4) xyxy in pixels, without gradient, and features (B, P, 2 * D); and
-            predictions (1, B, N, .) of all tokens for `losses`.
+            predictions (1, B, N, .) of all tokens for `losses`, masked where they are excluded.
         """
         is_excluded = (features.is_padding | self._is_at_border(features.places)).unsqueeze(-1)
         tokens = features.tokens.masked_fill(is_excluded, 0.0)
         tokens = self.enc_output_norm(self.enc_output(tokens))
-        logits = self.class_embed(tokens).masked_fill(is_excluded, EXCLUDED_LOGIT)
+        logits = apply_in_float32(self.class_embed, tokens)
+        logits = logits.masked_fill(is_excluded, EXCLUDED_LOGIT)
         scale = sizes.unsqueeze(1)
         with torch.autocast(tokens.device.type, enabled=False):
             moved = move_boxes(self.bbox_embed, tokens, self._anchors(features))
@@ -100,7 +102,8 @@ class EncoderQueries(ProposalSource):
         queries = self.pos_trans_norm(self.pos_trans(waves.to(self.pos_trans.weight.dtype)))
         proposals = Proposals(box_cxcywh_to_xyxy(selected) * scale, queries)
         stage = torch.zeros(1, dtype=torch.int64, device=boxes.device)
-        return proposals, Predictions(logits.unsqueeze(0), boxes.unsqueeze(0), stage)
+        mask = ~is_excluded.squeeze(-1)
+        return proposals, Predictions(logits.unsqueeze(0), boxes.unsqueeze(0), stage, mask)
 
     def losses(
         self, candidates: Predictions, targets: Targets, normalizers: LossNormalizers | None
