@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..utils.references import weak_method
 from ..utils.training import TrainingState
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -29,7 +30,7 @@ class AveragedWeights:
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.decay = decay
         self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=self._blend, use_buffers=True)
+        self.average = AveragedModel(model, multi_avg_fn=weak_method(self._blend), use_buffers=True)
         self._copied = [
             pair
             for module, averaged in zip(model.modules(), self.average.module.modules(), strict=True)

@@ -43,6 +43,10 @@ class StopSignals:
         self._interrupts = False
         self._process = os.getpid()
 
+    def is_requested(self) -> bool:
+        """Return whether a signal was received."""
+        return self.received is not None
+
     @contextmanager
     def handled(self) -> Iterator[None]:
         """Receive signals inside; only the main thread can."""

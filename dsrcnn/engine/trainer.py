@@ -38,6 +38,7 @@ from ..modeling.freeze import freeze_modules, use_stored_statistics
 from ..modeling.meta_arch.base import SparseDetector
 from ..modeling.tta import TestTimeAugmentation
 from ..solver import build_lr_scheduler, build_optimizer
+from ..utils.references import weak_method
 from .checkpoint import Checkpointer
 from .command_hook import CommandAfterEvaluation
 from .console import FILE_ONLY, progress_bar, results_table
@@ -87,7 +88,7 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.EMA.ENABLED:
             self.average = AveragedWeights(model, decay=cfg.MODEL.EMA.DECAY)
         self._trainer: TrainLoop = TrainLoop.from_config(cfg, wrap_ddp(model), loader, optimizer)
-        self._trainer.stop_requested = lambda: self._signals.received is not None
+        self._trainer.stop_requested = self._signals.is_requested
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
             model,
@@ -110,15 +111,16 @@ class Trainer(DefaultTrainer):
         """Build the hooks, which are the same on all processes; only the main one writes."""
         cfg, model = self.cfg, unwrapped(self.model)
         models = [model] if self.average is None else [model, self.average.average.module]
-        evaluation = Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate, self.best)
+        evaluation = Evaluation(cfg.TEST.EVAL_PERIOD, weak_method(self._evaluate), self.best)
+        best = weak_method(self._best_weights)
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._build_average_hook(),
             *precise_norms(cfg, models, self.build_train_loader),
-            AverageNorms(models, self._is_saved_or_evaluated),
+            AverageNorms(models, weak_method(self._is_saved_or_evaluated)),
             # Before the evaluation, so that a checkpoint exists if that fails.
-            Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, self._best_weights),
+            Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, best),
             evaluation,
             self._build_command_hook(evaluation),
             ProgressBar(cfg.TEST.BEST.METRIC or _DEFAULT_METRIC),
@@ -143,7 +145,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             lambda: evaluation.done,
             timeout,
-            lambda: self._signals.received is not None,
+            self._signals.is_requested,
         )
 
     def _build_best_model(self) -> BestModel | None:
@@ -158,7 +160,7 @@ class Trainer(DefaultTrainer):
             required=node.METRIC != _DEFAULT_METRIC or node.PATIENCE > 0,
             patience=node.PATIENCE,
             checkpointer=self.checkpointer,
-            weights=self._best_weights,
+            weights=weak_method(self._best_weights),
         )
 
     def _best_weights(self) -> dict[str, Tensor]:

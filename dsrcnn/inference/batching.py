@@ -27,16 +27,19 @@ def map_ahead(
     """
     iterator = iter(items)
     failure: Exception | None = None
+    has_more = True
     running: deque[Future[B]] = deque()
     pool = ThreadPoolExecutor(workers, "dsrcnn-ahead", initializer)
     with pool:
         try:
             while True:
                 try:
-                    while failure is None and len(running) < ahead:
+                    while has_more and len(running) < ahead:
                         running.append(pool.submit(function, next(iterator)))
-                except Exception as error:  # the end, or what was read before is handed over first
-                    failure = error
+                except StopIteration:  # not kept: an error owns this frame, and that the function
+                    has_more = False
+                except Exception as error:  # what was read before is handed over first
+                    failure, has_more = error, False
                 if not running:
                     break
                 future = running.popleft()
@@ -45,7 +48,7 @@ def map_ahead(
         finally:  # a consumer that stops early
             for future in running:
                 future.cancel()
-    if failure is not None and not isinstance(failure, StopIteration):
+    if failure is not None:
         raise failure
 
 
