@@ -190,6 +190,7 @@ NO_DATA: tuple[object, ...] = (
     *("DATASETS.CUSTOM.FOLDER", "", "DATASETS.CUSTOM.TRAIN_JSON", ""),
     *("DATASETS.CUSTOM.TEST_JSON", "", "DATASETS.CUSTOM.CLASSES", ()),
 )
+_DATASETS = ("DATASETS.TRAIN", "DATASETS.TEST")
 _STEPS: list[Callable[[CfgNode], None]] = []
 
 
@@ -218,9 +219,26 @@ def load_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
         DataError: if the annotations of ``DATASETS.CUSTOM`` cannot be read.
     """
     cfg = read_cfg(path_or_name, opts)
+    named = {key: tuple(value_of(cfg, key)) for key in _DATASETS if key in opts[0::2]}
     choose_device(cfg)
     with plain_system_errors(f"The data or weights that {path_or_name} names cannot be read"):
         for step in _STEPS:
             step(cfg)
+    _use_named_datasets(cfg, named)
     check_config(cfg)
     return cfg
+
+
+def _use_named_datasets(cfg: CfgNode, named: dict[str, tuple[str, ...]]) -> None:
+    """Leave out datasets that overrides leave out; refuse others than ``DATASETS.CUSTOM`` names."""
+    for key, names in named.items():
+        part = key.rsplit(".", 1)[-1]
+        used = tuple(cfg.DATASETS[part])
+        if not names:
+            cfg.DATASETS[part] = ()
+        elif names != used:
+            raise ConfigError(
+                f"{key} is {names!r}, but the data of this config are those of DATASETS.CUSTOM, "
+                f"{used!r}. Write DATASETS.CUSTOM.{part}_SPLIT or {part}_JSON for other data, or "
+                "DATASETS.CUSTOM.FOLDER '' and NAME '' for registered datasets."
+            )

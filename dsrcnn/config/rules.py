@@ -286,7 +286,10 @@ TRAINING: Table = {
     "SOLVER.WARMUP_FACTOR": FRACTION,
     "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
     **dict.fromkeys(("SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD"), at_least(0)),
-    **dict.fromkeys(("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM"), at_least(0)),
+    "SOLVER.WEIGHT_DECAY": at_least(0),
+    "SOLVER.WEIGHT_DECAY_NORM": Allowed(
+        lambda v: v == 0, "0: norms decay like all else, or not with SOLVER.NO_DECAY ('norm',)"
+    ),
     **dict.fromkeys(("SOLVER.WEIGHT_DECAY_BIAS", "SOLVER.NECK_MULTIPLIER"), optional(at_least(0))),
     **dict.fromkeys(("SOLVER.BIAS_LR_FACTOR", "SOLVER.BACKBONE_MULTIPLIER"), at_least(0)),
     "SOLVER.LAYER_DECAY": above(0, 1),

@@ -334,6 +334,11 @@ def _check_training(cfg: CfgNode) -> None:
                 "of TEST.AUG.MIN_SIZES; write a pair such as [0, 10000] for each, or "
                 "TEST.AUG.SCALE_FILTER False."
             )
+    if cfg.VIS_PERIOD and is_ours:
+        raise ConfigError(
+            f"VIS_PERIOD is {cfg.VIS_PERIOD}, but {cfg.MODEL.META_ARCHITECTURE} draws nothing in "
+            "training. Write VIS_PERIOD 0; LOG.IMAGES draws predictions at every evaluation."
+        )
     if "validation/" in best.METRIC and not cfg.TEST.LOSS:
         raise ConfigError(
             f"TEST.BEST.METRIC is {best.METRIC!r}, but TEST.LOSS is False, so there are no losses "

@@ -178,6 +178,12 @@ def test_valid_and_unused_values_are_accepted(opts):
     check_config(tiny_cfg(*opts))
 
 
+def test_keys_of_detectron2_without_effect_are_refused():
+    refuses(tiny_cfg("SOLVER.WEIGHT_DECAY_NORM", 0.1), "WEIGHT_DECAY_NORM is 0.1", "NO_DECAY")
+    refuses(tiny_cfg("VIS_PERIOD", 100), "VIS_PERIOD is 100", "LOG.IMAGES")
+    load_cfg("quick/faster_rcnn_shapes", ["MODEL.DEVICE", "cpu", "VIS_PERIOD", 100])  # draws
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_cuda_without_a_gpu_becomes_the_cpu_with_a_warning(monkeypatch, messages, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

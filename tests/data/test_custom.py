@@ -136,12 +136,23 @@ def test_message_says_which_number_of_classes_to_write(write):
 
 
 def test_data_sets_with_different_classes_are_rejected():
-    with pytest.raises(ConfigError, match="'coco_2017_val' has 80 classes"):
+    with pytest.raises(DataError, match="has 5 classes, but 'coco_2017_val' has 80"):
         load_cfg(QUICK, ["DATASETS.TEST", ("coco_2017_val",)])
     DatasetCatalog.register("other", list)
     MetadataCatalog.get("other").thing_classes = ["circle", "box", "triangle", "star", "cross"]
     with pytest.raises(DataError, match="number 1 is 'square' in one and 'box' in the other"):
         load_cfg(QUICK, ["DATASETS.TEST", ("other",)])
+
+
+def test_overrides_of_custom_data_leave_sets_out_or_are_refused(write):
+    opts = custom(write("a.json"), write("b.json"))
+    assert load_cfg(QUICK, [*opts, "DATASETS.TEST", ()]).DATASETS.TEST == ()
+    cfg = load_cfg(QUICK, [*opts, "DATASETS.TRAIN", ()])
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), ("toy_test",))
+    assert cfg.MODEL.SparseRCNN.NUM_CLASSES == 2
+    assert load_cfg(QUICK, [*opts, "DATASETS.TEST", ("toy_test",)]).DATASETS.TEST == ("toy_test",)
+    with pytest.raises(ConfigError, match=r"DATASETS\.TEST is \('shapes_val',\), .*TEST_JSON"):
+        load_cfg(QUICK, [*opts, "DATASETS.TEST", ("shapes_val",)])
 
 
 def test_classes_of_a_file_that_was_never_loaded_are_read_from_it(write):

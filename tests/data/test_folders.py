@@ -1,6 +1,7 @@
 """Folders in the layouts of COCO, Pascal VOC and YOLO."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import write_coco as write_coco_json
@@ -127,6 +128,24 @@ def test_voc_lists_of_single_classes_are_no_splits(folder_of):
     (folder / "ImageSets/Main/left_train.txt").write_text("1 1\n")
     with pytest.raises(DataError, match=r"no split 'test'; it has train, val"):
         custom(folder, TEST_SPLIT, "test")
+
+
+def test_names_in_voc_lists_may_have_spaces_and_a_number_behind_them(folder_of):
+    folder = folder_of("voc")
+    for kind, ending in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (folder / f"{kind}/1.{ending}").rename(folder / f"{kind}/my image.{ending}")
+    (folder / "ImageSets/Main/val.txt").write_text("2\n")
+    listed = folder / "ImageSets/Main/train.txt"
+    listed.write_text("my image\n2\n")
+    names = [Path(record["file_name"]).stem for record in records_of(folder)]
+    assert names == ["my image", "2"]
+    listed.write_text("my image  1\n2 -1\n")
+    assert [Path(record["file_name"]).stem for record in records_of(folder)] == names
+
+
+def test_a_split_that_is_absent_says_how_to_name_another(folder_of):
+    with pytest.raises(DataError, match=r"it has train, val\. Name one of these, .*TEST_SPLIT"):
+        custom(folder_of("voc"), TEST_SPLIT, "test")
 
 
 def test_voc_keeps_the_classes_of_the_model(folder_of):

@@ -186,7 +186,10 @@ def find_split(folder: Path, split: str) -> str:
     for name in names:
         if name in known:
             return name
-    raise DataError(f"{folder} has no split {split!r}; it has {', '.join(known)}.")
+    raise DataError(
+        f"{folder} has no split {split!r}; it has {', '.join(known)}. Name one of these, in a "
+        "config with DATASETS.CUSTOM.TRAIN_SPLIT and TEST_SPLIT; an empty name is no split."
+    )
 
 
 def split_fault(folder: Path, split: str) -> str | None:
@@ -324,6 +327,12 @@ def resolve_num_classes(cfg: CfgNode) -> None:
             node[leaf] = len(names)
         if len(names) != node[leaf]:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            if len(names) != len(first[1]):
+                raise DataError(
+                    f"Dataset {first[0]!r} has {len(first[1])} classes, but {name!r} has "
+                    f"{len(names)} ({shown}). A model can be trained and evaluated on datasets of "
+                    "the same classes only; give both the same categories."
+                )
             raise ConfigError(
                 f"{key} is {node[leaf]}, but dataset {name!r} has {len(names)} classes "
                 f"({shown}). Write {key} {len(names)}, or 0 to take the number from the data."

@@ -1,5 +1,6 @@
 """Pascal VOC folders: ``Annotations/*.xml``, ``JPEGImages/``, ``ImageSets/Main/<split>.txt``."""
 
+import re
 from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
@@ -125,7 +126,8 @@ def _message(path: Path, error: Exception) -> str:
 def _image_names(folder: Path, split: str) -> list[str]:
     advice = f"the splits of {folder} are {', '.join(voc_splits(folder))}."
     lines = read_lines(folder / "ImageSets/Main" / f"{split}.txt", advice)
-    names = [line.split()[0] for line in lines if line.strip()]
+    # Lists of single classes have -1, 0 or 1 behind every name, which may have spaces.
+    names = [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines if line.strip()]
     for name in names:
         if not _is_inside(PurePath(name)):
             text = f"{folder / 'ImageSets/Main' / split}.txt names {name!r}"
