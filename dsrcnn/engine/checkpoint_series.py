@@ -2,10 +2,8 @@
 
 import csv
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.evaluation.testing import flatten_results_dict
@@ -14,10 +12,10 @@ from tabulate import tabulate
 
 from ..errors import ConfigError, WeightsError
 from .checkpoint import Checkpointer
+from .resume import checkpoints_in, iteration_of
 from .trainer import Trainer
 
 _LOGGER = logging.getLogger(__name__)
-_NAME = re.compile(r"model_(\d{7,})\.pth")
 _SHOWN = ("AP", "AP50", "AP75", "mMR", "Recall")
 _FINAL = "model_final.pth"
 
@@ -34,9 +32,7 @@ def find_checkpoints(folder: str | Path, iterations: Sequence[int] | None = None
         ConfigError: if there is no checkpoint of an iteration.
         WeightsError: if there is none at all.
     """
-    found = {
-        int(m[1]): p for p in Path(folder).glob("model_*.pth") if (m := _NAME.fullmatch(p.name))
-    }
+    found = checkpoints_in(folder)
     final = Path(folder) / _FINAL
     if not found and iterations is None and final.is_file():
         return [final]
@@ -86,16 +82,13 @@ def evaluate_checkpoints(
             by_task.update(Trainer.test_with_TTA(cfg, model))
         results = flatten_results_dict(by_task)
         if comm.is_main_process():
-            rows.append({"iteration": _iteration(file, content), **results})
+            number = iteration_of(file)
+            number = int(content.get("iteration", -1)) if number is None else number
+            rows.append({"iteration": number, **results})
             _write(rows, Path(output))
     if rows:
         _LOGGER.info("%s\n\n%s", _table(rows), output)
     return rows
-
-
-def _iteration(file: Path, content: dict[str, Any]) -> int:
-    match = _NAME.fullmatch(file.name)
-    return int(match[1]) if match else int(content.get("iteration", -1))
 
 
 def _write(rows: list[dict[str, float]], path: Path) -> None:

@@ -1,7 +1,11 @@
 """Command that runs after every evaluation (``HOOKS.AFTER_EVAL``)."""
 
+import contextlib
 import logging
+import os
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -87,23 +91,39 @@ class CommandAfterEvaluation(HookBase):
             _LOGGER.info("HOOKS.AFTER_EVAL: %s", text)
 
     def _wait_for(self, words: list[str]) -> tuple[int, bytes]:
-        """Run the command; return its status and output, or end it at the limit or a stop."""
+        """Run the command; return its status and output, or end it at the limit or a stop.
+
+        Its output goes to a file: a pipe would stay open as long as something that the command
+        leaves running in the background.
+        """
         end = time.monotonic() + self.timeout
-        with subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
+        with tempfile.TemporaryFile() as output:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that it can be ended with all that it has started
+            )
             while True:
                 try:
-                    output, _ = process.communicate(timeout=_POLL)
+                    status = process.wait(timeout=_POLL)
                 except subprocess.TimeoutExpired:
                     if self.is_stopping():
-                        process.kill()
+                        _kill_group(process)
                         raise _StopRequestedError from None
                     if time.monotonic() > end:
-                        process.kill()
+                        _kill_group(process)
                         raise subprocess.TimeoutExpired(words, self.timeout) from None
                 else:
-                    return process.returncode, output
+                    output.seek(0)
+                    return status, output.read()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _filled(word: str, names: dict[str, str]) -> str:

@@ -22,6 +22,7 @@ from ..data.build import load_records
 from ..data.datasets.custom import require_class_names
 from ..data.images import read_image
 from ..data.mapper import DetectionMapper
+from ..data.samplers import seeded
 from ..errors import CheckpointError, ConfigError
 from ..utils.distributed import local_reductions
 from ..utils.training import use_training_context
@@ -111,10 +112,18 @@ class BestModel:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, its iteration, and the evaluations since."""
-        return {"value": self.value, "iteration": self.iteration, "waited": self.waited}
+        names = ("metric", "value", "iteration", "waited")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the result of `state_dict`."""
+        """Restore the result of `state_dict`, unless it is about another metric."""
+        before = state_dict.get("metric", self.metric)
+        if before != self.metric:
+            _LOGGER.warning(
+                "The best model was kept by %s and is now by %s: the next evaluation replaces it.",
+                *(before, self.metric),
+            )
+            return
         self.value = state_dict["value"]
         self.iteration, self.waited = state_dict["iteration"], state_dict["waited"]
 
@@ -226,10 +235,21 @@ def eval_loss_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def _same_draws(model: nn.Module, seed: int) -> Iterator[None]:
+    """Seed the draws of a model for a block, and restore their state afterwards."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with seeded(seed), torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        yield
+
+
 def validation_losses(model: nn.Module, loader: Iterable[list[dict[str, Any]]]) -> dict[str, float]:
     """Compute the mean losses over the images of all processes; `loader` has those of this one.
 
     The model must not be wrapped by `wrap_ddp`: processes may have different numbers of images.
+    What a model draws, such as the sampled proposals of Faster R-CNN and the noise of denoising
+    queries, is the same in every evaluation, and the state of the training's draws stays.
 
     Returns:
         Losses by name and ``total_loss``; empty on all processes but the main one.
@@ -237,8 +257,10 @@ def validation_losses(model: nn.Module, loader: Iterable[list[dict[str, Any]]]) 
     sums: dict[str, float] = defaultdict(float)
     count = 0
     with eval_loss_mode(model):
-        for batch in loader:
-            for name, value in model(batch).items():
+        for number, batch in enumerate(loader):
+            with _same_draws(model, number):
+                losses = model(batch)
+            for name, value in losses.items():
                 sums[name] += float(value) * len(batch)
             count += len(batch)
     gathered = comm.gather((dict(sums), count))

@@ -19,6 +19,7 @@ from ..utils.distributed import reduce_mean
 from ..utils.training import TrainingState
 from .checkpoint import Checkpointer
 from .console import progress_bar
+from .writers import TrackerWriter
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -151,6 +152,12 @@ class Writers(hooks.PeriodicWriter):
     """Write scalars periodically; the first writer, the console, after the first iteration, too."""
 
     _written = -1  # the last iteration the console has
+
+    def before_train(self) -> None:
+        """Begin or continue the runs of trackers."""
+        for writer in self._writers:
+            if isinstance(writer, TrackerWriter):
+                writer.begin(resumed=self.trainer.start_iter > 0)
 
     def after_step(self) -> None:
         """Write if it is due."""

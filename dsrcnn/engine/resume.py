@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from detectron2.utils import comm
 
 from ..errors import ConfigError, DsrcnnError, WeightsError
 from .weight_io import read_weights
+from .writers import TRACKED_RUNS
 
 _LOGGER = logging.getLogger(__name__)
-_CHECKPOINTS = "model_[0-9]*.pth"  # with the state of the training
-_WEIGHTS = (_CHECKPOINTS, "model_final.pth", "model_best.pth")
-_RECORDS = ("last_checkpoint", "events.out.tfevents.*")
+# With the state of the training. Files of other names, such as copies, are the user's.
+_CHECKPOINT = re.compile(r"model_(\d{7,})\.pth")
+_MODELS = ("model_final.pth", "model_best.pth")
+_RECORDS = ("last_checkpoint", "events.out.tfevents.*", *TRACKED_RUNS)
 # Keys whose change another state of model or optimizer would need. Others that change tensors are
 # found when the checkpoint is loaded.
 _FIXED = (
@@ -28,7 +31,13 @@ _FIXED = (
 # Keys whose values are in the checkpoint.
 _KEPT = (
     *("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_BIAS", "SOLVER.MOMENTUM"),
-    *("SOLVER.BIAS_LR_FACTOR", "SOLVER.BACKBONE_MULTIPLIER", "SOLVER.NECK_MULTIPLIER", "SEED"),
+    *(
+        "SOLVER.NESTEROV",
+        "SOLVER.BIAS_LR_FACTOR",
+        "SOLVER.BACKBONE_MULTIPLIER",
+        "SOLVER.NECK_MULTIPLIER",
+        "SEED",
+    ),
 )
 _SILENT = ("OUTPUT_DIR", "VERSION", "MODEL.DEVICE", "MODEL.WEIGHTS")
 
@@ -47,7 +56,7 @@ def check_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> None:
 def _objection(folder: Path, resume: bool, overwrite: bool) -> str | None:
     if resume and overwrite:
         return "--resume continues a run and --overwrite deletes it; write one of them."
-    files = [path.name for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
+    files = [path.name for path in _weights_in(folder)]
     names = ", ".join(files[:3]) + (", ..." if files[3:] else "")
     if resume and files and not newest_first(folder):
         return (
@@ -73,9 +82,9 @@ def clear_folder(folder: str | Path) -> None:
     try:
         if path.is_file():
             os.truncate(path, 0)  # a writer may have opened it already
-        for pattern in (*_WEIGHTS, *_RECORDS):
-            for path in Path(folder).glob(pattern):
-                path.unlink()
+        records = [path for pattern in _RECORDS for path in Path(folder).glob(pattern)]
+        for path in (*_weights_in(Path(folder)), *records):
+            path.unlink()
     except OSError as error:
         raise ConfigError(
             f"{path} of an earlier run cannot be deleted ({error.strerror}). Write another "
@@ -83,9 +92,26 @@ def clear_folder(folder: str | Path) -> None:
         ) from error
 
 
+def checkpoints_in(folder: str | Path) -> dict[int, Path]:
+    """Return the files ``model_<iteration>.pth`` in `folder` by iteration, ascending."""
+    found = ((iteration_of(path), path) for path in Path(folder).glob("model_*.pth"))
+    return dict(sorted((number, path) for number, path in found if number is not None))
+
+
+def iteration_of(path: Path) -> int | None:
+    """Return the iteration in the name of a checkpoint, None for other files."""
+    match = _CHECKPOINT.fullmatch(path.name)
+    return None if match is None else int(match[1])
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    models = [folder / name for name in _MODELS]
+    return [*checkpoints_in(folder).values(), *(path for path in models if path.exists())]
+
+
 def newest_first(folder: str | Path) -> list[str]:
     """List the checkpoints in `folder` from which training can continue."""
-    files = [path for path in Path(folder).glob(_CHECKPOINTS) if os.path.isfile(path)]
+    files = [path for path in checkpoints_in(folder).values() if os.path.isfile(path)]
     paths = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
     last = Path(folder) / "last_checkpoint"
     text = last.read_bytes() if os.path.isfile(last) else b""  # not of a pipe

@@ -189,7 +189,7 @@ def _record(cfg: CfgNode) -> None:
 def device_name(cfg: CfgNode) -> str:
     """Return the name of the GPU, or architecture and threads of the CPU."""
     if cfg.MODEL.DEVICE.startswith("cuda"):
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(cfg.MODEL.DEVICE)
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
@@ -204,6 +204,8 @@ def package_version(package: str) -> str | None:
 def _git_state() -> dict[str, object]:
     """Return the commit of the package and whether files are modified; empty outside a clone."""
     root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed somewhere inside of another project's clone
+        return {}
 
     def git(*words: str) -> str | None:
         try:

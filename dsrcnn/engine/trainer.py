@@ -172,9 +172,10 @@ class Trainer(DefaultTrainer):
         return done == self.start_iter + 1 or done % (self.cfg.LOG.PERIOD or 20) == 0
 
     def _is_saved_or_evaluated(self, done: int) -> bool:
-        """Whether weights are saved or evaluated after `done` iterations."""
+        """Whether weights are saved or evaluated after `done` iterations, or at a stop."""
         periods = (self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD)
-        return done >= self.max_iter or any(p > 0 and done % p == 0 for p in periods)
+        due = done >= self.max_iter or any(p > 0 and done % p == 0 for p in periods)
+        return due or self._trainer.stops
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the averaged weights if there are any, otherwise the weights."""
@@ -260,6 +261,7 @@ class Trainer(DefaultTrainer):
         except TrainingInterrupted as stop:
             raise self._interrupted(stop) from None
         except EarlyStop as stop:
+            self.iter = stop.iteration  # a run that had ended is one iteration ahead
             next(h for h in self._hooks if isinstance(h, Checkpoints)).save_final(stop.iteration)
             self.checkpointer.save(f"model_{stop.iteration:07d}", iteration=stop.iteration)
             node = self.cfg.TEST.BEST

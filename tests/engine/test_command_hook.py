@@ -1,5 +1,6 @@
 """A command that runs after every evaluation."""
 
+import logging
 import sys
 import time
 
@@ -45,6 +46,25 @@ def test_a_command_that_fails_or_hangs_is_a_warning(tmp_path, messages, words, p
     trainer.train()
     assert (tmp_path / "model_final.pth").is_file()
     assert any(problem in text and "Training continues" in text for text in messages())
+
+
+def test_a_command_may_leave_something_running(tmp_path, messages, caplog):
+    caplog.set_level(logging.INFO)
+    words = ["sh", "-c", "sleep 30 & echo started"]
+    hook = CommandAfterEvaluation(words, str(tmp_path), lambda: 3, 20.0)
+    start = time.monotonic()
+    hook.after_step()
+    assert time.monotonic() - start < 10
+    assert "HOOKS.AFTER_EVAL: started" in messages()
+
+
+def test_a_command_that_takes_too_long_ends_with_all_that_it_has_started(tmp_path, messages):
+    words = ["sh", "-c", f"(sleep 2; touch {tmp_path}/late) & sleep 60"]
+    hook = CommandAfterEvaluation(words, str(tmp_path), lambda: 3, 0.5)
+    hook.after_step()
+    time.sleep(3)
+    assert not (tmp_path / "late").exists()
+    assert any("timed out" in text for text in messages())
 
 
 def test_a_request_to_stop_ends_the_command(tmp_path, messages):

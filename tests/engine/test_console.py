@@ -5,11 +5,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import QUICK, SMALL, coco_options, quick_cfg, run_program
+from conftest import QUICK, SMALL, coco_options, quick_cfg, run_program, train
 from detectron2.utils.events import EventStorage
 
 from dsrcnn.engine.console import FILE_ONLY, configure_logging, results_table
 from dsrcnn.engine.main import run
+from dsrcnn.engine.resume import clear_folder
 from dsrcnn.engine.writers import build_writers
 from dsrcnn.errors import ConfigError
 
@@ -92,6 +93,7 @@ def test_a_resumed_training_continues_its_mlflow_run_in_a_folder(tmp_path, monke
     (tmp_path / "cells").mkdir()
     for iteration, loss in ((3, 2.0), (4, 1.5)):
         writer = build_writers(cfg, 10)[-1]
+        writer.begin(resumed=iteration > 3)
         with EventStorage(iteration) as storage:
             storage.put_scalars(**{"loss": loss, "bbox/AP": 10 * loss}, smoothing_hint=False)
             writer.write()
@@ -104,6 +106,49 @@ def test_a_resumed_training_continues_its_mlflow_run_in_a_folder(tmp_path, monke
     assert run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "bbox/AP")
     assert [(m.step, m.value) for m in history] == [(3, 20.0), (4, 15.0)]
+    writer = build_writers(cfg, 10)[-1]
+    writer.begin(resumed=False)  # another training in the folder
+    writer.close()
+    assert len(client.search_runs([experiment])) == 2
+
+
+def test_mlflow_takes_the_names_of_any_classes(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    writer = build_writers(quick_cfg(tmp_path / "out", "LOG.MLFLOW_EXPERIMENT", "mine"), 10)[-1]
+    writer.begin(resumed=False)
+    classes = ["stop sign (small)", "C++", "C--", "R&D", "it's", "a,b", "Häuser"]
+    with EventStorage(3) as storage:
+        storage.put_scalars(**{f"bbox/AP-{c}": 1.0 for c in classes}, smoothing_hint=False)
+        writer.write()
+    writer.close()
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert len(run.data.metrics) == len(classes)
+    assert "bbox/AP-C_2b__2b_" in run.data.metrics
+
+
+def test_a_tracker_that_fails_is_one_warning_and_training_goes_on(tmp_path, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise RuntimeError("no route to host")
+
+    run = SimpleNamespace(id="run7", log=fail, finish=fail)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
+    train(quick_cfg(tmp_path, "LOG.WANDB_PROJECT", "mine", "SOLVER.MAX_ITER", 3, "LOG.PERIOD", 1))
+    assert (tmp_path / "model_final.pth").is_file()
+    assert caplog.text.count("no route to host") == 1
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=fail))
+    writer = build_writers(quick_cfg(tmp_path, "LOG.WANDB_PROJECT", "mine"), 10)[-1]
+    with pytest.raises(ConfigError, match=r"LOG\.WANDB_PROJECT .* no route to host"):
+        writer.begin(resumed=False)
+
+
+def test_overwriting_a_run_forgets_its_runs_in_trackers(tmp_path):
+    for name in ("wandb_run", "mlflow_run"):
+        (tmp_path / name).write_text("run7")
+    clear_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_resumed_training_continues_its_wandb_run(tmp_path, monkeypatch):
@@ -116,13 +161,14 @@ def test_a_resumed_training_continues_its_wandb_run(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     cfg = quick_cfg(tmp_path, "LOG.WANDB_PROJECT", "mine")
-    for _ in range(2):
+    for resumed in (False, True, False):
         writer = build_writers(cfg, 10)[-1]
+        writer.begin(resumed=resumed)
     with EventStorage(3) as storage:
         storage.put_scalars(loss=2.0, smoothing_hint=False)
         writer.write()
         writer.write()
     writer.close()
-    assert [s["id"] for s in started] == [None, "run7"]
+    assert [s["id"] for s in started] == [None, "run7", None]
     assert started[0]["project"] == "mine"
     assert sent == [(3, {"loss": 2.0}), "end"]

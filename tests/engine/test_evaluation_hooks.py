@@ -7,6 +7,7 @@ from conftest import batch, coco_options, quick_cfg, tiny_cfg, train
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from dsrcnn.config import read_cfg
 from dsrcnn.engine.eval_hooks import (
     BestModel,
     EarlyStop,
@@ -72,6 +73,21 @@ def test_patience_survives_a_resume():
     update(resumed, [2.9], first=2)
     assert resumed.is_final
     assert not resumed.checkpointer.written
+
+
+def test_another_metric_starts_anew_on_resume(caplog):
+    before = best("bbox/AP50", patience=2)
+    update(before, [60.0, 50.0])
+    resumed = best("bbox/AP", patience=2)
+    resumed.load_state_dict(before.state_dict())
+    assert "by bbox/AP50 and is now by bbox/AP" in caplog.text
+    update(resumed, [30.0, 35.0], first=2)
+    assert not resumed.is_final
+    assert resumed.checkpointer.written["model_best.pth"]["iteration"] == 3
+    old = {k: v for k, v in before.state_dict().items() if k != "metric"}  # of earlier versions
+    same = best("bbox/AP50", patience=2)
+    same.load_state_dict(old)
+    assert (same.value, same.waited) == (60.0, 1)
 
 
 def test_a_missing_metric_is_an_error_if_configured_and_else_a_warning(caplog):
@@ -182,10 +198,14 @@ def test_early_stopping_ends_a_run_with_both_models(tmp_path, caplog):
     assert "Traceback" not in caplog.text
     assert "training ends early" in caplog.text
     assert torch.load(tmp_path / "out/model_final.pth")["iteration"] == 1
-    resumed = Trainer(cfg)
-    resumed.resume_or_load(resume=True)
-    assert resumed.train() == {}
-    assert resumed.iter == resumed.start_iter == 2
+    files = sorted(path.name for path in (tmp_path / "out").glob("model_*.pth"))
+    for _ in range(3):  # each of which leaves the run as it was
+        resumed = Trainer(cfg)
+        resumed.resume_or_load(resume=True)
+        assert resumed.start_iter == 2
+        assert resumed.train() == {}
+        assert torch.load(tmp_path / "out/model_final.pth")["iteration"] == 1
+        assert sorted(path.name for path in (tmp_path / "out").glob("model_*.pth")) == files
     assert (tmp_path / "out/model_best.pth").is_file()
     logged = trainer.storage.latest()
     assert {"validation/total_loss", "validation/loss_ce", "bbox/AP"} <= set(logged)
@@ -220,6 +240,26 @@ def test_validation_losses_are_deterministic_and_leave_the_model_unchanged():
     assert [m.training for m in model.modules()] == modes
     parts = [value for name, value in losses.items() if name != "total_loss"]
     assert losses["total_loss"] == pytest.approx(sum(parts))
+
+
+@pytest.mark.parametrize(("name", "key"), [
+    ("quick/dynamic_rcnn_shapes", "MODEL.ROI_HEADS.NUM_CLASSES"),  # samples proposals
+    ("quick/asag_a_shapes", "MODEL.SparseRCNN.NUM_CLASSES"),  # has noisy queries with DN
+])  # fmt: skip
+def test_validation_losses_do_not_depend_on_the_draws_of_training(name, key):
+    options = ["MODEL.DEVICE", "cpu", key, 5, "MODEL.ASAG.DN.ENABLED", True]
+    model = build_model(read_cfg(name, options)).train()
+    batches = [batch([(64, 96)], [6], seed=s) for s in range(2)]
+    with torch.no_grad(), EventStorage():
+        drawn = {float(sum(model(batches[0]).values())) for _ in range(3)}
+    assert len(drawn) > 1
+    losses = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        losses.append(validation_losses(model, batches))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert losses[0] == losses[1]
 
 
 def test_validation_losses_are_those_of_the_cascade_without_recollection():

@@ -9,13 +9,15 @@ import yaml
 from conftest import QUICK, SMALL, coco_options, quick_cfg, refusal, train
 from detectron2.engine import DefaultPredictor, hooks
 
+import dsrcnn
 from dsrcnn import load_cfg
 from dsrcnn.cli.main import main
 from dsrcnn.data.datasets.shapes import draw_scene
 from dsrcnn.data.mapper import read_image
 from dsrcnn.engine.main import evaluate
+from dsrcnn.engine.resume import clear_folder, newest_first
 from dsrcnn.engine.trainer import Trainer
-from dsrcnn.errors import DataError, LoaderError, NonFiniteLossError
+from dsrcnn.errors import DataError, LoaderError, NonFiniteLossError, TrainingInterrupted
 
 
 def few_images(folder, *options):
@@ -100,6 +102,32 @@ def test_the_newest_checkpoints_are_kept(tmp_path, kept, expected):
     train(quick_cfg(tmp_path, *options, "SOLVER.MAX_ITER", 6, "DATASETS.TEST", "()"))
     found = sorted(int(p.stem[6:]) for p in tmp_path.glob("model_0*.pth"))
     assert found == expected
+
+
+def test_norms_are_averaged_before_the_state_of_a_stop_is_saved(tmp_path, monkeypatch):
+    averaged = []
+    monkeypatch.setattr(dsrcnn.engine.hooks, "average_norms", lambda model: averaged.append(1))
+    options = ["SOLVER.MAX_ITER", 9, "SOLVER.CHECKPOINT_PERIOD", 0, "DATASETS.TEST", "()"]
+    trainer = Trainer(quick_cfg(tmp_path, *options))
+    trainer._trainer.stop_requested = lambda: trainer.iter == 2
+    with pytest.raises(TrainingInterrupted, match="iteration"):
+        trainer.train()
+    assert trainer.iter == 2
+    assert averaged == [1]
+
+
+def test_files_of_other_names_than_checkpoints_belong_to_the_user(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    names = ("model_0004999_best_of_paper.pth", "model_2024-05-01.pth", "model_3classes.pth")
+    for name in names:
+        (out / name).write_bytes(b"mine")
+    assert newest_first(out) == []
+    options = ["SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", 1, "SOLVER.MAX_ITER", 3]
+    train(quick_cfg(out, *options, "DATASETS.TEST", "()"))
+    clear_folder(out)
+    assert sorted(path.name for path in out.glob("model_*.pth")) == sorted(names)
+    assert all((out / name).read_bytes() == b"mine" for name in names)
 
 
 def test_the_final_model_has_weights_config_and_classes_but_no_state(tmp_path):
