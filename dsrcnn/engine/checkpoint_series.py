@@ -82,9 +82,9 @@ def evaluate_checkpoints(
             by_task.update(Trainer.test_with_TTA(cfg, model))
         results = flatten_results_dict(by_task)
         if comm.is_main_process():
-            number = iteration_of(file)
-            number = int(content.get("iteration", -1)) if number is None else number
-            rows.append({"iteration": number, **results})
+            in_name = iteration_of(file)
+            iteration = int(content.get("iteration", -1)) if in_name is None else in_name
+            rows.append({"iteration": iteration, **results})
             _write(rows, Path(output))
     if rows:
         _LOGGER.info("%s\n\n%s", _table(rows), output)
