@@ -1,5 +1,7 @@
 """What the documents say can be typed, opened and found."""
 
+import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -18,6 +20,7 @@ from dsrcnn.config.load import find_config
 
 DOCUMENTS = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "datasets/README.md")]
 DOCUMENTS += sorted((REPOSITORY / "docs").glob("*.md"))
+DOCUMENTS += sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 # Few iterations of a tiny model, so that the test takes seconds.
 SHORT = [*SMALL, "LOG.IMAGES", "0", "SOLVER.WARMUP_ITERS", "0"]
 PROJECT = r"https://(?:github\.com/dsrcnn/dsrcnn/(?:blob|tree)|raw\.githubusercontent\.com/dsrcnn/dsrcnn)/main/"
@@ -60,9 +63,17 @@ def known_keys():
     return set(walk(add_dsrcnn_config(get_cfg())))
 
 
+def text_of(path):
+    """Text of a page, or of the markdown cells of a notebook."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    cells = json.loads(path.read_text())["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
 def own_text(path):
     """Text without the first column of MIGRATION.md, which has names of other implementations."""
-    text = path.read_text()
+    text = text_of(path)
     if path.name == "MIGRATION.md":
         text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)
     return text
@@ -82,7 +93,7 @@ def test_keys_that_documents_name_exist(path):
 
 @each_document
 def test_configs_and_links_of_documents_exist(path):
-    text = path.read_text()
+    text = text_of(path)
     folders = r"(?:coco|small|quick|voc|lvis|ablation|crowdhuman)/|dynamic_rcnn/\w*_R_"
     for name in re.findall(rf"(?<![\w/])((?:{folders})\w+)\b(?![/.*{{])", text):
         find_config(name)
@@ -112,7 +123,7 @@ def commands(text):
 
 @each_document
 def test_commands_that_documents_name_exist(path, capsys):
-    for program, words, options in commands(path.read_text()):
+    for program, words, options in commands(text_of(path)):
         try:
             status = PROGRAMS[program]([*words, "--help"])
         except SystemExit as stop:
@@ -121,6 +132,31 @@ def test_commands_that_documents_name_exist(path, capsys):
         assert status == 0, f"{path.name}: {program} {words}\n{printed.err}"
         for option in options:
             assert option in printed.out, f"{path.name}: {program} {words} {option}"
+
+
+def script_options(text):
+    """Script and option: ``tools/NAME.py ... --option``, or `tools/NAME.py` (`--option`)."""
+    lines = text.replace("\\\n", " ")
+    for name, rest in re.findall(r"\btools/(\w+)\.py(?:` \(`)?([^`\n#]*)", lines):
+        for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
+            yield name, option
+
+
+@each_document
+def test_options_of_scripts_that_documents_name_exist(path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
+    for name, option in script_options(own_text(path)):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+        with pytest.raises(SystemExit, match=r"^0$"):
+            importlib.import_module(name).main()
+        printed = capsys.readouterr().out
+        assert re.search(rf"{option}(?![\w-])", printed), f"{path.name}: {name}.py {option}"
+
+
+@each_document
+def test_lines_of_commands_continue_after_one_backslash(path):
+    for block in re.findall(r"```\w*\n(.*?)```", text_of(path), re.DOTALL):
+        assert "\\\\\n" not in block, f"{path.name}: {block}"
 
 
 def test_the_readme_fits_on_a_few_screens():
