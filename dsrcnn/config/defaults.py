@@ -171,7 +171,7 @@ def _add_dynamic_rcnn(cfg: CfgNode) -> None:
     node.IOU_ENABLED = True  # dynamic foreground threshold; False: ROI_HEADS.IOU_THRESHOLDS
     node.BETA_ENABLED = True  # dynamic box loss; False: ROI_BOX_HEAD.SMOOTH_L1_BETA
     node.KI = 75  # rank of the proposal whose IoU is the statistic, per image
-    node.KE = 10  # rank of the regression error, per image
+    node.KE = 10  # rank of the regression error in a batch, for each of its images
     node.ITERATION_COUNT = 100  # iterations between updates
     node.WARMUP_IOU = 0.4  # initial and smallest threshold
     node.WARMUP_BETA = 1.0  # initial and largest transition point

@@ -144,6 +144,26 @@ def test_statistics_and_settings_of_the_iteration_are_logged_unless_switched_off
         assert names == {setting, "iou_stat", "err_stat"}
 
 
+def test_the_error_is_ranked_over_all_images_of_the_process_not_image_by_image(monkeypatch):
+    model = model_of(f"{NODE}KE", 2, f"{NODE}COUNT_GT", False, f"{NODE}WARMUP_IOU", 0.1)
+    sample, sampled = model.roi_heads.label_and_sample_proposals, []
+    monkeypatch.setattr(
+        model.roi_heads,
+        "label_and_sample_proposals",
+        lambda *args: sampled.extend(sample(*args)) or sampled,
+    )
+    error = logged(model)["err_stat"]
+    errors = []  # of each image
+    for image in sampled:
+        boxes, targets = image.proposal_boxes, image.gt_boxes
+        shift = (targets.get_centers() - boxes.get_centers()) * 10  # the box coder's weights
+        size = boxes.tensor[:, 2:] - boxes.tensor[:, :2]
+        values = (shift / size).abs().mean(dim=1)[image.gt_classes < 5].tolist()
+        errors.append(sorted(v for v in values if v > 0))
+    assert error == pytest.approx(sorted(v for e in errors for v in e)[2 * 2 - 1], rel=1e-5)
+    assert error != pytest.approx(np.mean([e[2 - 1] for e in errors]), rel=0.01)
+
+
 def test_averaged_weights_copy_the_state():
     model = model_of()
     average = AveragedWeights(model, decay=0.9)
