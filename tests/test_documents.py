@@ -1,5 +1,6 @@
 """What the documents say can be typed, opened and found."""
 
+import csv
 import importlib
 import json
 import re
@@ -157,6 +158,40 @@ def test_options_of_scripts_that_documents_name_exist(path, capsys, monkeypatch)
 def test_lines_of_commands_continue_after_one_backslash(path):
     for block in re.findall(r"```\w*\n(.*?)```", text_of(path), re.DOTALL):
         assert "\\\\\n" not in block, f"{path.name}: {block}"
+
+
+def rows_of_results(*configs):
+    """Rows of runs on a CPU without options."""
+    with (REPOSITORY / "docs/results.csv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["config"] in configs and not r["opts"]]
+    return [r for r in rows if "CPU" in r["machine"]]
+
+
+def test_the_front_page_says_what_runs_of_the_demo_reached_and_took():
+    rows = [r for r in rows_of_results("quick/sparse_rcnn_shapes") if r["nms"] == "off"]
+    text = " ".join((REPOSITORY / "README.md").read_text().split())
+    words = re.search(r"The demo .*? (\d+) to (\d+) AP50 .*? (\d+) minutes on one core", text)
+    least, most, minutes = map(int, words.groups())
+    assert len(rows) >= 3
+    for row in rows:
+        assert least <= round(float(row["AP50"])) <= most
+        training = float(row["s_per_it"]) * int(row["iterations"]) / 60
+        assert training == pytest.approx(minutes, abs=1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "docs/CUSTOM_DATA.md", "docs/RESULTS.md",
+     "configs/small/sparse_rcnn_lite0_100pro.yaml"],
+)  # fmt: skip
+def test_the_time_of_a_small_training_is_that_of_its_runs(name):
+    kinds = ("sparse_rcnn", "sparse_rcnn_dla", "sparse_rcnn_dpg", "dynamic_sparse_rcnn")
+    rows = rows_of_results(*(f"small/{kind}_lite0_100pro" for kind in kinds))
+    minutes = [float(r["minutes"]) for r in rows if r["set"] == "bccd"]
+    text = " ".join((REPOSITORY / name).read_text().replace("#", " ").split())
+    least, most = re.search(r"(\d+) to (\d+) minutes[^.]* on one CPU core", text).groups()
+    assert len(minutes) >= 24
+    assert int(least) <= round(min(minutes)) <= round(max(minutes)) <= int(most)
 
 
 def test_the_readme_fits_on_a_few_screens():

@@ -165,3 +165,11 @@ def test_the_list_of_the_documentation_has_configs_and_keys_that_exist(experimen
     assert len(listed) == len(set(listed)) > 100
     for config, opts in {(e.config, e.opts) for e in listed}:
         read_cfg(config, list(opts))
+
+
+def test_the_list_has_every_run_of_the_documented_results_with_weights_of_imagenet(experiments):
+    listed = experiments.read_experiments(REPOSITORY / "docs/experiments.txt")
+    names = {(e.set, e.config, str(e.seed), " ".join(e.opts)) for e in listed}
+    with (REPOSITORY / "docs/results.csv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if "lite0" in r["config"]]
+    assert {(r["set"], r["config"], r["seed"], r["opts"]) for r in rows} <= names
