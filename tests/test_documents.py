@@ -1,5 +1,6 @@
 """What the documents say can be typed, opened and found."""
 
+import ast
 import csv
 import importlib
 import json
@@ -112,6 +113,42 @@ def test_files_that_documents_name_exist(path):
     for name in re.findall(r"`(\w+\.py)`", own_text(path)):
         found = [*REPOSITORY.glob(name), *(REPOSITORY / "dsrcnn").rglob(name)]
         assert found, f"{path.name}: {name}"
+
+
+@each_document
+def test_files_that_documents_name_beside_a_folder_are_in_it(path):
+    names = r"(`\w+\.py`(?:(?:,| and) `\w+\.py`)*)"
+    text = own_text(path)
+    files = re.findall(rf"{names} in `((?:dsrcnn|benchmarks|tools|tests)[\w/]*)`", text)
+    beside = re.findall(rf"`([\w/]+)/\w+\.py`; {names} beside it", text)
+    for found, folder in [*files, *(pair[::-1] for pair in beside)]:
+        for name in re.findall(r"\w+\.py", found):
+            assert (REPOSITORY / folder / name).is_file(), f"{path.name}: {folder}/{name}"
+
+
+def test_the_guide_to_installation_has_a_row_for_each_extra():
+    tree = ast.parse((REPOSITORY / "setup.py").read_text())
+    keywords = [k for n in ast.walk(tree) if isinstance(n, ast.Call) for k in n.keywords]
+    extras = next(k.value for k in keywords if k.arg == "extras_require")
+    table = (REPOSITORY / "docs/INSTALL.md").read_text().split("## Extras")[1].split("##")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
+    assert set(rows) == {ast.literal_eval(key) for key in extras.keys}
+    assert "timm" in rows["weights"]
+    assert "`predict`" in rows["app"]
+
+
+def test_defaults_of_the_table_of_switches_are_those_of_the_code():
+    """Values of base configs come after a semicolon."""
+    text = (REPOSITORY / "docs/TRAINING.md").read_text()
+    table = text.split("## All switches")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| [^|]* \| `([A-Z][\w.]*\*?)`[^|]* \| ([^|]+) \|", table, re.MULTILINE)
+    assert len(rows) > 25
+    for key, cell in rows:
+        node = add_dsrcnn_config(get_cfg())
+        for name in key.split("."):
+            node = node[name]
+        shown = cell.split(";")[0].strip("` ")
+        assert shown in (str(node), repr(node).replace("'", '"'), f"{node}".removesuffix(".0")), key
 
 
 def commands(text):
