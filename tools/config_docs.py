@@ -86,17 +86,57 @@ def added_keys(cfg: CfgNode, base: CfgNode, prefix: str = "") -> Iterator[tuple[
             yield key, value
 
 
+def nodes_read(text: str) -> set[str]:
+    """Dotted names that a module reads of configs, such as ``INPUT.AUG.WARP`` of ``cfg``.
+
+    Variables that stand for a node (``node = cfg.INPUT``) are followed within their function.
+    """
+    tree = ast.parse(text)
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    return {name for part in (tree, *functions) for name in _nodes_read(part)}
+
+
+def _nodes_read(part: ast.AST) -> Iterator[str]:
+    variables = {"cfg": ""}
+    for node in ast.walk(part):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                variables |= dict(_node_variables(target, node.value, variables))
+    for node in ast.walk(part):
+        if isinstance(node, ast.Attribute) and (name := _node_name(node, variables)):
+            yield name
+
+
+def _node_variables(
+    target: ast.expr, value: ast.expr, variables: dict[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Variables that an assignment gives nodes, with their dotted names."""
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        for pair in zip(target.elts, value.elts, strict=False):
+            yield from _node_variables(*pair, variables)
+    elif isinstance(target, ast.Name) and (name := _node_name(value, variables)):
+        yield target.id, name
+
+
+def _node_name(expression: ast.expr, variables: dict[str, str]) -> str | None:
+    """Dotted name of an expression below a config, None for any other."""
+    if isinstance(expression, ast.Name):
+        return variables.get(expression.id)
+    if not isinstance(expression, ast.Attribute):
+        return None
+    if expression.attr in ("cfg", "_cfg"):  # of self
+        return ""
+    parent = _node_name(expression.value, variables)
+    return None if parent is None else f"{parent}.{expression.attr}".lstrip(".")
+
+
 def readers_by_node() -> dict[str, list[str]]:
-    """Files that read keys of a node, by the last name of the node."""
+    """Files that read keys of a node, by its dotted name."""
     readers: dict[str, list[str]] = {}
     for path in sorted((ROOT / "dsrcnn").rglob("*.py")):
-        if path.parent.name == "config":
-            continue
-        attributes = [
-            n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
-        ]
-        for name in {a.attr for a in attributes}:
-            readers.setdefault(name, []).append(str(path.relative_to(ROOT)))
+        if path.parent.name != "config":
+            for name in nodes_read(path.read_text()):
+                readers.setdefault(name, []).append(str(path.relative_to(ROOT)))
     return readers
 
 
@@ -118,7 +158,7 @@ def page() -> str:
     for node, rows in sections.items():
         parts.append(f"## {f'`{node}`' if node else 'Top level'}\n")
         if comments.get(node):
-            files = readers.get(node.rpartition(".")[2], [])
+            files = readers.get(node, [])
             parts.append(f"{comments[node]}\n")
             parts.append(f"Read by {', '.join(f'`{file}`' for file in files)}.\n")
         parts.append("\n".join(["| key | default | meaning |", "|---|---|---|", *rows]) + "\n")

@@ -286,7 +286,7 @@ def _add_evaluation(cfg: CfgNode) -> None:
     node.PATIENCE = 0  # stop after this many evaluations without improvement; 0: never
     # Test-time augmentation; official keys.
     node = cfg.TEST.AUG
-    # 800 comes last on purpose: the official code lists the plain scale after all others.
+    # Short sides of the images to detect on; the plain scale, 800, is last, as officially.
     node.MIN_SIZES = (400, 500, 600, 640, 700, 900, 1000, 1100, 1200, 1300, 1400, 1800, 800)
     node.CVPODS_TTA = True  # merge by soft box voting; False: by NMS
     node.SCALE_FILTER = True  # keep a detection only if its size fits the scale
