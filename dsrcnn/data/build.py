@@ -17,7 +17,6 @@ from detectron2.data.build import (
     print_instances_class_histogram,
     trivial_batch_collator,
 )
-from detectron2.data.datasets import load_coco_json
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -28,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, DataError, DsrcnnError
 from .buckets import bucket_groups
-from .datasets.coco import is_checked, load_checked_coco_json
+from .datasets.coco import is_checked, is_plain_coco, load_checked_coco_json
 from .datasets.custom import check_registered, class_names
 from .datasets.validate import check_custom_records, check_learnable, warn_once
 from .files import is_file
@@ -134,7 +133,7 @@ def _load_records(name: str, for_training: bool, find_images: bool) -> list[dict
     with explain_data_errors(name):
         metadata = MetadataCatalog.get(name)
         file, images = metadata.get("json_file"), metadata.get("image_root")
-        if _is_plain_coco(name) and is_file(file):  # boxes must not depend on their polygons
+        if is_plain_coco(name) and is_file(file):  # boxes must not depend on their polygons
             return load_checked_coco_json(file, images or "", name, labeled=for_training)
         records = DatasetCatalog.get(name)
     classes = class_names(name)
@@ -145,14 +144,6 @@ def _load_records(name: str, for_training: bool, find_images: bool) -> list[dict
     if for_training:
         check_learnable(records, f"Dataset {name!r}" + (f" ({file})" if file else ""))
     return records
-
-
-def _is_plain_coco(name: str) -> bool:
-    """Whether a dataset is a COCO json that Detectron2 would read without a check."""
-    load = DatasetCatalog[name]
-    place = f"{getattr(load, '__module__', '')}.{getattr(load, '__qualname__', '')}"
-    is_coco = place.startswith(f"{load_coco_json.__module__}.register_coco_instances.")
-    return is_coco and "minival" not in str(MetadataCatalog.get(name).json_file)  # repeats ids
 
 
 def _build_order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int], Iterator[int]]:

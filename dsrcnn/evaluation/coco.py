@@ -19,8 +19,9 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
 from ..data.build import load_records
-from ..data.datasets.coco import read_coco_json
+from ..data.datasets.coco import CocoContent, is_checked, is_plain_coco, read_coco_json
 from ..data.datasets.custom import require_class_names
+from ..data.datasets.fields import show
 from ..data.datasets.validate import box_fault, is_learnable, to_xyxy
 from ..errors import DataError
 
@@ -28,31 +29,88 @@ _LOGGER = logging.getLogger(__name__)
 _AREAS = {"AP": 0, "APs": 1, "APm": 2, "APl": 3}
 _IOU_50, _IOU_75, _IOU_90 = 0, 5, 8  # indices in the IoU thresholds 0.5, 0.55, ..., 0.95
 _RECALLS = (1, 10, 100)  # detections per image of average recall
-_XYWH = BoxMode.XYWH_ABS
 
 
 def coco_ground_truth(name: str) -> dict[str, list]:
     """Return the ground truth of a registered dataset as a COCO dictionary.
 
     Read from the dataset's json where there is one, so that areas and ids are the official ones,
-    else converted from its records. Boxes that training ignores are ignored here too.
+    else converted from its records. Boxes that training ignores are ignored here too. Categories
+    are in the order of labels. Images and classes of the json that are none of the dataset's are
+    left out.
 
     Raises:
-        DataError: if the json is missing or broken, or the records or class names are.
+        DataError: if the json is missing or broken, the records or class names are, or the metadata
+            name other classes than the json.
     """
     json_file = MetadataCatalog.get(name).get("json_file")
     if not json_file:
         records = load_records(name, for_training=False, find_images=False)
         return _from_records(records, require_class_names(name))
-    images, entries, categories, _ = read_coco_json(json_file)
-    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    content = read_coco_json(json_file)
+    images = {image["id"]: image for image in content.images}
+    if not (is_checked(name) or is_plain_coco(name)):  # what a user's function does is unknown
+        records = load_records(name, for_training=False, find_images=False)
+        ids = {plain_id(record["image_id"]) for record in records}
+        images = {number: image for number, image in images.items() if number in ids}
+    classes = _classes_by_label(name, content)
     annotations = []
-    for a in entries:
+    for a in content.annotations:
         a.pop("segmentation", None)
-        if box_fault({"bbox": a["bbox"], "bbox_mode": _XYWH}, *sizes[a["image_id"]]) is None:
+        image = images.get(a["image_id"])
+        if image and a["category_id"] in classes and not _fault(a, image):
             annotations.append(a)
-    classes = [{"id": number, "name": name} for number, name in categories.items()]
-    return {"images": images, "annotations": annotations, "categories": classes}
+    categories = [{"id": number, "name": name} for number, name in classes.items()]
+    return {"images": [*images.values()], "annotations": annotations, "categories": categories}
+
+
+def _fault(annotation: dict[str, Any], image: dict[str, Any]) -> str | None:
+    box = {"bbox": annotation["bbox"], "bbox_mode": BoxMode.XYWH_ABS}
+    return box_fault(box, image["height"], image["width"])
+
+
+def plain_id(number: Any) -> int | str:
+    """Convert the ``image_id`` of a record, which may be of numpy, to Python's."""
+    return number.item() if hasattr(number, "item") else number
+
+
+def _classes_by_label(name: str, content: CocoContent) -> dict[int | str, str]:
+    """Return class names by category id, in the order of the labels of dataset `name`.
+
+    As in Detectron2 its ``thing_dataset_id_to_contiguous_id`` decides; without one the names in
+    ``thing_classes`` do.
+    """
+    known = dict(content.categories)
+    if content.parent is not None:
+        known[0] = content.parent
+    names = require_class_names(name)  # may load the dataset, which sets the other
+    metadata = MetadataCatalog.get(name)
+    labels = metadata.get("thing_dataset_id_to_contiguous_id")
+    where = f"The metadata of dataset {name!r}"
+    if labels is None:
+        numbers = {text: number for number, text in reversed(known.items())}
+        for text in names:
+            if text not in numbers:
+                raise DataError(
+                    f"{where} names the class {text!r}, but {metadata.json_file} has "
+                    f"{', '.join(known.values())}. Correct thing_classes, or set "
+                    "thing_dataset_id_to_contiguous_id, the label of each category id."
+                )
+        return {numbers[text]: text for text in names}
+    advice = "Correct thing_dataset_id_to_contiguous_id."
+    ordered = sorted(labels, key=labels.__getitem__)
+    if [labels[number] for number in ordered] != list(range(len(names))):
+        raise DataError(
+            f"{where} maps categories to the labels {', '.join(map(str, labels.values()))}, "
+            f"expected 0 to {len(names) - 1}, each once, for {len(names)} classes. {advice}"
+        )
+    for number in ordered:
+        if number not in known:
+            raise DataError(
+                f"{where} maps the category {show(number)}, but {metadata.json_file} has "
+                f"{', '.join(map(str, known))}. {advice}"
+            )
+    return dict(zip(ordered, names, strict=True))
 
 
 def _from_records(records: list[dict], classes: list[str]) -> dict[str, list]:
@@ -120,8 +178,7 @@ class CocoEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Collect the ``instances`` of a batch."""
         for record, output in zip(inputs, outputs, strict=True):
-            image_id = record["image_id"]
-            image_id = image_id.item() if hasattr(image_id, "item") else image_id  # of numpy
+            image_id = plain_id(record["image_id"])
             if image_id not in self._image_numbers:
                 raise DataError(
                     f"Dataset {self.name!r} has an image with image_id {image_id!r}, which its "

@@ -5,7 +5,7 @@ The kinds are those of TIDE (Bolya et al., arXiv 2008.08115, section 2.2), at an
 Notation: ``D`` detections and ``M`` objects of an image.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -84,7 +84,7 @@ def collect_images(
     Args:
         ground_truth: COCO dictionary.
         detections: COCO results: ``image_id``, ``category_id``, ``bbox`` (XYWH) and ``score``.
-        limit: best detections of an image that count.
+        limit: best detections of an image that count, of each class.
     """
     label = {c["id"]: i for i, c in enumerate(ground_truth["categories"])}
     objects, found = defaultdict(list), defaultdict(list)
@@ -95,7 +95,7 @@ def collect_images(
     images = []
     for image in ground_truth["images"]:
         truth = objects[image["id"]]
-        best = sorted(found[image["id"]], key=lambda x: -x[2])[:limit]
+        best = _best_per_class(found[image["id"]], limit)
         images.append(
             ImageDetections(
                 *(_boxes(truth), _column(truth, 1, int), _column(truth, 2, bool)),
@@ -104,6 +104,17 @@ def collect_images(
             )
         )
     return images
+
+
+def _best_per_class(rows: Iterable[tuple[Any, ...]], limit: int) -> list[tuple[Any, ...]]:
+    """Sort rows of (box, label, score) by score and keep the first `limit` of each label."""
+    counts: Counter[int] = Counter()
+    best = []
+    for row in sorted(rows, key=lambda row: -row[2]):
+        counts[row[1]] += 1
+        if counts[row[1]] <= limit:
+            best.append(row)
+    return best
 
 
 def _boxes(rows: Sequence[tuple[Any, ...]]) -> np.ndarray:
@@ -121,11 +132,26 @@ def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.nan_to_num(box_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy())
 
 
+def crowd_overlap(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
+    """Share (N, M) of the area of boxes (N, 4) inside crowds (M, 4), 0 for empty boxes.
+
+    COCO compares it with the threshold in place of the IoU: a crowd holds many objects, so that a
+    correct box covers a small part of it.
+    """
+    low = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
+    common = (high - low).clip(min=0).prod(axis=2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return np.asarray(common / np.where(areas > 0, areas, np.inf)[:, None])
+
+
 def judge(image: ImageDetections) -> Judged:
     """Match detections to objects as COCO does, best first, and name the errors."""
     count = len(image.boxes)
     overlap = iou_matrix(image.boxes, image.objects)
     same = image.labels[:, None] == image.classes[None]
+    inside = crowd_overlap(image.boxes, image.objects[image.crowds]) >= _FOREGROUND
+    on_crowd = (inside & same[:, image.crowds]).any(axis=1)
     correct, ignored = np.zeros(count, bool), np.zeros(count, bool)
     target, taken = np.full(count, -1), np.zeros(len(image.objects), bool)
     for d in range(count):
@@ -133,8 +159,8 @@ def judge(image: ImageDetections) -> Judged:
         if free.size and free.max() >= _FOREGROUND:
             target[d] = int(free.argmax())
             correct[d] = taken[target[d]] = True
-        elif (same[d] & image.crowds & (overlap[d] >= _FOREGROUND)).any():
-            ignored[d] = True
+        else:
+            ignored[d] = on_crowd[d]
     kind = np.full(count, -1)
     real = np.where(image.crowds[None], 0.0, overlap)
     for error in np.flatnonzero(~correct & ~ignored):

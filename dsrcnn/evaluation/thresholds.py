@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import ImageDetections, Judged, iou_matrix
+from .errors import ImageDetections, Judged, crowd_overlap, iou_matrix
 
 
 class ClassCurve(NamedTuple):
@@ -100,7 +100,7 @@ def confusion_matrix(
         boxes, labels = image.boxes[shown], image.labels[shown]
         overlap = iou_matrix(boxes, image.objects)
         overlap[:, image.crowds] = 0
-        on_crowd = (iou_matrix(boxes, image.objects[image.crowds]) >= 0.5).any(axis=1)
+        on_crowd = (crowd_overlap(boxes, image.objects[image.crowds]) >= 0.5).any(axis=1)
         free_boxes, free_objects = np.ones(len(boxes), bool), ~image.crowds
         for flat in np.argsort(-overlap, axis=None, kind="stable"):
             d, m = divmod(int(flat), max(overlap.shape[1], 1))

@@ -1,10 +1,15 @@
 """``dsrcnn eval --report``: one page, whose numbers are those of the evaluation."""
 
 import re
+from functools import partial
 
 import pytest
 from conftest import QUICK, SMALL, refusal, write_coco
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 
+from dsrcnn import load_cfg
+from dsrcnn.analysis.report import evaluate_in_detail, write_report
 from dsrcnn.cli.main import main
 from dsrcnn.engine.main import evaluate, run
 
@@ -27,8 +32,6 @@ def trained(tmp_path_factory):
 
 
 def test_the_report_is_one_page_with_the_metrics_of_the_evaluation(trained, capsys):
-    from dsrcnn import load_cfg
-
     assert main(["eval", str(trained), "--report"]) == 0
     printed = capsys.readouterr().out
     path = trained / "report.html"
@@ -69,3 +72,19 @@ def test_the_report_may_go_elsewhere_and_needs_an_html_file(trained, tmp_path, c
     assert "write --report, too" in error
     error = refusal(capsys, "eval", trained, "--report", "--num-gpus", 2)
     assert "leave out --num-gpus" in error
+
+
+@pytest.mark.usefixtures("clean_catalogs")
+def test_the_report_has_only_images_that_the_function_of_the_dataset_returns(trained, tmp_path):
+    json_file = tmp_path / "gt.json"
+    write_coco(json_file, tmp_path, 4)
+    load = partial(load_coco_json, str(json_file), str(tmp_path), "a_part")
+    DatasetCatalog.register("a_part", lambda: load()[1:3])
+    MetadataCatalog.get("a_part").json_file = str(json_file)
+    cfg = load_cfg(trained / "config.yaml", ["MODEL.WEIGHTS", str(trained / "model_final.pth")])
+    cfg.DATASETS.TEST = ("a_part",)
+    result = evaluate_in_detail(cfg)
+    assert [image.image_id for image in result.images] == [2, 3]
+    assert [curve.objects for curve in result.curves] == [2, 2]
+    write_report(cfg, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg") == 2

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from coco_cases import evaluate, jittered, register
+from coco_cases import NAME, evaluate, jittered, register
+from detectron2.structures import BoxMode
 
 from dsrcnn.data.datasets.shapes import CLASSES, shapes_records
+from dsrcnn.evaluation import CocoEvaluator
 from dsrcnn.evaluation.coco import coco_ground_truth
 from dsrcnn.evaluation.errors import (
     KINDS,
@@ -12,6 +14,7 @@ from dsrcnn.evaluation.errors import (
     analyze_errors,
     average_precision,
     collect_images,
+    crowd_overlap,
     iou_matrix,
     judge,
 )
@@ -117,14 +120,9 @@ def test_errors_are_counted_from_the_threshold_on():
     assert [c["missed"] for c in counts] == [1, 1, 2]
 
 
-@pytest.mark.usefixtures("clean_catalogs")
-def test_ap50_is_that_of_coco():
-    records = shapes_records("val")[:25]
-    register(records)
-    generator = np.random.default_rng(0)
-    found = [jittered(record, generator) for record in records]
-    expected = evaluate(records, found)["AP50"]
-    results = [
+def results_of(records, found):
+    """COCO results of detections (label, score, x1, y1, x2, y2), a list per record."""
+    return [
         {
             "image_id": record["image_id"], "category_id": label, "score": score,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
@@ -132,6 +130,60 @@ def test_ap50_is_that_of_coco():
         for record, of_image in zip(records, found, strict=True)
         for label, score, x1, y1, x2, y2 in of_image
     ]  # fmt: skip
-    images = collect_images(coco_ground_truth("evaluated_in_test"), results)
+
+
+def test_small_detections_in_a_crowd_are_ignored_as_in_coco():
+    # Eight boxes of 10 x 10 in a crowd of 100 x 100 have an IoU of 0.01 with it.
+    inside = [(0, [10 * i, 0, 10 * i + 10, 10]) for i in range(8)]
+    hit = (0, [150, 150, 190, 190])
+    report = analyze([image([(0, [0, 0, 100, 100]), hit], [*inside, hit], crowds=[0])], classes=1)
+    assert report.ap50 == pytest.approx(100)
+    assert report.costs == pytest.approx(dict.fromkeys(KINDS, 0))
+    assert report.counts == dict.fromkeys(KINDS, 0)
+
+
+@pytest.mark.parametrize(("right", "is_ignored"), [(20, True), (21, False)])
+def test_half_of_the_area_of_a_detection_must_be_in_the_crowd(right, is_ignored):
+    result = judge(image([(0, BOX)], [(0, [0, 0, right, 10])], crowds=[0]))
+    assert result.ignored.tolist() == [is_ignored]
+
+
+def test_boxes_without_area_are_in_no_crowd():
+    shares = crowd_overlap(np.array([[5, 5, 5, 8], BOX, FAR], float), np.array([BOX], float))
+    assert shares.tolist() == [[0.0], [1.0], [0.0]]
+    assert crowd_overlap(np.zeros((2, 4)), np.zeros((0, 4))).shape == (2, 0)
+
+
+def test_the_best_detections_of_each_class_count():
+    truth = {
+        "images": [{"id": 7}],
+        "categories": [{"id": 1}, {"id": 2}],
+        "annotations": [],
+    }
+    found = [(1, 0.5), (2, 0.9), (1, 0.7), (1, 0.6), (2, 0.4)]
+    results = [
+        {"image_id": 7, "category_id": c, "bbox": [0, 0, 5, 5], "score": s} for c, s in found
+    ]
+    (scene,) = collect_images(truth, results, limit=2)
+    assert scene.scores.tolist() == [0.9, 0.7, 0.6, 0.4]
+    assert scene.labels.tolist() == [1, 0, 0, 1]
+
+
+@pytest.mark.usefixtures("clean_catalogs")
+@pytest.mark.parametrize("limit", [100, 2])
+@pytest.mark.parametrize("crowds", [False, True])
+def test_ap50_is_that_of_coco(crowds, limit):
+    records = shapes_records("val")[:25]
+    for record in records[::2] if crowds else ():
+        record["annotations"].append({
+            "bbox": [0, 0, record["width"] / 2, record["height"]], "iscrowd": 1,
+            "category_id": record["image_id"] % 5, "bbox_mode": BoxMode.XYXY_ABS,
+        })  # fmt: skip
+    register(records)
+    generator = np.random.default_rng(0)
+    found = [jittered(record, generator) for record in records]
+    evaluator = CocoEvaluator(NAME, max_detections=limit)
+    expected = evaluate(records, found, evaluator=evaluator)["AP50"]
+    images = collect_images(coco_ground_truth(NAME), results_of(records, found), limit)
     assert analyze(images, len(CLASSES)).ap50 == pytest.approx(expected, abs=1e-3)
     assert 5 < expected < 95

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pycocotools.mask
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
 from ...errors import DataError
@@ -37,12 +38,14 @@ class CocoContent(NamedTuple):
             and, where it is usable, ``segmentation``.
         categories: class names by id, in the order of labels.
         is_labeled: whether there is a list of annotations.
+        parent: name of a category 0 that is left out, see `read_coco_json`.
     """
 
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: dict[int | str, str]
     is_labeled: bool
+    parent: str | None = None
 
 
 def register_coco_json(name: str, json_file: str, image_root: str, classes: list[str]) -> None:
@@ -90,6 +93,14 @@ def is_checked(name: str) -> bool:
     return name in _LOADERS and DatasetCatalog[name] is _LOADERS[name]
 
 
+def is_plain_coco(name: str) -> bool:
+    """Whether a dataset is a COCO json that Detectron2 would read without a check."""
+    load = DatasetCatalog[name]
+    place = f"{getattr(load, '__module__', '')}.{getattr(load, '__qualname__', '')}"
+    is_coco = place.startswith(f"{load_coco_json.__module__}.register_coco_instances.")
+    return is_coco and "minival" not in str(MetadataCatalog.get(name).json_file)  # repeats ids
+
+
 def read_coco_json(json_file: str | Path, on_error: OnError = raise_error) -> CocoContent:
     """Read a COCO json and convert or check every value that is used.
 
@@ -129,7 +140,9 @@ def read_coco_json(json_file: str | Path, on_error: OnError = raise_error) -> Co
         warn_once(str(json_file), f"{len(strays)} annotations are left out", strays)
     for text in strays if on_error is not raise_error else ():
         on_error("annotation broken", f"{json_file}: {text}.")
-    return CocoContent(images, annotations, categories, "annotations" in content)
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    parent = names[0] if _has_unused_parent(content) else None
+    return CocoContent(images, annotations, categories, "annotations" in content, parent)
 
 
 def _parse(json_file: str | Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Your own data from the config alone: ``DATASETS.CUSTOM``, folder layouts, class counts."""
 
+import contextlib
 import difflib
 import functools
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -15,6 +16,7 @@ from ...config.validate import num_classes_key
 from ...errors import ConfigError, DataError
 from ..files import file_fault, is_file, is_folder
 from .coco import (
+    is_plain_coco,
     is_taken,
     load_checked_coco_json,
     read_categories,
@@ -259,12 +261,17 @@ def class_names(name: str) -> list[str] | None:
     """Return the class names of a registered dataset, None if they are unknown.
 
     Detectron2 sets those of a json only when it is loaded, so they are read from it if necessary.
+    The function of a user that reads a json may select or order classes in its own way: it runs.
     """
     if name not in DatasetCatalog.list():
         return None
     metadata = MetadataCatalog.get(name)
     names, json_file = metadata.get("thing_classes"), metadata.get("json_file")
-    if names is None and json_file and is_file(json_file):
+    has_file = bool(json_file) and is_file(json_file)
+    if names is None and has_file and not is_plain_coco(name):
+        _run_once(DatasetCatalog[name])
+        names = metadata.get("thing_classes")
+    if names is None and has_file:
         names = list(read_categories(json_file).values())
     if names is None:
         return None
@@ -272,6 +279,13 @@ def class_names(name: str) -> list[str] | None:
     if not isinstance(names, (list, tuple)):
         raise DataError(f"{where} has thing_classes {names!r}; set a list of class names.")
     return check_class_names(list(names), where)
+
+
+@functools.lru_cache(maxsize=8)
+def _run_once(load: Callable[[], object]) -> None:
+    """Run the function of a dataset, which may set its metadata."""
+    with contextlib.suppress(Exception):  # explained where the records are needed
+        load()
 
 
 def require_class_names(name: str) -> list[str]:
