@@ -204,16 +204,12 @@ def rows_of_results(*configs):
     return [r for r in rows if "CPU" in r["machine"]]
 
 
-def test_the_front_page_says_what_runs_of_the_demo_reached_and_took():
+def test_the_front_page_says_what_runs_of_the_demo_reached():
     rows = [r for r in rows_of_results("quick/sparse_rcnn_shapes") if r["nms"] == "off"]
     text = " ".join((REPOSITORY / "README.md").read_text().split())
-    words = re.search(r"The demo .*? (\d+) to (\d+) AP50 .*? (\d+) minutes on one core", text)
-    least, most, minutes = map(int, words.groups())
+    least, most = map(int, re.search(r"`make demo` .*? (\d+) to (\d+) AP50", text).groups())
     assert len(rows) >= 3
-    for row in rows:
-        assert least <= round(float(row["AP50"])) <= most
-        training = float(row["s_per_it"]) * int(row["iterations"]) / 60
-        assert training == pytest.approx(minutes, abs=1)
+    assert all(least <= round(float(row["AP50"])) <= most for row in rows)
 
 
 @pytest.mark.parametrize(
