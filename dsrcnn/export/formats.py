@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from detectron2.layers import DeformConv, ModulatedDeformConv
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from ..errors import ExportError, MissingPackageError
 from ..layers.deform_conv import DeformConv as OurDeformConv
@@ -22,6 +23,7 @@ from .program import Outputs, Program
 
 LARGEST = 16_384  # side of an image, in pixels
 _OPSET, _DEFORMABLE_OPSET = 18, 19  # the first one with deformable convolution
+_ONNX_TORCH = "2.6"
 _NORMS = (torch.nn.GroupNorm, torch.nn.LayerNorm)  # batch norms are part of convolutions
 
 
@@ -80,7 +82,7 @@ class Format(ABC):
     dynamic_batch: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Raise a `MissingPackageError` if a package is missing."""
+        """Raise a `MissingPackageError` if a package is missing or too old."""
         return
 
     @abstractmethod
@@ -151,7 +153,13 @@ class Onnx(Format):
     suffix = ".onnx"
 
     def check(self) -> None:
-        """Look for the packages that torch's exporter needs, and for onnxruntime."""
+        """Look for the packages that torch's exporter needs, for onnxruntime and a recent torch."""
+        if TorchVersion(torch.__version__) < _ONNX_TORCH:  # no `dynamic_shapes` and `optimize`
+            raise MissingPackageError(
+                f"ONNX export needs torch {_ONNX_TORCH} or newer, and this is torch "
+                f"{torch.__version__}. Install it, pip install --upgrade torch torchvision, or "
+                "export to torch-export or torchscript."
+            )
         for name in ("onnx", "onnxscript", "onnxruntime"):
             _import(name)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import dsrcnn
 from dsrcnn.cli.main import main
-from dsrcnn.errors import ConfigError, DataError, ExportError
+from dsrcnn.errors import ConfigError, DataError, ExportError, MissingPackageError
 from dsrcnn.export import program as programs
 from dsrcnn.export.formats import FORMATS, run_program
 from dsrcnn.export.program import DetectionProgram
@@ -234,6 +234,20 @@ def test_options_that_do_not_fit_are_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=text):
         dynamic.export(**{"path": "model.onnx", "images": photos, **arguments})
+
+
+@pytest.mark.parametrize("version", ["2.4.1", "2.5.1+cpu", "2.6.0", "2.10.0+cu130"])
+def test_onnx_export_names_the_torch_it_needs_before_it_starts(
+    version, dynamic, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch, "__version__", version)
+    if version in ("2.6.0", "2.10.0+cu130"):
+        FORMATS["onnx"].check()
+        return
+    text = f"needs torch 2.6 or newer, and this is torch {version}. .*pip install --upgrade torch"
+    with pytest.raises(MissingPackageError, match=text.replace("+", r"\+")):
+        dynamic.export(tmp_path / "new/model.onnx", images=photos)
+    assert not (tmp_path / "new").exists()
 
 
 def test_models_without_fixed_shapes_are_refused(tmp_path, photos):
