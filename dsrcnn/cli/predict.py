@@ -20,8 +20,15 @@ from ..inference.batching import Background
 from ..inference.exported import load_exported
 from ..inference.predictor import Predictor
 from ..inference.results import Result
-from ..inference.saving import KINDS, Writer, build_writers, check_kinds
-from ..inference.sources import count_images, is_video, video_info
+from ..inference.saving import (
+    KINDS,
+    Writer,
+    build_writers,
+    check_kinds,
+    check_targets,
+    without_earlier,
+)
+from ..inference.sources import is_video, source_files, video_info
 from ..utils.files import prepare_folder
 from .options import (
     add_detector_arguments,
@@ -70,14 +77,16 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0; 1 if an image could not be read or its results not written.
     """
-    sources = [*args.sources, *args.unknown]
+    words = [*args.sources, *args.unknown]
     opts = args.opts[: len(args.opts) - len(args.unknown)]
-    if not sources:
+    if not words:
         raise ConfigError("write SOURCE: an image, a folder, a video or the number of a camera.")
     require_detector(args)
     kinds = [kind for kind in args.save.split(",") if kind]
     output = args.output or Path(args.model if os.path.isdir(args.model) else ".") / "detections"
-    check_kinds(kinds)
+    check_kinds(kinds, args.annotations)
+    sources = without_earlier([_source(word) for word in words], output)
+    check_targets(sources, kinds, output)
     if kinds:
         prepare_folder(output, "--output")
     detector = _load(args, opts)
@@ -86,6 +95,11 @@ def run(args: argparse.Namespace) -> int:
         args.threshold = 0.0 if args.annotations else 0.3
     with handled_by(_end, (signal.SIGTERM, signal.SIGHUP)):
         return _Job(detector, args, sources, writers).run()
+
+
+def _source(word: str) -> str | int:
+    """Return the number of a camera, or a path."""
+    return int(word) if word.isdecimal() and not os.path.lexists(word) else word
 
 
 def _load(args: argparse.Namespace, opts: list[str]) -> Predictor:
@@ -110,14 +124,11 @@ class _Job:
         self,
         detector: Predictor,
         args: argparse.Namespace,
-        sources: list[str],
+        sources: list[str | int],
         writers: list[Writer],
     ) -> None:
         self.detector, self.args, self.writers = detector, args, writers
-        self.sources = [
-            int(word) if word.isdecimal() and not os.path.lexists(word) else word
-            for word in sources
-        ]
+        self.sources = sources
         self.images = self.detections = self.unwritten = 0
         self.drawing_seconds = 0.0
 
@@ -181,7 +192,7 @@ class _Job:
                 with suppress(DataError):  # reported when it is read
                     total += video_info(source).frames
             else:
-                total += count_images(source)
+                total += len(source_files(source))
         return total
 
     def _save(self, result: Result) -> None:

@@ -32,6 +32,7 @@ from .sources import readers
 
 _LOGGER = logging.getLogger(__name__)
 _LANDSCAPE = (480, 640)  # height and width of most photographs
+_SETS = ("DATASETS.TRAIN", "DATASETS.TEST")
 _COMPARED = 8  # images that an exported file is compared on
 _WEIGHT_FILES = (".pth", ".pkl", ".safetensors")
 
@@ -62,7 +63,9 @@ def load(
         options += ["MODEL.DEVICE", device]
     with tempfile.TemporaryDirectory() as folder:
         config: str | Path = path
+        output = _option(opts, "OUTPUT_DIR")
         if os.path.isdir(path):
+            output = output or path  # the folder may have been moved
             config = Path(path) / "config.yaml"
             if not config.is_file():
                 raise ConfigError(
@@ -93,7 +96,15 @@ def load(
             )
         if weights is not None:
             options += ["MODEL.WEIGHTS", os.fspath(weights)]
-        return Detector(*_load_cfg(config, options))
+        if output is not None:
+            options += ["OUTPUT_DIR", output]
+        return Detector(*_load_cfg(config, options), output=output)
+
+
+def _option(opts: Sequence[object], key: str) -> str | None:
+    """Value of a key in overrides, None without it."""
+    pairs = dict(zip(opts[::2], opts[1::2], strict=False))
+    return str(pairs[key]) if key in pairs else None
 
 
 def _config_in(path: str) -> str:
@@ -118,6 +129,8 @@ def _load_cfg(
     """
     cfg = read_cfg(config, opts)
     data = {str(key): value_of(cfg, str(key)) for key in NO_DATA[::2]}
+    if cfg.DATASETS.CUSTOM.NAME or cfg.DATASETS.CUSTOM.FOLDER:  # they name the sets
+        data = {k: v for k, v in data.items() if not (v and k in _SETS)}
     datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     saved = list(cfg.DATASETS.CUSTOM.CLASSES)  # by the training run
     names = saved or next((n for n in map(class_names, datasets) if n), [])
@@ -156,6 +169,7 @@ class Detector(ModelPredictor):
         cfg: CfgNode,
         classes: Sequence[str] = (),
         data: Mapping[str, object] | None = None,
+        output: str | None = None,
     ) -> None:
         """Build the model and load ``MODEL.WEIGHTS``; see `load`.
 
@@ -163,15 +177,17 @@ class Detector(ModelPredictor):
             cfg: config without datasets.
             classes: names; those in the weights replace them, without any they are numbers.
             data: config keys of the datasets that `evaluate` and `train` use by default.
+            output: folder that `evaluate` writes to; None for one that is deleted afterwards.
         """
         model = build_model(without_weights(cfg))
         content = load_trained(model, cfg)
         key = num_classes_key(cfg)
         count = value_of(cfg, key) if key else len(classes)
         known = _classes_in(content) or list(classes)
-        known = known if len(known) == count else [str(label) for label in range(count)]
+        self._has_names = len(known) == count
+        known = known if self._has_names else [str(label) for label in range(count)]
         super().__init__(cfg.clone(), model, known)
-        self._data = dict(data or {})
+        self._data, self._output = dict(data or {}), output
 
     def __repr__(self) -> str:
         """Name the architecture, the weights and the classes."""
@@ -183,6 +199,9 @@ class Detector(ModelPredictor):
     ) -> dict[str, Any]:
         """Evaluate on the test set of the run or config, or on the ``val`` split of a folder.
 
+        Results are written to ``inference`` in the run folder, or in ``OUTPUT_DIR`` if that is
+        among the overrides, here or in `load`. For other models they are not kept.
+
         Args:
             data: folder in the layout of COCO, Pascal VOC or YOLO.
             **overrides: config keys, ``**{"TEST.DETECTIONS_PER_IMAGE": 300}``.
@@ -191,12 +210,15 @@ class Detector(ModelPredictor):
             Metrics by task, such as ``{"bbox": {"AP": ...}}``.
 
         Raises:
-            DataError: if there is no test set, or it cannot be read.
+            DataError: if there is no test set, it cannot be read, or it has other classes than the
+                model.
         """
-        cfg = self.cfg_with(data, **overrides)
-        if not cfg.DATASETS.TEST:
-            raise DataError("There is no test set; give a folder with a val split.")
-        return evaluate(cfg)
+        with tempfile.TemporaryDirectory() as folder:
+            output = {"OUTPUT_DIR": self._output or folder}
+            cfg = self.cfg_with(data, **{**output, **overrides})
+            if not cfg.DATASETS.TEST:
+                raise DataError("There is no test set; give a folder with a val split.")
+            return evaluate(cfg)
 
     def cfg_with(self, data: str | os.PathLike[str] | None = None, **overrides: Any) -> CfgNode:
         """Return the config of the model with data.
@@ -207,10 +229,25 @@ class Detector(ModelPredictor):
             **overrides: config keys.
 
         Raises:
-            DataError: if the data cannot be read.
+            DataError: if the data cannot be read, or name other classes than the model.
         """
+        # Classes of a folder are compared with the saved ones, which are those of the model.
+        classes = ["DATASETS.CUSTOM.CLASSES", tuple(self.classes)] if self._has_names else []
         with _config_file(self.cfg) as path:
-            return load_cfg(path, self._opts(data, overrides))
+            cfg = load_cfg(path, [*self._opts(data, overrides), *classes])
+        for name in cfg.DATASETS.TEST if self._has_names else ():
+            self._check_classes(name)
+        return cfg
+
+    def _check_classes(self, dataset: str) -> None:
+        """Raise a `DataError` if a dataset names other classes than the model."""
+        names = class_names(dataset) or self.classes
+        for label, (own, other) in enumerate(zip(self.classes, names, strict=False)):
+            if own != other:
+                raise DataError(
+                    f"Class {label} is {own!r} in the model and {other!r} in dataset {dataset!r}. "
+                    "Evaluate on data with the classes of the model, in the same order."
+                )
 
     def train(
         self, data: str | os.PathLike[str] | None = None, *, output: str, **overrides: Any

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +14,12 @@ import numpy as np
 from ..engine.weight_io import write_atomically
 from ..errors import ConfigError, DataError
 from .results import Result
-from .sources import video_info
+from .sources import is_video, source_files, video_info
+
+_LOGGER = logging.getLogger(__name__)
 
 KINDS = ("pictures", "video", "coco", "csv")
+_PICTURES = "pictures"  # folder of the pictures
 _CODECS = {".mp4": "mp4v", ".webm": "VP80"}
 _COLUMNS = ("image", "frame", "class", "label", "score", "x1", "y1", "x2", "y2")
 
@@ -27,14 +31,22 @@ class Writer(Protocol):
         """Write one result."""
 
     def close(self) -> list[Path]:
-        """Finish the files; called after errors, too, so that nothing done is lost."""
+        """Finish the files; called after errors, too, so that nothing done is lost.
+
+        Without any result nothing is written: files of an earlier job stay.
+        """
 
 
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise a `ConfigError` for a kind that is none of `KINDS`."""
+def check_kinds(kinds: Sequence[str], annotations: Path | None = None) -> None:
+    """Raise a `ConfigError` for a kind that is none of `KINDS`, or annotations without COCO."""
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise ConfigError(f"--save names {unknown[0]!r}; write some of {', '.join(KINDS)}.")
+    if annotations and "coco" not in kinds:
+        raise ConfigError(
+            f"--annotations {annotations} needs --save coco, but --save is {','.join(kinds)!r}; "
+            "add coco, or leave out --annotations."
+        )
 
 
 def build_writers(
@@ -49,12 +61,12 @@ def build_writers(
         annotations: COCO json whose ids of images and categories the COCO results get.
 
     Raises:
-        ConfigError: for another kind.
+        ConfigError: for another kind, or annotations that have no use or would be replaced.
         DataError: if the annotations cannot be used.
     """
-    check_kinds(kinds)
+    check_kinds(kinds, annotations)
     builders: dict[str, Callable[[], Writer]] = {
-        "pictures": lambda: PictureWriter(folder / "pictures", with_videos="video" not in kinds),
+        "pictures": lambda: PictureWriter(folder / _PICTURES, with_videos="video" not in kinds),
         "video": lambda: VideoWriter(folder),
         "coco": lambda: (
             ResultsWriter(folder, classes, annotations)
@@ -64,6 +76,73 @@ def build_writers(
         "csv": lambda: CsvWriter(folder / "detections.csv"),
     }
     return [builders[kind]() for kind in dict.fromkeys(kinds)]
+
+
+def without_earlier(sources: Sequence[str | int], folder: Path) -> list[str | int]:
+    """Leave out the pictures that an earlier job wrote below a folder or pattern of the sources.
+
+    Args:
+        sources: paths, patterns, folders and numbers of cameras; those that name the written
+            pictures themselves stay.
+        folder: of the job.
+
+    Raises:
+        DataError: if nothing remains.
+    """
+    kept = [part for source in sources for part in _without_earlier(source, folder / _PICTURES)]
+    if not kept:
+        raise DataError(
+            f"The sources have no images but those in {folder / _PICTURES}, where pictures are "
+            "written. Correct the paths, or write another --output."
+        )
+    return kept
+
+
+def _without_earlier(source: str | int, pictures: Path) -> Sequence[str | int]:
+    if isinstance(source, int) or not pictures.is_dir() or _is_below(source, pictures):
+        return [source]
+    files = source_files(source)
+    kept = [file for file in files if not _is_below(file, pictures)]
+    if len(kept) == len(files):
+        return [source]
+    _LOGGER.warning(
+        "Left out: %d images in %s, where pictures are written. Name that folder, too, to predict "
+        "them.", len(files) - len(kept), pictures,
+    )  # fmt: skip
+    return kept
+
+
+def _is_below(path: str | Path, folder: Path) -> bool:
+    """Whether a path is a folder or in it, links followed."""
+    return Path(path).resolve().is_relative_to(folder.resolve())
+
+
+def check_targets(sources: Sequence[str | int], kinds: Sequence[str], folder: Path) -> None:
+    """Raise a `ConfigError` if writing results would overwrite a source."""
+    files = [f for source in sources if isinstance(source, str) for f in source_files(source)]
+    targets = list[Path]()
+    if "pictures" in kinds and (folder / _PICTURES).is_dir():
+        targets += (folder / _PICTURES).iterdir()
+    if "video" in kinds:
+        names = Names()
+        targets += [_video_path(folder, names(file)) for file in files if is_video(file)]
+    identities = {identity: path for path in targets if (identity := _identity(path))}
+    for file in files:
+        identity = _identity(file)
+        if identity is not None and (target := identities.get(identity)):
+            raise ConfigError(
+                f"--output is {str(folder)!r}, but the source {file!r} is the file {target}, which "
+                "results may replace. Write another folder."
+            )
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Device and number of a file, equal for all names of it; None if it does not exist."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 class Names:
@@ -135,7 +214,7 @@ class VideoWriter:
 
     def _open(self, source: str, result: Result) -> None:
         self._release()
-        path = self.folder / f"{self._names(source)}_predicted.mp4"
+        path = _video_path(self.folder, self._names(source))
         fps = video_info(source).fps if result.path else 25.0
         height, width = result.size
         self._video = open_video(path, fps, (width, height))
@@ -150,6 +229,10 @@ class VideoWriter:
         """Finish the last video."""
         self._release()
         return self._files
+
+
+def _video_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}_predicted.mp4"
 
 
 def open_video(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:
@@ -199,7 +282,9 @@ class CocoWriter:
             self._annotations.append({"id": number, **entry, "area": area, "iscrowd": 0})
 
     def close(self) -> list[Path]:
-        """Write the file."""
+        """Write the file, if there was an image."""
+        if not self._images:
+            return []
         categories = [{"id": i, "name": name} for i, name in enumerate(self._classes, start=1)]
         content = {
             "images": self._images, "categories": categories, "annotations": self._annotations,
@@ -215,9 +300,15 @@ class ResultsWriter:
         """Read the ids.
 
         Raises:
+            ConfigError: if the results would replace the file.
             DataError: if the file is no COCO json, or lacks a class of the model.
         """
         self.path = folder / "results.json"
+        if (identity := _identity(annotations)) and identity == _identity(self.path):
+            raise ConfigError(
+                f"--annotations is {str(annotations)!r}, which the results would replace. Write "
+                "another --output."
+            )
         try:
             content = json.loads(annotations.read_text(encoding="utf-8"))
             images = {str(x["file_name"]): x["id"] for x in content["images"]}
@@ -238,32 +329,48 @@ class ResultsWriter:
             self._images.setdefault(parts[-1], []).append((parts, number))
         self._ids = [categories[name] for name in classes]
         self._results: list[dict[str, Any]] = []
+        self._paths: dict[Any, str] = {}  # written images by id
 
     def write(self, result: Result) -> None:
         """Add one image.
 
         Raises:
-            DataError: if it is not in the annotations, or several of them may be meant.
+            DataError: if it is not in the annotations, several of them may be meant, or the one
+                that is meant is written already.
         """
-        image_id = self._id_of(os.path.normpath(result.path or ""))
+        path = os.path.abspath(result.path) if result.path else ""
+        image_id = self._id_of(path)
+        if image_id in self._paths:
+            raise DataError(
+                f"Image {path!r} has the id {image_id!r} in --annotations, but so has "
+                f"{self._paths[image_id]!r}. Predict each image once, in the folders of "
+                "--annotations."
+            )
         self._results += result.to_coco(image_id, self._ids)
+        self._paths[image_id] = path
 
     def _id_of(self, path: str) -> Any:
-        """Id of the entry whose name ends the path, or else of the only one with its last part."""
+        """Id of the entry whose name ends the path, or else of the only one it may be.
+
+        That is one with the same last part and folder: whole data may have been moved.
+        """
         parts = Path(path).parts
-        known = self._images.get(parts[-1] if parts else "", [])
-        exact = [(len(p), number) for p, number in known if parts[-len(p) :] == p]
+        named = self._images.get(parts[-1] if parts else "", [])
+        exact = [(len(p), number) for p, number in named if parts[-len(p) :] == p]
         if exact:
             return max(exact, key=lambda pair: pair[0])[1]
+        known = [number for p, number in named if p[-2:] == parts[-2:]]
         if len(known) != 1:
             fault = f"{len(known)} images of that name are" if known else "is not"
             raise DataError(
                 f"Image {path!r}: {fault} in --annotations. Predict its images, in its folders."
             )
-        return known[0][1]
+        return known[0]
 
     def close(self) -> list[Path]:
-        """Write the file."""
+        """Write the file, if there was an image."""
+        if not self._paths:
+            return []
         _write_json(self.path, self._results)
         return [self.path]
 

@@ -123,24 +123,32 @@ def _readers_of_path(path: str) -> Iterator[Reader]:
         yield _reader_of_file(path)
 
 
-def count_images(path: str) -> int:
-    """Number of images of a path, pattern or folder, without reading them."""
-    if os.path.isdir(path):
-        return len(image_files(Path(path)))
-    return len(glob.glob(path, recursive=True)) if _is_pattern(path) else 1
+def source_files(path: str) -> list[str]:
+    """List the files of a path, pattern or folder, in the order of `readers`, unread."""
+    if os.path.isdir(path) and not is_video(path):
+        return image_files(Path(path))
+    if is_video(path) or not _is_pattern(path):
+        return [path]
+    return [
+        file for match in sorted(glob.glob(path, recursive=True)) for file in source_files(match)
+    ]
 
 
 def image_files(folder: Path) -> list[str]:
-    """Image files in a folder and below, sorted, without hidden ones."""
-    return sorted(str(p) for p in folder.rglob("*") if _is_image_file(p))
+    """Image files in a folder and below, sorted, without hidden files and folders."""
+    return sorted(str(p) for p in folder.rglob("*") if _is_image_file(p, folder))
 
 
 def _is_pattern(path: str) -> bool:
     return glob.has_magic(path) and not os.path.exists(path)
 
 
-def _is_image_file(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+def _is_image_file(path: Path, folder: Path) -> bool:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return False
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    # A link to nothing is reported when it is read.
+    return not is_hidden and (path.is_file() or not path.exists())
 
 
 def _reader_of_file(path: str) -> Reader:
@@ -148,7 +156,15 @@ def _reader_of_file(path: str) -> Reader:
 
 
 def _reader_of_image(image: Any, bgr: bool) -> Reader:
-    return lambda: Frame(to_rgb(image, bgr=bgr))
+    """Read an image in memory, as it is now: a program may reuse the memory for the next one."""
+    if isinstance(image, Image.Image):  # a copy would lose the orientation of some formats
+        try:
+            frame = Frame(to_rgb(image))
+        except DataError as error:
+            return _failing(error)
+        return lambda: frame
+    copied = image.clone() if isinstance(image, torch.Tensor) else image.copy()
+    return lambda: Frame(to_rgb(copied, bgr=bgr))
 
 
 def _failing(error: DataError) -> Reader:

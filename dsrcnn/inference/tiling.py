@@ -59,9 +59,10 @@ def merge_tiles(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Move the detections of tiles to the image, and suppress those of the same object.
 
-    From the best down, a detection removes others of its class with an IoU above `threshold`. Boxes
-    that the inner edge of a tile cuts are compared by the intersection with the smaller box: the
-    part of an object has a small IoU with the whole, which a neighbor sees.
+    From the best down, a detection removes those of its class in other tiles with an IoU above
+    `threshold`. A box that the inner edge of a tile cuts is also the same object as a larger one
+    that covers more than `threshold` of it: a part has a small IoU with the whole, which a neighbor
+    sees. Detections of one tile never remove each other; the model has chosen them.
 
     Args:
         tiles: parts of the image.
@@ -80,6 +81,7 @@ def merge_tiles(
     cut = np.concatenate(
         [_is_cut(b, tile, size) for tile, (b, _, _) in zip(tiles, detections, strict=True)]
     )
+    source = np.repeat(np.arange(len(tiles)), [len(s) for _, s, _ in detections])
     # Whole boxes first, so that a part with a higher score does not remove its object.
     order = np.lexsort((-scores, cut))
     kept: list[int] = []
@@ -88,8 +90,9 @@ def merge_tiles(
         if removed[index]:
             continue
         kept.append(int(index))
-        overlap = _overlap(boxes[index], boxes, cut | cut[index])
-        removed |= (overlap > threshold) & (labels == labels[index])
+        overlap = _overlap(index, boxes, cut)
+        same = (labels == labels[index]) & (source != source[index])
+        removed |= (overlap > threshold) & same
     chosen = np.array(sorted(kept, key=lambda i: -scores[i]), dtype=int)
     return boxes[chosen], scores[chosen], labels[chosen]
 
@@ -103,12 +106,14 @@ def _is_cut(boxes: np.ndarray, tile: Tile, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(left | top | right | bottom)
 
 
-def _overlap(box: np.ndarray, boxes: np.ndarray, by_smaller: np.ndarray) -> np.ndarray:
-    """IoU of a box with boxes (K, 4), or intersection over the smaller area where (K,) says so."""
+def _overlap(index: int, boxes: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """IoU of a box with boxes (K, 4); with the part of an object: its share in the larger box."""
+    box = boxes[index]
     corner = np.maximum(box[:2], boxes[:, :2])
     extent = (np.minimum(box[2:], boxes[:, 2:]) - corner).clip(min=0)
     intersection = extent.prod(axis=1)
-    area = np.prod(box[2:] - box[:2])
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    whole = np.where(by_smaller, np.minimum(area, areas), area + areas - intersection)
+    is_part = np.where(areas < areas[index], cut, cut[index])  # is the smaller one cut?
+    union = areas[index] + areas - intersection
+    whole = np.where(is_part, np.minimum(areas[index], areas), union)
     return np.asarray(intersection / whole.clip(min=1e-6))

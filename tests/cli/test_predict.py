@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import cv2
+import numpy as np
 import pytest
 from conftest import ANIMALS, ENVIRONMENT, gray_frames, refusal, write_clip, write_coco
 from PIL import Image
@@ -17,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from dsrcnn.cli.main import main
 from dsrcnn.errors import DataError
 from dsrcnn.inference import Result
+from dsrcnn.inference.saving import ResultsWriter
 
 
 def predict(*words):
@@ -56,6 +59,68 @@ def test_results_with_the_ids_of_an_annotation_file(photos, model_file, tmp_path
     assert list(dict.fromkeys(r["image_id"] for r in results)) == [20, 10]
     assert {r["category_id"] for r in results} <= set(range(100, 105))
     assert predict(photos / "b.jpg", *words) == 1
+
+
+def test_originals_in_the_folder_of_the_pictures_are_not_overwritten(
+    photos, model_file, tmp_path, capsys
+):
+    (tmp_path / "pictures").mkdir()
+    original = tmp_path / "pictures/b.jpg"
+    original.write_bytes((photos / "b.jpg").read_bytes())
+    (tmp_path / "linked.jpg").symlink_to(original)
+    before = original.read_bytes()
+    for source in (tmp_path / "pictures", original, tmp_path / "linked.jpg"):
+        words = (source, "--model", model_file, "--output", tmp_path)
+        message = refusal(capsys, "predict", *map(str, words))
+        assert "is the file" in message
+        assert "which results may replace. Write another folder" in message
+    assert original.read_bytes() == before
+    assert predict(original, "--model", model_file, "--output", tmp_path, "--save", "csv") == 0
+
+
+def test_a_video_that_is_a_source_is_not_overwritten_by_that_of_another(
+    model_file, tmp_path, capsys
+):
+    write_clip(tmp_path / "a.mp4", gray_frames([10, 200]))
+    write_clip(tmp_path / "a_predicted.mp4", gray_frames([10, 200]))
+    before = (tmp_path / "a_predicted.mp4").read_bytes()
+    sources = (tmp_path / "a.mp4", tmp_path / "a_predicted.mp4")
+    words = (*sources, "--model", model_file, "--output", tmp_path)
+    assert "which results may replace" in refusal(capsys, "predict", *map(str, words))
+    assert (tmp_path / "a_predicted.mp4").read_bytes() == before
+
+
+def test_a_second_job_leaves_out_the_pictures_of_the_first(
+    photos, model_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes((photos / "a.png").read_bytes())
+    for source in (".", ".", "**/*.[jp][pn]g"):
+        assert predict(source, "--model", model_file) == 0
+        assert "\n1 images, " in "\n" + capsys.readouterr().out
+    (tmp_path / "a.png").unlink()
+    message = refusal(capsys, "predict", ".", "--model", str(model_file))
+    assert "no images but those in detections/pictures" in message
+
+
+def test_a_failed_job_keeps_the_results_of_an_earlier_one(photos, model_file, tmp_path, capsys):
+    images = [{"id": 7, "file_name": "a.png"}]
+    categories = [{"id": i, "name": name} for i, name in enumerate(ANIMALS)]
+    (tmp_path / "gt.json").write_text(json.dumps({"images": images, "categories": categories}))
+    words = ("--model", model_file, "--output", tmp_path / "out", "--save", "coco,csv")
+    annotations = ("--annotations", tmp_path / "gt.json")
+    assert predict(photos / "a.png", *words) == 0
+    assert predict(photos / "a.png", *words, *annotations) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert sorted(before) == ["detections.csv", "detections.json", "results.json"]
+    for more in ((), annotations):
+        for failing in ((photos / "nope.jpg",), (photos, "--tta", "--tile", 64)):
+            refusal(capsys, "predict", *map(str, (*failing, *words, *more)))
+        after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert after == before
+    only = ("--model", model_file, "--output", tmp_path / "out", "--save", "coco", *annotations)
+    assert predict(photos / "b.jpg", *only) == 1  # has no id
+    assert (tmp_path / "out/results.json").read_bytes() == before["results.json"]
 
 
 def test_videos_become_videos_and_sources_may_stand_anywhere(photos, model_file, tmp_path):
@@ -182,6 +247,40 @@ def test_ids_follow_the_folders_of_the_annotations(photos, model_file, tmp_path)
     assert predict(tmp_path / "elsewhere", *words) == 1  # one/a.png or two/a.png?
 
 
+@pytest.mark.parametrize(("entry", "paths", "ids"), [
+    ("001.png", ["train/001.png", "val/001.png"], [7]),  # the second is another image
+    ("001.png", ["train/001.png", "train/../train/001.png"], [7]),  # the same twice
+    ("train/001.png", ["val/001.png"], []),
+    ("train/001.png", ["train/001.png"], [7]),
+    ("/moved/train/001.png", ["train/001.png"], [7]),
+    ("/moved/train/001.png", ["val/001.png"], []),
+])  # fmt: skip
+def test_two_images_never_have_one_id(entry, paths, ids, tmp_path):
+    content = {
+        "images": [{"id": 7, "file_name": entry}], "categories": [{"id": 3, "name": "cat"}],
+    }  # fmt: skip
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    writer = ResultsWriter(tmp_path, ["cat"], tmp_path / "gt.json")
+    box = (np.array([[1, 2, 5, 9]], np.float32), np.array([0.5], np.float32), np.array([0]))
+    for number, path in enumerate(paths):
+        result = Result(*box, classes=["cat"], size=(20, 20), path=str(tmp_path / path))
+        is_known = number < len(ids)
+        with nullcontext() if is_known else pytest.raises(DataError, match="in --annotations"):
+            writer.write(result)
+    written = writer.close()
+    assert [r["image_id"] for p in written for r in json.loads(p.read_text())] == ids
+
+
+def test_annotations_are_not_replaced_by_the_results(photos, model_file, tmp_path, capsys):
+    content = {"images": [], "categories": [{"id": i, "name": n} for i, n in enumerate(ANIMALS)]}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    words = (photos, "--model", model_file, "--output", tmp_path, "--save", "coco")
+    message = refusal(capsys, "predict", *map(str, (*words, "--annotations", path)))
+    assert "which the results would replace. Write another --output" in message
+    assert json.loads(path.read_text()) == content
+
+
 @pytest.mark.parametrize(("words", "message"), [
     ([], "write SOURCE: an image"), (["a.jpg"], "write --model, the output folder"),
     (["a.jpg", "--model", "nowhere"], "Config file 'nowhere' does not exist"),
@@ -194,6 +293,8 @@ def test_ids_follow_the_folders_of_the_annotations(photos, model_file, tmp_path)
     (["a.jpg", "--model", "MODEL", "--tile", "3"], "tile is 3; write a whole number from 16"),
     (["a.jpg", "--model", "MODEL", "--annotations", "missing.json", "--save", "coco"],
      "--annotations missing.json cannot be used"),
+    (["a.jpg", "--model", "MODEL", "--annotations", "gt.json"],
+     "--annotations gt.json needs --save coco, but --save is 'pictures,video,csv'"),
     (["a.jpg", "--model", "MODEL", "--whatever"], "unknown option --whatever"),
     (["a.jpg", "--model", "MODEL", "MODEL.DEVISE", "cpu"], "MODEL.DEVISE"),
 ])  # fmt: skip

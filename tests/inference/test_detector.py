@@ -4,6 +4,8 @@ import pytest
 import torch
 from comparing import same
 from conftest import ANIMALS, save_model, tiny_cfg, write_coco
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
 
 import dsrcnn
 from dsrcnn.errors import ConfigError, DataError, WeightsError
@@ -61,6 +63,57 @@ def test_a_detector_is_evaluated_on_the_data_of_its_run(tmp_path, model_file):
     assert "AP-cat" in metrics["bbox"]
     with pytest.raises(DataError, match="There is no test set; give a folder"):
         dsrcnn.load(model_file, device="cpu").evaluate(**{"DATASETS.TEST": ()})
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], [*ANIMALS[::-1]]])
+@pytest.mark.parametrize("kind", ["folder", "files", "registered"])
+def test_evaluation_on_other_classes_is_refused(names, kind, tmp_path, detector):
+    folder = tmp_path / "others"
+    path, images = folder / "annotations/instances_val.json", folder / "images/val"
+    write_coco(path, images, classes=names)
+    data, overrides = None, {}
+    if kind == "folder":
+        data, overrides = folder, {"DATASETS.CUSTOM.TRAIN_SPLIT": ""}
+    elif kind == "files":
+        entries = {"NAME": tmp_path.name, "TEST_JSON": str(path), "TEST_IMAGES": str(images)}
+        overrides = {f"DATASETS.CUSTOM.{key}": value for key, value in entries.items()}
+    else:
+        register_coco_instances(tmp_path.name, {}, str(path), str(images))
+        overrides = {"DATASETS.TEST": (tmp_path.name,)}
+    with pytest.raises((DataError, ConfigError), match="class"):
+        detector.evaluate(data, **overrides)
+    if kind == "registered":
+        DatasetCatalog.remove(tmp_path.name)
+
+
+def test_evaluation_writes_to_the_run_folder_even_if_moved_and_never_to_the_working_folder(
+    tmp_path, monkeypatch
+):
+    write_coco(tmp_path / "val.json", tmp_path / "images", classes=ANIMALS)
+    data = {
+        "DATASETS.CUSTOM.TEST_JSON": str(tmp_path / "val.json"),
+        "DATASETS.CUSTOM.TEST_IMAGES": str(tmp_path / "images"),
+        "DATASETS.CUSTOM.NAME": "written_where",
+    }
+    run, working = tmp_path / "run", tmp_path / "working"
+    run.mkdir()
+    working.mkdir()
+    monkeypatch.chdir(working)
+    cfg = save_model(run / "model_final.pth", "OUTPUT_DIR", "first/place")
+    (run / "config.yaml").write_text(cfg.dump())
+    moved = run.rename(tmp_path / "moved")
+    dsrcnn.load(moved, device="cpu").evaluate(**data)
+    assert (moved / "inference").is_dir()
+    (moved / "inference").rename(tmp_path / "seen")
+    dsrcnn.load(moved / "model_final.pth", device="cpu").evaluate(**data)
+    chosen = dsrcnn.load(moved / "model_final.pth", device="cpu", opts=["OUTPUT_DIR", "chosen"])
+    assert sorted(p.name for p in moved.iterdir()) == ["config.yaml", "model_final.pth"]
+    assert not [*working.iterdir()]
+    chosen.evaluate(**data)
+    assert (working / "chosen/inference").is_dir()
+    dsrcnn.load(moved, device="cpu").evaluate(**data, **{"OUTPUT_DIR": "other"})
+    assert (working / "other/inference").is_dir()
+    assert not (moved / "inference").exists()
 
 
 def test_averaged_weights_and_safetensors_are_read(tmp_path, photos, model_file):

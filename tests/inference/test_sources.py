@@ -9,7 +9,7 @@ from conftest import gray_frames, write_clip
 from PIL import Image
 
 from dsrcnn.errors import DataError
-from dsrcnn.inference.sources import count_images, is_single, readers, to_rgb, video_info
+from dsrcnn.inference.sources import is_single, readers, source_files, to_rgb, video_info
 
 
 def frames(source, **options):
@@ -22,11 +22,18 @@ def test_folders_patterns_and_lists_give_their_images_in_order(photos, tmp_path)
     assert names(f"{photos}/*.png") == ["a.png", "c.png"]
     assert names([f"{photos}/c.png", photos / "a.png"]) == ["c.png", "a.png"]
     assert names(f"{photos}/**/*.png") == ["a.png", "c.png", "more/e.png"]
-    assert [count_images(str(x)) for x in (photos, f"{photos}/*.png", photos / "a.png")] == [
-        5,
-        2,
-        1,
-    ]
+    for source in (photos, f"{photos}/*.png", photos / "a.png"):
+        assert source_files(str(source)) == [f.path for f in frames(source)]
+
+
+def test_hidden_folders_and_folders_with_names_of_images_are_left_out(tmp_path):
+    folder = tmp_path / ".cache/photos"  # a hidden folder above is where the user wants it
+    for name in (".ipynb_checkpoints", "d.jpg", "more"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (4, 3)).save(folder / name / "a.png")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    names = [Path(path).relative_to(folder).as_posix() for path in source_files(str(folder))]
+    assert names == ["d.jpg/a.png", "gone.png", "more/a.png"]
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
@@ -58,6 +65,34 @@ def test_images_in_memory_become_rgb_arrays(image, expected):
 def test_the_channel_order_is_that_of_arrays_only():
     np.testing.assert_array_equal(to_rgb(PIXELS, bgr=True), PIXELS[..., ::-1])
     np.testing.assert_array_equal(to_rgb(TENSOR, bgr=True), PIXELS)
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "picture", "batch"])
+def test_images_whose_memory_is_used_again_are_read_as_they_were(kind):
+    buffer = np.zeros((1, 2, 4, 3), np.uint8)
+    tensor = torch.zeros(3, 2, 4, dtype=torch.uint8)
+    picture = Image.new("RGB", (4, 2))
+
+    def images():
+        for value in (10, 20, 30):
+            buffer[:] = value
+            tensor.fill_(value)
+            picture.paste((value,) * 3, (0, 0, 4, 2))
+            yield {"array": buffer[0], "tensor": tensor, "picture": picture, "batch": buffer}[kind]
+
+    assert [frame.image.max() for frame in [r() for r in list(readers(images()))]] == [10, 20, 30]
+
+
+def test_a_damaged_picture_in_memory_does_not_hide_the_others(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+    first, second = readers([Image.open(tmp_path / "a.png"), PIXELS])
+    with pytest.raises(DataError, match="The PIL image cannot be used"):
+        first()
+    np.testing.assert_array_equal(second().image, PIXELS)
 
 
 def test_batches_of_arrays_and_tensors_are_several_images():

@@ -63,6 +63,26 @@ def test_the_part_of_an_object_at_an_edge_gives_way_to_the_whole_even_with_a_hig
     assert merge([part], [whole]) == [(85, 10, 140, 50, 0.6, 0)]
 
 
+def test_a_small_object_never_removes_the_cut_box_around_it():
+    # Left: cut at x = 100. The small one lies in it, seen by the same or by the other tile.
+    large, small = (30, 0, 99.5, 90, 0.95, 0), (82, 40, 96, 54, 0.31, 0)
+    assert merge([large, small], []) == [large, small]
+    assert merge([large], [(2.5, 40, 16, 54, 0.31, 0)]) == [large, (82.5, 40, 96, 54, 0.31, 0)]
+
+
+def test_detections_of_one_tile_never_remove_each_other():
+    first, second = (10, 10, 30, 30, 0.9, 0), (11, 10, 30, 30, 0.8, 0)  # IoU 0.95
+    assert merge([first, second], []) == [first, second]
+    parts = [(60, 10, 99.5, 50, 0.9, 0), (70, 20, 99.5, 40, 0.8, 0)]  # both cut
+    assert merge(parts, []) == parts
+
+
+def test_a_part_in_each_tile_is_one_detection_if_one_part_covers_the_other():
+    # An object from x = 70 to 120: 30 pixels of it left, 40 right; 20 in both.
+    left, right = (70, 10, 100, 50, 0.9, 0), (0, 10, 40, 50, 0.8, 0)
+    assert merge([left], [right]) == [left]
+
+
 def test_small_objects_within_large_ones_stay_where_no_edge_cuts_them():
     small, large = (20, 20, 30, 30, 0.9, 0), (10, 10, 70, 70, 0.8, 0)
     assert len(merge([small, large], [])) == 2
