@@ -33,6 +33,7 @@ from .sources import readers
 _LOGGER = logging.getLogger(__name__)
 _LANDSCAPE = (480, 640)  # height and width of most photographs
 _SETS = ("DATASETS.TRAIN", "DATASETS.TEST")
+_CLASSES = "DATASETS.CUSTOM.CLASSES"
 _COMPARED = 8  # images that an exported file is compared on
 _WEIGHT_FILES = (".pth", ".pkl", ".safetensors")
 
@@ -59,6 +60,8 @@ def load(
         WeightsError: if the weights are missing, damaged or do not fill the model.
     """
     path, options = os.fspath(model), [*opts]
+    if os.path.isdir(path):
+        path = os.path.abspath(path)  # evaluation comes later, maybe from another working folder
     if device is not None:
         options += ["MODEL.DEVICE", device]
     with tempfile.TemporaryDirectory() as folder:
@@ -231,11 +234,13 @@ class Detector(ModelPredictor):
         Raises:
             DataError: if the data cannot be read, or name other classes than the model.
         """
-        # Classes of a folder are compared with the saved ones, which are those of the model.
-        classes = ["DATASETS.CUSTOM.CLASSES", tuple(self.classes)] if self._has_names else []
+        # Classes of a folder are compared with the saved ones, which are those of the model, unless
+        # the caller says that other names mean the same.
+        compared = self._has_names and _CLASSES not in overrides
+        classes = [_CLASSES, tuple(self.classes)] if compared else []
         with _config_file(self.cfg) as path:
             cfg = load_cfg(path, [*self._opts(data, overrides), *classes])
-        for name in cfg.DATASETS.TEST if self._has_names else ():
+        for name in cfg.DATASETS.TEST if compared else ():
             self._check_classes(name)
         return cfg
 
@@ -246,7 +251,8 @@ class Detector(ModelPredictor):
             if own != other:
                 raise DataError(
                     f"Class {label} is {own!r} in the model and {other!r} in dataset {dataset!r}. "
-                    "Evaluate on data with the classes of the model, in the same order."
+                    "Evaluate on data with the classes of the model, in the same order; if these "
+                    f"mean the same, write {_CLASSES} ()."
                 )
 
     def train(

@@ -86,6 +86,13 @@ def test_evaluation_on_other_classes_is_refused(names, kind, tmp_path, detector)
         DatasetCatalog.remove(tmp_path.name)
 
 
+def test_classes_of_other_names_are_the_same_if_the_caller_says_so(tmp_path, detector):
+    folder, names = tmp_path / "others", [*ANIMALS[1:], ANIMALS[0]]
+    write_coco(folder / "annotations/instances_val.json", folder / "images/val", classes=names)
+    overrides = {"DATASETS.CUSTOM.TRAIN_SPLIT": "", "DATASETS.CUSTOM.CLASSES": ()}
+    assert "AP-dog" in detector.evaluate(folder, **overrides)["bbox"]
+
+
 def test_evaluation_writes_to_the_run_folder_even_if_moved_and_never_to_the_working_folder(
     tmp_path, monkeypatch
 ):
@@ -102,7 +109,10 @@ def test_evaluation_writes_to_the_run_folder_even_if_moved_and_never_to_the_work
     cfg = save_model(run / "model_final.pth", "OUTPUT_DIR", "first/place")
     (run / "config.yaml").write_text(cfg.dump())
     moved = run.rename(tmp_path / "moved")
-    dsrcnn.load(moved, device="cpu").evaluate(**data)
+    detector = dsrcnn.load("../moved", device="cpu")
+    monkeypatch.chdir(tmp_path)
+    detector.evaluate(**data)
+    monkeypatch.chdir(working)
     assert (moved / "inference").is_dir()
     (moved / "inference").rename(tmp_path / "seen")
     dsrcnn.load(moved / "model_final.pth", device="cpu").evaluate(**data)
