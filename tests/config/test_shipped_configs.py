@@ -8,6 +8,7 @@ from dsrcnn import load_cfg
 from dsrcnn.config import check_config, read_cfg, shipped_configs
 from dsrcnn.config.validate import num_classes_key
 from dsrcnn.data.datasets import class_names
+from dsrcnn.modeling.postprocessing import DetectionSettings
 
 
 def has_data(cfg):
@@ -80,3 +81,16 @@ def test_dpg_has_norms_over_all_gpus_in_configs_for_several():
 def test_no_two_shipped_configs_write_to_the_same_folder():
     folders = [read_cfg(name).OUTPUT_DIR for name in shipped_configs()]
     assert len(set(folders)) == len(folders)
+
+
+PUBLISHED_SQR = [
+    *("coco/adamixer_sqr1_R50_100pro_1x", "coco/adamixer_sqr1_R101_300pro_7stages_3x"),
+    "coco/sqr_deformable_detr_R50_50ep",
+]
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SQR)
+def test_models_that_sqr_was_published_on_are_evaluated_without_nms(name):
+    cfg = read_cfg(name)
+    assert cfg.MODEL.SparseRCNN.SQR.ENABLED
+    assert DetectionSettings.from_config(cfg).nms_threshold is None
