@@ -94,3 +94,15 @@ def test_models_that_sqr_was_published_on_are_evaluated_without_nms(name):
     cfg = read_cfg(name)
     assert cfg.MODEL.SparseRCNN.SQR.ENABLED
     assert DetectionSettings.from_config(cfg).nms_threshold is None
+
+
+def test_networks_of_timm_are_not_frozen():
+    backbones = {name: read_cfg(name).MODEL.BACKBONE for name in shipped_configs()}
+    frozen = {name: x.FREEZE_AT for name, x in backbones.items() if "timm" in x.NAME}
+    assert len(frozen) > 10
+    assert set(frozen.values()) == {0}
+
+
+def test_efficientnet_b3_has_batch_norms_that_train_as_its_source():
+    cfg = read_cfg("coco/dynamic_sparse_rcnn_efficientnet_b3_128pro")
+    assert (cfg.MODEL.TIMM.NORM, cfg.MODEL.BACKBONE.NORM_EVAL) == ("", False)
