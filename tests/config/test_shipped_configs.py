@@ -106,3 +106,9 @@ def test_networks_of_timm_are_not_frozen():
 def test_efficientnet_b3_has_batch_norms_that_train_as_its_source():
     cfg = read_cfg("coco/dynamic_sparse_rcnn_efficientnet_b3_128pro")
     assert (cfg.MODEL.TIMM.NORM, cfg.MODEL.BACKBONE.NORM_EVAL) == ("", False)
+
+
+def test_swin_starts_from_the_published_weights_and_decays_as_published():
+    cfg = read_cfg("coco/adamixer_swin_small_300pro_3x")
+    assert cfg.MODEL.TIMM.NAME == "swin_small_patch4_window7_224.ms_in1k"
+    assert set(cfg.SOLVER.NO_DECAY) == {"norm", "position"}
