@@ -112,3 +112,29 @@ def test_swin_starts_from_the_published_weights_and_decays_as_published():
     cfg = read_cfg("coco/adamixer_swin_small_300pro_3x")
     assert cfg.MODEL.TIMM.NAME == "swin_small_patch4_window7_224.ms_in1k"
     assert set(cfg.SOLVER.NO_DECAY) == {"norm", "position"}
+
+
+# Images of COCO's train2017: all, and those with objects that are not crowds.
+ALL_IMAGES, WITH_OBJECTS = 118_287, 117_266
+MMDETECTION = [
+    *("coco/adamixer_R50_100pro_1x", "coco/adamixer_R50_100pro_3x", "coco/adamixer_R50_300pro_3x"),
+    *("coco/adamixer_swin_small_300pro_3x", *PUBLISHED_SQR),
+]
+
+
+@pytest.mark.parametrize(("name", "epochs"), [
+    *((name, 12 if name.endswith("1x") else 36) for name in MMDETECTION[:-1]),
+    *((f"coco/{name}_R50_50ep", 50) for name in (
+        "sqr_deformable_detr", "deformable_detr", "deformable_detr_plain",
+        "deformable_detr_two_stage",
+    )),
+])  # fmt: skip
+def test_iterations_are_whole_epochs_of_the_images_that_are_trained_on(name, epochs):
+    cfg = read_cfg(name)
+    assert (name in MMDETECTION) == cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    # mmdetection fills the last batch, the code of Deformable DETR drops it.
+    size = cfg.SOLVER.IMS_PER_BATCH
+    length = -(-WITH_OBJECTS // size) if name in MMDETECTION else ALL_IMAGES // size
+    assert epochs * length == cfg.SOLVER.MAX_ITER
+    assert all(step % length == 0 for step in cfg.SOLVER.STEPS)
+    assert length == cfg.TEST.EVAL_PERIOD
