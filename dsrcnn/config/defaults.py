@@ -259,7 +259,7 @@ def _add_solver(cfg: CfgNode) -> None:
     node.BACKBONE_MULTIPLIER = 1.0  # learning rate factor of the backbone
     node.NECK_MULTIPLIER = None  # factor of its neck (FPN); None: that of the backbone
     node.LAYER_DECAY = 1.0  # factor per part of the backbone (stem, res2, ...) before the last
-    node.NO_DECAY = ()  # no weight decay for: norm, bias, embedding
+    node.NO_DECAY = ()  # no weight decay for: norm, bias, embedding, position
     node.REFERENCE_BATCH = 0  # scale BASE_LR linearly from this batch size; 0: no scaling
     node.ACCUMULATE = 1  # parts a batch is processed in, to save memory
     node.AMP.PRECISION = "bf16"  # with AMP.ENABLED: bf16, or fp16 with a gradient scaler

@@ -5,6 +5,7 @@ Detectron2's own reader runs Python that a file asks for by ``!!python/...`` tag
 """
 
 import copy
+import logging
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ import yaml
 
 from ..errors import ConfigError
 
+_LOGGER = logging.getLogger(__name__)
 _BASE = "_BASE_"
 _TAGS = "tag:yaml.org,2002:"
 _PYTHON = f"{_TAGS}python/"
@@ -122,7 +124,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 
 def _check_node(root: yaml.Node, where: str) -> None:
-    """Refuse tags that run code, keys that are no names or repeat, and trees that explode."""
+    """Refuse tags that run code, keys that are no names or contradict, and trees that explode."""
     sizes: dict[int, int] = {}  # by node; 0 while its children are visited
 
     def visit(node: yaml.Node, depth: int) -> int:
@@ -155,8 +157,8 @@ def _check_node(root: yaml.Node, where: str) -> None:
 
 
 def _check_keys(node: yaml.MappingNode, where: str) -> None:
-    lines: dict[str, int] = {}
-    for key, _ in node.value:
+    seen: dict[str, tuple[int, yaml.Node]] = {}  # line and value by key
+    for key, value in node.value:
         line = key.start_mark.line + 1
         if key.tag.startswith(_PYTHON):
             continue  # `visit` refuses it
@@ -165,12 +167,21 @@ def _check_keys(node: yaml.MappingNode, where: str) -> None:
             raise ConfigError(
                 f"{where}, line {line}: the key {shown} is no name; keys are words such as SOLVER."
             )
-        if key.value in lines:
-            raise ConfigError(
-                f"{where}: the key {key.value} stands on line {lines[key.value]} and again on "
-                f"line {line}; remove one."
+        if key.value in seen:
+            first, other = seen[key.value]
+            problem = (
+                f"{where}: the key {key.value} stands on line {first} and again on line {line}"
             )
-        lines[key.value] = line
+            if not _is_same_scalar(value, other):
+                raise ConfigError(f"{problem}; remove one.")
+            # An official config has such a line. No value is lost by it.
+            _LOGGER.warning("%s, with the same value; remove one.", problem)
+        seen[key.value] = line, value
+
+
+def _is_same_scalar(a: yaml.Node, b: yaml.Node) -> bool:
+    is_scalar = isinstance(a, yaml.ScalarNode) and isinstance(b, yaml.ScalarNode)
+    return is_scalar and (a.tag, a.value) == (b.tag, b.value)
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any], where: str) -> dict[str, Any]:

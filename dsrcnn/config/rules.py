@@ -296,7 +296,9 @@ TRAINING: Table = {
     **dict.fromkeys(("SOLVER.ACCUMULATE", "SOLVER.IMS_PER_BATCH"), COUNT),
     **{f"SOLVER.EPOCHS.{k}": at_least(0, 10**6) for k in ("MAX", "WARMUP", "CHECKPOINT", "EVAL")},
     **dict.fromkeys(("SOLVER.REFERENCE_BATCH", "SOLVER.REFERENCE_WORLD_SIZE"), at_least(0)),
-    "SOLVER.NO_DECAY": each(one_of("norm", "bias", "embedding"), "some of norm, bias, embedding"),
+    "SOLVER.NO_DECAY": each(
+        one_of("norm", "bias", "embedding", "position"), "some of norm, bias, embedding, position"
+    ),
     **dict.fromkeys(("TEST.BEST.PATIENCE", "TEST.EVAL_PERIOD", "VIS_PERIOD"), at_least(0)),
     "TEST.DETECTIONS_PER_IMAGE": COUNT,
     "TEST.MAX_DETECTIONS": at_least(1, 100_000),

@@ -13,6 +13,8 @@ from ..layers.deformable_attention import PointLinear
 from ..utils.training import SplitBackbone
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+# Learned positions of timm's transformers, absolute and relative.
+_POSITION_TABLES = ("pos_embed", "absolute_pos_embed", "relative_position_bias_table")
 _BOTTOM_UP = "backbone.bottom_up"  # a backbone with a neck, such as Detectron2's FPN
 
 
@@ -97,7 +99,10 @@ def _depth_factors(model: nn.Module, decay: float) -> dict[str, float]:
 
 
 def _parameters_without_decay(model: nn.Module, kinds: Any) -> set[str]:
-    """Names of parameters of norms, biases and embeddings (learned proposals), as in `kinds`."""
+    """Names of parameters of these `kinds`.
+
+    Kinds are norms, embeddings (learned proposals), position tables of transformers, and biases.
+    """
     names = set()
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
@@ -105,6 +110,7 @@ def _parameters_without_decay(model: nn.Module, kinds: Any) -> set[str]:
             kind = (
                 "norm" if isinstance(module, _NORMS)
                 else "embedding" if is_embedding
+                else "position" if name in _POSITION_TABLES
                 else "bias" if name.endswith("bias")
                 else None
             )  # fmt: skip

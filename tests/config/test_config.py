@@ -4,6 +4,7 @@ import json
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
 
 from dsrcnn import add_dsrcnn_config, load_cfg
 from dsrcnn.config import read_cfg
@@ -147,6 +148,42 @@ def test_shipped_configs_equal_the_official_files(official, name, leaf):
     for node in ("MODEL", "SOLVER", "INPUT", "DATASETS", "DATALOADER", "SEED"):
         assert cfg[node] == ours[node], node
     assert ours.TEST.EVAL_PERIOD == 7330
+
+
+OFFICIAL_CROWDHUMAN = """
+_BASE_: "Base-SparseRCNN.yaml"
+MODEL:
+  WEIGHTS: "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+  RESNETS: {DEPTH: 50, STRIDE_IN_1X1: False}
+  SparseRCNN: {NUM_PROPOSALS: 500, NUM_CLASSES: 1}
+DATASETS:
+  TRAIN: ("CrowdHuman_train",)
+  TEST: ("CrowdHuman_val",)
+SOLVER:
+  STEPS: (37500,)
+  MAX_ITER: 46875
+INPUT:
+  MIN_SIZE_TRAIN: (640, 672, 704, 736, 768, 800)
+  MAX_SIZE_TRAIN: 1500
+  MAX_SIZE_TRAIN: 1500
+  FORMAT: "RGB"
+"""
+
+
+def test_the_official_file_of_crowdhuman_loads_with_its_names_and_its_repeated_line(
+    official, write, caplog
+):
+    official()  # writes the base
+    with caplog.at_level("WARNING"):
+        cfg = load_cfg(write(OFFICIAL_CROWDHUMAN, "sparsercnn.crowdhuman.yaml"))
+    assert "the key MAX_SIZE_TRAIN stands on line 15 and again on line 16" in caplog.text
+    assert (cfg.INPUT.MAX_SIZE_TRAIN, cfg.SOLVER.MAX_ITER) == (1500, 46875)
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    assert names == ("CrowdHuman_train", "CrowdHuman_val")
+    for name in names:
+        official_one, ours = (MetadataCatalog.get(n) for n in (name, name.lower()))
+        for field in ("json_file", "image_root", "evaluator_type", "thing_classes"):
+            assert getattr(official_one, field) == getattr(ours, field)
 
 
 def test_a_file_without_a_version_may_have_our_keys(write):

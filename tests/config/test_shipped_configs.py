@@ -8,6 +8,7 @@ from dsrcnn import load_cfg
 from dsrcnn.config import check_config, read_cfg, shipped_configs
 from dsrcnn.config.validate import num_classes_key
 from dsrcnn.data.datasets import class_names
+from dsrcnn.modeling.postprocessing import DetectionSettings
 
 
 def has_data(cfg):
@@ -80,3 +81,60 @@ def test_dpg_has_norms_over_all_gpus_in_configs_for_several():
 def test_no_two_shipped_configs_write_to_the_same_folder():
     folders = [read_cfg(name).OUTPUT_DIR for name in shipped_configs()]
     assert len(set(folders)) == len(folders)
+
+
+PUBLISHED_SQR = [
+    *("coco/adamixer_sqr1_R50_100pro_1x", "coco/adamixer_sqr1_R101_300pro_7stages_3x"),
+    "coco/sqr_deformable_detr_R50_50ep",
+]
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SQR)
+def test_models_that_sqr_was_published_on_are_evaluated_without_nms(name):
+    cfg = read_cfg(name)
+    assert cfg.MODEL.SparseRCNN.SQR.ENABLED
+    assert DetectionSettings.from_config(cfg).nms_threshold is None
+
+
+def test_networks_of_timm_are_not_frozen():
+    backbones = {name: read_cfg(name).MODEL.BACKBONE for name in shipped_configs()}
+    frozen = {name: x.FREEZE_AT for name, x in backbones.items() if "timm" in x.NAME}
+    assert len(frozen) > 10
+    assert set(frozen.values()) == {0}
+
+
+def test_efficientnet_b3_has_batch_norms_that_train_as_its_source():
+    cfg = read_cfg("coco/dynamic_sparse_rcnn_efficientnet_b3_128pro")
+    assert (cfg.MODEL.TIMM.NORM, cfg.MODEL.BACKBONE.NORM_EVAL) == ("", False)
+
+
+def test_swin_starts_from_the_published_weights_and_decays_as_published():
+    cfg = read_cfg("coco/adamixer_swin_small_300pro_3x")
+    assert cfg.MODEL.TIMM.NAME == "swin_small_patch4_window7_224.ms_in1k"
+    assert set(cfg.SOLVER.NO_DECAY) == {"norm", "position"}
+
+
+# Images of COCO's train2017: all, and those with objects that are not crowds.
+ALL_IMAGES, WITH_OBJECTS = 118_287, 117_266
+MMDETECTION = [
+    *("coco/adamixer_R50_100pro_1x", "coco/adamixer_R50_100pro_3x", "coco/adamixer_R50_300pro_3x"),
+    *("coco/adamixer_swin_small_300pro_3x", *PUBLISHED_SQR),
+]
+
+
+@pytest.mark.parametrize(("name", "epochs"), [
+    *((name, 12 if name.endswith("1x") else 36) for name in MMDETECTION[:-1]),
+    *((f"coco/{name}_R50_50ep", 50) for name in (
+        "sqr_deformable_detr", "deformable_detr", "deformable_detr_plain",
+        "deformable_detr_two_stage",
+    )),
+])  # fmt: skip
+def test_iterations_are_whole_epochs_of_the_images_that_are_trained_on(name, epochs):
+    cfg = read_cfg(name)
+    assert (name in MMDETECTION) == cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    # mmdetection fills the last batch, the code of Deformable DETR drops it.
+    size = cfg.SOLVER.IMS_PER_BATCH
+    length = -(-WITH_OBJECTS // size) if name in MMDETECTION else ALL_IMAGES // size
+    assert epochs * length == cfg.SOLVER.MAX_ITER
+    assert all(step % length == 0 for step in cfg.SOLVER.STEPS)
+    assert length == cfg.TEST.EVAL_PERIOD

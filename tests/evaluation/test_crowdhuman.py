@@ -182,9 +182,10 @@ def registered(miniature, monkeypatch):
     """The two datasets, below the miniature's folder."""
 
     def register():
-        for name in ("crowdhuman_train", "crowdhuman_val"):
-            DatasetCatalog.pop(name)
-            MetadataCatalog.pop(name)
+        for split in ("train", "val"):
+            for name in (f"crowdhuman_{split}", f"CrowdHuman_{split}"):
+                DatasetCatalog.pop(name)
+                MetadataCatalog.pop(name)
         register_crowdhuman()
 
     with monkeypatch.context() as patch:

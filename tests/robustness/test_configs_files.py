@@ -47,6 +47,8 @@ def refused(path, phrase):
     ("SEED: !!set {{a, b}}\n", "SEED"),
     ("SEED: 1\nSEED: 2\n", "the key SEED stands on line 1 and again on line 2"),
     ("MODEL: {{DEVICE: cpu, DEVICE: cuda}}\n", "the key DEVICE stands on line 1"),
+    ("SEED: 1\nSEED: '1'\n", "the key SEED stands on line 1"),  # a number and a text
+    ("INPUT: {{FORMAT: RGB}}\nINPUT: {{FORMAT: RGB}}\n", "the key INPUT stands on line 1"),
     ("1: 2\n", "the key '1' is no name"),
     ("on: 2\n", "the key 'on' is no name"),
     ("? [a, b]\n: 2\n", "the key of several values is no name"),

@@ -148,6 +148,21 @@ def test_norms_biases_embeddings_or_one_kind_alone_can_be_without_weight_decay()
     assert settings["proposals.expert_features"][1] == 1e-4
 
 
+@pytest.mark.parametrize("name", [
+    "swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224", "vit_tiny_patch16_224",
+])  # fmt: skip
+def test_position_tables_can_be_without_weight_decay_as_timm_says(name):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = nn.Module()
+        model.backbone = timm.create_model(name)
+    exempt = {f"backbone.{n}" for n in model.backbone.no_weight_decay()}
+    expected = exempt & {n for n, _ in model.named_parameters() if "cls_token" not in n}
+    assert expected
+    settings = settings_of(tiny_cfg("SOLVER.NO_DECAY", "('position',)"), model)
+    assert {name for name, (_, decay) in settings.items() if decay == 0} == expected
+
+
 def test_sgd_uses_the_momentum_of_the_config():
     cfg = tiny_cfg("SOLVER.OPTIMIZER", "SGD", "SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0.8)
     (group,) = build_optimizer(cfg, torch.nn.Linear(2, 2)).param_groups

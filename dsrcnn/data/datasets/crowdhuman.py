@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ _BOXES = ("fbox", "vbox", "hbox")
 
 
 def register_crowdhuman() -> None:
-    """Register ``crowdhuman_train`` and ``crowdhuman_val`` below ``DETECTRON2_DATASETS``."""
+    """Register ``crowdhuman_train`` and ``crowdhuman_val`` below ``DETECTRON2_DATASETS``.
+
+    The official names of Sparse R-CNN, ``CrowdHuman_train`` and ``CrowdHuman_val``, mean the same.
+    """
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "crowdhuman"
-    for split in ("train", "val"):
-        name = f"crowdhuman_{split}"
+    for prefix, split in product(("crowdhuman", "CrowdHuman"), ("train", "val")):
+        name = f"{prefix}_{split}"
         if name in DatasetCatalog.list():
             continue
         json_file = str(root / f"annotations/{split}.json")
