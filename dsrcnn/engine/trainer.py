@@ -245,6 +245,7 @@ class Trainer(DefaultTrainer):
         self._set_loader_position()
         if comm.is_main_process():
             (Path(self.cfg.OUTPUT_DIR) / "model.txt").write_text(f"{unwrapped(self.model)}\n")
+            _LOGGER.debug("Model:\n%s", str(unwrapped(self.model)))  # a record must not keep it
         _LOGGER.info("Training\n%s", self._summary())
         with self._signals.handled():
             done = self._train()
