@@ -190,7 +190,7 @@ NO_DATA: tuple[object, ...] = (
     *("DATASETS.CUSTOM.FOLDER", "", "DATASETS.CUSTOM.TRAIN_JSON", ""),
     *("DATASETS.CUSTOM.TEST_JSON", "", "DATASETS.CUSTOM.CLASSES", ()),
 )
-_DATASETS = ("DATASETS.TRAIN", "DATASETS.TEST")
+DATASET_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST")  # `DATASETS.CUSTOM` replaces their values
 _STEPS: list[Callable[[CfgNode], None]] = []
 
 
@@ -219,7 +219,7 @@ def load_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
         DataError: if the annotations of ``DATASETS.CUSTOM`` cannot be read.
     """
     cfg = read_cfg(path_or_name, opts)
-    named = {key: tuple(value_of(cfg, key)) for key in _DATASETS if key in opts[0::2]}
+    named = {key: tuple(value_of(cfg, key)) for key in DATASET_KEYS if key in opts[0::2]}
     choose_device(cfg)
     with plain_system_errors(f"The data or weights that {path_or_name} names cannot be read"):
         for step in _STEPS:

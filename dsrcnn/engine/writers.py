@@ -106,6 +106,8 @@ class TrackerWriter(EventWriter):
 
     def write(self) -> None:
         """Send the scalars since the last call, by iteration."""
+        if not self._is_open:  # training could not begin
+            return
         by_iteration: dict[int, dict[str, float]] = {}
         latest = get_event_storage().latest_with_smoothing_hint(20)
         for name, (value, iteration) in latest.items():

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from matplotlib import cbook
 
-from ..config.load import NO_DATA, load_cfg, read_cfg
+from ..config.load import DATASET_KEYS, NO_DATA, load_cfg, read_cfg
 from ..config.rules import value_of
 from ..config.validate import num_classes_key
 from ..data.build import load_records
@@ -32,7 +32,6 @@ from .sources import readers
 
 _LOGGER = logging.getLogger(__name__)
 _LANDSCAPE = (480, 640)  # height and width of most photographs
-_SETS = ("DATASETS.TRAIN", "DATASETS.TEST")
 _CLASSES = "DATASETS.CUSTOM.CLASSES"
 _COMPARED = 8  # images that an exported file is compared on
 _WEIGHT_FILES = (".pth", ".pkl", ".safetensors")
@@ -133,7 +132,7 @@ def _load_cfg(
     cfg = read_cfg(config, opts)
     data = {str(key): value_of(cfg, str(key)) for key in NO_DATA[::2]}
     if cfg.DATASETS.CUSTOM.NAME or cfg.DATASETS.CUSTOM.FOLDER:  # they name the sets
-        data = {k: v for k, v in data.items() if not (v and k in _SETS)}
+        data = {k: v for k, v in data.items() if not (v and k in DATASET_KEYS)}
     datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     saved = list(cfg.DATASETS.CUSTOM.CLASSES)  # by the training run
     names = saved or next((n for n in map(class_names, datasets) if n), [])
