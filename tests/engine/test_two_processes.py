@@ -201,7 +201,10 @@ def test_a_run_ends_with_a_message_when_a_process_is_killed(tmp_path, data):
     assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
+)
 def test_a_signal_to_the_first_process_stops_all_with_the_state_saved(
     tmp_path, data, number, expected
 ):

@@ -76,7 +76,7 @@ MODELS = {
 }
 
 
-_SLOW = ("two stages", "two stages with DLA", "two stages with SQR")
+_SLOW = ("Deformable DETR", "two stages", "two stages with DLA", "two stages with SQR")
 
 
 @pytest.mark.parametrize(
