@@ -134,12 +134,21 @@ def batched_nms(scores: Tensor, classes: Tensor, boxes: Tensor, threshold: float
     # Boxes of another image or class are moved out of reach. In float64: the offsets of many
     # classes would cost float32 boxes their last digits.
     places = boxes.detach().double().nan_to_num().clamp(-_FAR, _FAR)
+    ranked = scores.detach().double()
+    if places.device.type == "cpu":  # one image after another: the time is quadratic in boxes
+        moved = places + (classes * (2 * _FAR + 1)).unsqueeze(-1)
+        return torch.stack([_nms(*image, threshold) for image in zip(moved, ranked, strict=True)])
     image = torch.arange(len(scores), device=boxes.device).unsqueeze(1)
     cell = image * (classes.amax() + 1) + classes
     moved = places + (cell * (2 * _FAR + 1)).unsqueeze(-1)
-    stays = nms(moved.flatten(0, 1), scores.flatten().double(), threshold)
-    kept = torch.zeros_like(scores, dtype=torch.bool).flatten()
-    return kept.scatter(0, stays, torch.ones_like(stays, dtype=torch.bool)).view_as(scores)
+    return _nms(moved.flatten(0, 1), ranked.flatten(), threshold).view_as(scores)
+
+
+def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Mark what NMS leaves of boxes (N, 4), (N,) bool."""
+    stays = nms(boxes, scores, threshold)
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    return kept.scatter(0, stays, torch.ones_like(stays, dtype=torch.bool))
 
 
 _ROUNDS = 16  # of `dense_nms`
@@ -180,6 +189,13 @@ def dense_nms(
     for _ in range(rounds):
         kept = ((kept.unsqueeze(1) @ suppresses).squeeze(1) == 0).float()
     return kept > 0
+
+
+def nms_without_wait(scores: Tensor, classes: Tensor, boxes: Tensor, threshold: float) -> Tensor:
+    """`batched_nms` on a CPU, where nothing waits; `dense_nms` on other devices and in graphs."""
+    is_recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    suppress = batched_nms if scores.device.type == "cpu" and not is_recorded else dense_nms
+    return suppress(scores, classes, boxes, threshold)
 
 
 def _shared_length(low: Tensor, high: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dsrcnn.modeling.postprocessing import (
     DetectionSettings,
     batched_nms,
     dense_nms,
+    nms_without_wait,
     select_detections,
 )
 
@@ -46,12 +47,24 @@ def test_dense_nms_keeps_the_same_boxes(threshold, seed):
     assert torch.equal(dense_nms(scores, classes, boxes, threshold), expected)
 
 
+def chain_of(count):
+    """Scores, classes and boxes of which each overlaps the next one alone by more than 0.2."""
+    left = torch.arange(float(count)) * 5
+    boxes = torch.stack([left, torch.zeros(count), left + 8, torch.ones(count)], dim=-1)
+    scores, classes = torch.linspace(1, 0.1, count), torch.zeros(count, dtype=torch.int64)
+    return scores.unsqueeze(0), classes.unsqueeze(0), boxes.unsqueeze(0)
+
+
 def test_dense_nms_settles_long_chains():
-    # Every box overlaps the next one alone, so every second one stays.
-    left = torch.arange(16.0) * 5
-    boxes = torch.stack([left, torch.zeros(16), left + 8, torch.ones(16)], dim=-1).unsqueeze(0)
-    scores, classes = torch.linspace(1, 0.1, 16)[None], torch.zeros(1, 16, dtype=torch.int64)
-    assert dense_nms(scores, classes, boxes, 0.2).tolist() == [[True, False] * 8]
+    assert dense_nms(*chain_of(16), 0.2).tolist() == [[True, False] * 8]
+
+
+def test_nms_without_wait_settles_any_chain_on_a_cpu_and_is_matrix_products_in_graphs():
+    chain = chain_of(60)
+    assert nms_without_wait(*chain, 0.2).tolist() == [[True, False] * 30]
+    traced = torch.jit.trace(lambda *x: nms_without_wait(*x, 0.2), chain)
+    assert torch.equal(traced(*chain), dense_nms(*chain, 0.2))
+    assert "torchvision" not in str(traced.graph)
 
 
 def test_nms_of_other_images_is_exact_beside_boxes_that_diverged():

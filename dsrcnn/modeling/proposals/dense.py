@@ -28,7 +28,7 @@ from ..matching.hungarian import HungarianMatcher
 from ..matching.matcher import Matcher
 from ..matching.simota import SimOTAMatcher
 from ..matching.units import UnitRule
-from ..postprocessing import dense_nms
+from ..postprocessing import nms_without_wait
 from .build import EXCLUDED_LOGIT, PROPOSALS_REGISTRY, ProposalSource
 
 _BEST = 1000  # best locations that enter NMS, or more where there are more proposals
@@ -103,7 +103,7 @@ def select_distinct(
     best, index = scores.masked_fill(is_outside, -torch.inf).topk(most, dim=1)
     is_inside = ~is_outside.gather(1, index)
     of_best = boxes.float().gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-    kept = dense_nms(best, torch.zeros_like(index), of_best, _THRESHOLD) & is_inside
+    kept = nms_without_wait(best, torch.zeros_like(index), of_best, _THRESHOLD) & is_inside
     rank = torch.arange(most, device=scores.device)
     order = torch.where(kept, rank, rank + most).topk(min(count, most), largest=False).indices
     available = is_inside.sum(dim=1, keepdim=True)
