@@ -117,7 +117,7 @@ def select_detections(
 
 
 def batched_nms(scores: Tensor, classes: Tensor, boxes: Tensor, threshold: float) -> Tensor:
-    """Class-wise NMS of all images in one call.
+    """Class-wise NMS of all images, on a GPU in one call.
 
     One-to-many assignment teaches proposals to be duplicates, so it needs NMS (Dynamic Sparse
     R-CNN, arXiv 2205.02101, with a threshold of 0.7).
@@ -159,10 +159,10 @@ def dense_nms(
 ) -> Tensor:
     """Class-wise NMS by matrix products, of fixed shapes and without a wait of the host.
 
-    For CUDA graphs and exported models. Every round removes what overlaps a box that is kept so
-    far and has a higher score. From the best box on, a round settles at least one more link of
-    every chain of overlaps, so the result is that of `batched_nms` unless a chain of boxes, each
-    overlapping only the next ones, is longer than `rounds`.
+    For GPUs, which must not wait, and exported models. Every round removes what overlaps a box
+    that is kept so far and has a higher score. From the best box on, a round settles at least one
+    more link of every chain of overlaps, so the result is that of `batched_nms` unless a chain of
+    boxes, each overlapping only the next ones, is longer than `rounds`.
 
     Args:
         scores: (B, K), descending; not read.
