@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 r"""Minutes of training until a target AP: one number that later versions must not worsen.
 
-    dsrcnn train --config-file small/sparse_rcnn_lite0_100pro DATASETS.CUSTOM.FOLDER bccd \
-        TEST.EVAL_PERIOD 50 MODEL.SparseRCNN.NMS.ENABLED True OUTPUT_DIR output/bccd
+    dsrcnn train --config-file small/sparse_rcnn_dense_lite0_100pro DATASETS.CUSTOM.FOLDER bccd \
+        TEST.EVAL_PERIOD 50 OUTPUT_DIR output/bccd
     python tools/time_to_ap.py output/bccd --target 45 --results docs/minutes_to_ap.csv
 
 Minutes are those of the iterations, without start and evaluations. Compare rows of one machine

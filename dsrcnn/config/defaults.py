@@ -64,7 +64,6 @@ def _add_sparse_rcnn(cfg: CfgNode) -> None:
     node.DEEP_SUPERVISION = True  # losses on every stage, not only on the last one
     node.NO_OBJECT_WEIGHT = 0.1  # weight of the background class without focal loss
     node.USE_FOCAL = True  # sigmoid focal loss; False: softmax with a background class
-    node.CLASS_TARGET = "label"  # of a positive's score: label, or iou, that of its box
     node.ALPHA = 0.25  # focal balance
     node.GAMMA = 2.0  # focal exponent
     node.PRIOR_PROB = 0.01  # class score of an untrained model

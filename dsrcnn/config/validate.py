@@ -167,11 +167,6 @@ def check_sparse_rcnn(cfg: CfgNode) -> None:
             f"MODEL.MASK_ON is True, but {cfg.MODEL.META_ARCHITECTURE} predicts boxes only. Write "
             "MODEL.MASK_ON False."
         )
-    if node.CLASS_TARGET == "iou" and not node.USE_FOCAL:
-        raise ConfigError(
-            f"{key}.CLASS_TARGET is 'iou', but {key}.USE_FOCAL is False; softmax learns labels. "
-            f"Write {key}.USE_FOCAL True, or {key}.CLASS_TARGET label."
-        )
     if not any((node.CLASS_WEIGHT, node.GIOU_WEIGHT, node.L1_WEIGHT)):
         raise ConfigError(
             f"{key} has CLASS_WEIGHT, GIOU_WEIGHT and L1_WEIGHT 0, so nothing would be learned. "

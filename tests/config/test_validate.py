@@ -102,11 +102,6 @@ def test_recollection_needs_losses_on_every_stage():
     refuses(tiny_cfg(*SQR, f"{NODE}.DEEP_SUPERVISION", False), "DEEP_SUPERVISION True")
 
 
-def test_a_softmax_has_labels_as_targets():
-    opts = [f"{NODE}.CLASS_TARGET", "iou", f"{NODE}.USE_FOCAL", False]
-    refuses(tiny_cfg(*opts), "USE_FOCAL True", "CLASS_TARGET label")
-
-
 def test_attention_windows_are_for_plain_vision_transformers():
     window = ("MODEL.TIMM.WINDOW", 14, "MODEL.BACKBONE.NAME")
     for name in ("build_resnet_fpn_backbone", "build_timm_fpn_backbone", "build_timm_backbone"):
@@ -134,7 +129,6 @@ def test_patience_needs_a_metric():
     ([f"{NODE}.SQR.ENABLED", True], "SQR"),
     ([f"{NODE}.USE_FOCAL", False], "USE_FOCAL"),
     ([f"{NODE}.OVERLAP", "ciou"], "OVERLAP giou"),
-    ([f"{NODE}.CLASS_TARGET", "iou"], "CLASS_TARGET label"),
     ([f"{NODE}.SHARE_STAGES", True], "SHARE_STAGES False"),
     ([f"{NODE}.DEEP_SUPERVISION", False], "DEEP_SUPERVISION True"),
     ([f"{NODE}.DROPOUT", 0.1], "DROPOUT 0.0"),

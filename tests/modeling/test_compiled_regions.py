@@ -61,7 +61,6 @@ def adamixer_of(*opts):
 MODELS = {
     "Sparse R-CNN": (model_of, ()),
     "softmax": (model_of, options("USE_FOCAL", False)),
-    "quality": (model_of, options("CLASS_TARGET", "iou")),
     "DLA": (model_of, DLA),
     "shared stages": (model_of, options("SHARE_STAGES", True)),
     "SQR": (model_of, SQR),

@@ -49,7 +49,7 @@ def test_losses_of_several_positives_agree_with_hand_calculation(positives):
     assert losses["loss_ce"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_scores_learn_the_iou_of_their_box_if_configured():
+def test_scores_learn_the_iou_of_their_box_if_that_is_the_target():
     """IoU 1/3, score 0.01: 0.25 (1/3 - 0.01)^2 times the cross-entropy of both."""
     predictions, targets = one_image()
     assignment = background(predictions)

@@ -261,7 +261,6 @@ VARIANTS = {
     "DLA": DLA,
     "SQR": SQR,
     "DLA and SQR": [*DLA, *SQR],
-    "quality": options("CLASS_TARGET", "iou"),
     "softmax": options("USE_FOCAL", False),
     "AdaMixer": ["MODEL.META_ARCHITECTURE", "AdaMixer"],
     "last stage": options("DEEP_SUPERVISION", False),

@@ -33,7 +33,6 @@ IN_PARTS = {
     "DLA, ground truths": enable("DLA", "NORMALIZER", "gt"),
     "softmax": options("USE_FOCAL", False),
     "dense, DLA": [*options("PROPOSALS.NAME", "DenseDistinct"), *DLA],
-    "quality": options("CLASS_TARGET", "iou"),
     "shared stages": options("SHARE_STAGES", True),
     # Without norms over the images of a batch: parts have fewer images.
     "DLA and DPG": [*DLA, *enable("DPG", "NORM", "none")],

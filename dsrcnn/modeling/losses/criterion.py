@@ -108,7 +108,6 @@ class SetCriterion(nn.Module):
             "no_object_weight": node.NO_OBJECT_WEIGHT,
             "normalizer": node.DLA.NORMALIZER if trains_main_route_by_dla(cfg) else "gt",
             "overlap": node.OVERLAP,
-            "class_target": node.CLASS_TARGET,
             "log": ScalarLog(cfg.LOG.PERIOD if node.SQR.ENABLED else 0),
             "compile_mode": compile_mode(cfg),
         }

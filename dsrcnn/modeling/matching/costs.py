@@ -53,7 +53,7 @@ class CostSettings(NamedTuple):
         if trains_main_route_by_dla(cfg):
             weights = TermWeights(node.DLA.CLASS_COST, node.DLA.L1_COST, node.DLA.GIOU_COST)
         focal = (node.USE_FOCAL, node.ALPHA, node.GAMMA)
-        return cls(weights, *focal, node.OVERLAP, node.CLASS_TARGET)
+        return cls(weights, *focal, node.OVERLAP)
 
 
 def class_cost(
