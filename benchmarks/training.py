@@ -20,6 +20,11 @@ _DLA = ("MODEL.SparseRCNN.DLA.ENABLED", "True")
 _AUXILIARY = (*_DLA, "MODEL.SparseRCNN.DLA.ROUTE", "auxiliary")
 _DPG = ("MODEL.SparseRCNN.DPG.ENABLED", "True")
 _SQR = ("MODEL.SparseRCNN.SQR.ENABLED", "True", "MODEL.SparseRCNN.SQR.START")
+_DENSE = ("MODEL.SparseRCNN.PROPOSALS.NAME", "DenseDistinct", "MODEL.SparseRCNN.NUM_HEADS", "2")
+_FROM_P3 = (
+    *("MODEL.FPN.IN_FEATURES", "['res3','res4','res5']"),
+    *("MODEL.ROI_HEADS.IN_FEATURES", "['p3','p4','p5']"),
+)
 OPTIONS: dict[str, tuple[str, ...]] = {
     "float32": (),
     "bf16": (*_AMP, "bf16"),
@@ -36,6 +41,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "sqr1": (*_SQR, "1"),
     "dla-sqr3": (*_DLA, *_SQR, "3"),
     "dla-sqr1": (*_DLA, *_SQR, "1"),
+    "dense": _DENSE,
+    "dense-p3": (*_DENSE, *_FROM_P3),
 }
 
 
@@ -67,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=OPTIONS,
         metavar="NAME",
         default=["float32", "bf16", "accumulate", "checkpoint", "compile"],
-        help=f"of {', '.join(OPTIONS)}; accumulate: 2 parts, checkpoint: backbone and stages; "
-        "ratios are to the first",
+        help=f"of {', '.join(OPTIONS)}; accumulate: 2 parts, checkpoint: backbone and stages, "
+        "dense: distinct proposals, two stages, p3: no level of stride 4; ratios are to the first",
     )
     parser.add_argument("--repeats", type=at_least_one, default=5, help="rounds (default: 5)")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
