@@ -108,7 +108,7 @@ def _add_dpg(cfg: CfgNode) -> None:
 def _add_nms(cfg: CfgNode) -> None:
     # Class-wise NMS at inference.
     node = cfg.MODEL.SparseRCNN.NMS = CfgNode()
-    node.ENABLED = None  # None: on if the main route learns one to many, or SQR.START is 1
+    node.ENABLED = None  # None: on where duplicates are learned: one to many, early recollection
     node.THRESHOLD = 0.7  # IoU above which the lower score is removed
 
 
