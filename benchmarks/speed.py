@@ -141,7 +141,8 @@ def _started(variant: Variant, options: Sequence[str]) -> Iterator[subprocess.Po
         yield process
     finally:
         assert process.stdin is not None
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what `_ask` wrote after the worker stopped
+            process.stdin.close()
         process.wait()
 
 

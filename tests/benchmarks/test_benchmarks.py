@@ -12,6 +12,7 @@ from conftest import REPOSITORY, TINY, batch, tiny_cfg
 from detectron2.modeling import build_model
 
 import dsrcnn
+from benchmarks import speed
 from benchmarks.__main__ import main
 from benchmarks.loader import PIPELINES, share_of_waiting
 from benchmarks.matching import assign_by_loop, make_scene
@@ -385,6 +386,18 @@ def test_the_table_has_the_official_code_beside_ours(tmp_path, capsys):
     assert all(float(row["rest"]) >= 0 for row in (ours, official, half))
     assert (tmp_path / "out/speed.png").stat().st_size > 10_000
     assert "| official" in capsys.readouterr().out
+
+
+def test_a_worker_that_stopped_before_it_is_asked_is_named(tmp_path, monkeypatch):
+    (tmp_path / "worker.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(speed, "_WORKER", tmp_path / "worker.py")
+    variant = speed.Variant("B", "quick/sparse_rcnn_shapes", ())
+    with (
+        pytest.raises(ConfigError, match="Variant 'B' could not be measured"),
+        speed._started(variant, []) as worker,
+    ):
+        worker.wait()
+        speed._ask(worker, variant)
 
 
 def test_a_folder_without_the_official_code_is_named(tmp_path, capfd):
