@@ -392,12 +392,10 @@ def test_a_worker_that_stopped_before_it_is_asked_is_named(tmp_path, monkeypatch
     (tmp_path / "worker.py").write_text("raise SystemExit(3)")
     monkeypatch.setattr(speed, "_WORKER", tmp_path / "worker.py")
     variant = speed.Variant("B", "quick/sparse_rcnn_shapes", ())
-    with (
-        pytest.raises(ConfigError, match="Variant 'B' could not be measured"),
-        speed._started(variant, []) as worker,
-    ):
+    with speed._started(variant, []) as worker:
         worker.wait()
-        speed._ask(worker, variant)
+        with pytest.raises(ConfigError, match="Variant 'B' could not be measured"):
+            speed._ask(worker, variant)
 
 
 def test_a_folder_without_the_official_code_is_named(tmp_path, capfd):
