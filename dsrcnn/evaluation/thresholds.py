@@ -100,7 +100,9 @@ def confusion_matrix(
         boxes, labels = image.boxes[shown], image.labels[shown]
         overlap = iou_matrix(boxes, image.objects)
         overlap[:, image.crowds] = 0
-        on_crowd = (crowd_overlap(boxes, image.objects[image.crowds]) >= 0.5).any(axis=1)
+        is_inside = crowd_overlap(boxes, image.objects[image.crowds]) >= 0.5
+        # As in COCO, a crowd excuses detections of its own class only.
+        on_crowd = (is_inside & (labels[:, None] == image.classes[image.crowds])).any(axis=1)
         free_boxes, free_objects = np.ones(len(boxes), bool), ~image.crowds
         for flat in np.argsort(-overlap, axis=None, kind="stable"):
             d, m = divmod(int(flat), max(overlap.shape[1], 1))

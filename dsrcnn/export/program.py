@@ -139,6 +139,7 @@ class DetectionProgram(Program):
         """Set limit and NMS, and remove what only training uses; see `Program` for the rest."""
         model.head.remove_auxiliary()
         super().__init__(model, canvas, bgr=bgr)
+        self.padded = model.padded_size([canvas])
         self.detection = replace(detection, dense_nms=True)
         self.nms, self.limit = detection.nms_threshold, detection.limit
 

@@ -149,17 +149,21 @@ class Names:
     """Gives every source a file name of its own, as similar to that of the source as possible."""
 
     def __init__(self) -> None:
-        self._paths: dict[str, str] = {}  # of sources, by name
+        # Path of a source and number of a frame or of an image in memory, by name.
+        self._owners: dict[str, tuple[str | None, int | None]] = {}
         self._count = 0
 
     def __call__(self, path: str | None) -> str:
         """Return a name without ending; repeated calls with a path give the same."""
         if path is None:
             self._count += 1
-            return f"image_{self._count:05d}"
-        stem = Path(path).stem or "image"
+            return self.unique(f"image_{self._count:05d}", (None, self._count))
+        return self.unique(Path(path).stem or "image", (path, None))
+
+    def unique(self, stem: str, owner: tuple[str | None, int | None]) -> str:
+        """Return the stem, numbered if another owner has that name."""
         name, number = stem, 1
-        while self._paths.setdefault(name, path) != path:
+        while self._owners.setdefault(name, owner) != owner:
             number += 1
             name = f"{stem}_{number}"
         return name
@@ -178,7 +182,8 @@ class PictureWriter:
             return
         name = self._names(_source(result))
         if result.frame is not None:
-            name = f"{name}_{result.frame:06d}"
+            frame = f"{name}_{result.frame:06d}"
+            name = self._names.unique(frame, (_source(result), result.frame))
         result.save(self.folder / f"{name}.jpg")
         self._count += 1
 
@@ -310,10 +315,10 @@ class ResultsWriter:
                 "another --output."
             )
         try:
-            content = json.loads(annotations.read_text(encoding="utf-8"))
+            content = json.loads(annotations.read_bytes())  # finds out the encoding
             images = {str(x["file_name"]): x["id"] for x in content["images"]}
             categories = {str(x["name"]): x["id"] for x in content["categories"]}
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(
                 f"--annotations {annotations} cannot be used ({error!r}); write a COCO json."
             ) from error
@@ -325,8 +330,9 @@ class ResultsWriter:
             )
         self._images: dict[str, list[tuple[tuple[str, ...], Any]]] = {}  # by the last part
         for name, number in images.items():
-            parts = Path(os.path.normpath(name)).parts
-            self._images.setdefault(parts[-1], []).append((parts, number))
+            for spelled in {name, name.replace("\\", "/")}:  # the backslashes of Windows
+                parts = Path(os.path.normpath(spelled)).parts
+                self._images.setdefault(parts[-1], []).append((parts, number))
         self._ids = [categories[name] for name in classes]
         self._results: list[dict[str, Any]] = []
         self._paths: dict[Any, str] = {}  # written images by id
@@ -386,7 +392,9 @@ class CsvWriter:
         """Add the rows of an image."""
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w", newline="", encoding="utf-8")
+            self._file = self.path.open(
+                "w", newline="", encoding="utf-8", errors="surrogateescape"
+            )  # names of files may be of another encoding: their bytes are written as they are
             csv.writer(self._file).writerow(_COLUMNS)
         rows = csv.writer(self._file)
         for entry in result.to_dict():

@@ -99,9 +99,7 @@ def readers(source: Any, *, bgr: bool = False) -> Iterator[Reader]:
 
 
 def _readers_of_path(path: str) -> Iterator[Reader]:
-    if is_video(path):
-        yield from _frames(path)
-    elif os.path.isdir(path):
+    if os.path.isdir(path):
         files = image_files(Path(path))
         if not files:
             raise DataError(
@@ -119,15 +117,17 @@ def _readers_of_path(path: str) -> Iterator[Reader]:
                 yield from _readers_of_path(match)
             except DataError as error:  # the others are predicted
                 yield _failing(error)
+    elif is_video(path):
+        yield from _frames(path)
     else:
         yield _reader_of_file(path)
 
 
 def source_files(path: str) -> list[str]:
     """List the files of a path, pattern or folder, in the order of `readers`, unread."""
-    if os.path.isdir(path) and not is_video(path):
+    if os.path.isdir(path):
         return image_files(Path(path))
-    if is_video(path) or not _is_pattern(path):
+    if not _is_pattern(path):
         return [path]
     return [
         file for match in sorted(glob.glob(path, recursive=True)) for file in source_files(match)
@@ -135,20 +135,28 @@ def source_files(path: str) -> list[str]:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Image files in a folder and below, sorted, without hidden files and folders."""
-    return sorted(str(p) for p in folder.rglob("*") if _is_image_file(p, folder))
+    """Image files in a folder and below, links followed, sorted, without hidden ones."""
+    found, visited = list[str](), set[tuple[int, int]]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in visited:  # a link to a folder that is read already
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        shown = (name for name in folders if not name.startswith("."))
+        folders[:] = sorted(shown, key=lambda name: (os.path.islink(f"{place}/{name}"), name))
+        found += [str(path) for name in names if _is_image_file(path := Path(place, name))]
+    return sorted(found)
 
 
 def _is_pattern(path: str) -> bool:
-    return glob.has_magic(path) and not os.path.exists(path)
+    return glob.has_magic(path) and "://" not in path and not os.path.exists(path)
 
 
-def _is_image_file(path: Path, folder: Path) -> bool:
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+def _is_image_file(path: Path) -> bool:
+    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
         return False
-    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    # A link to nothing is reported when it is read.
-    return not is_hidden and (path.is_file() or not path.exists())
+    return path.is_file() or not path.exists()  # a link to nothing is reported when it is read
 
 
 def _reader_of_file(path: str) -> Reader:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -153,6 +154,31 @@ def test_frames_of_videos_with_equal_names_do_not_replace_each_other(model_file,
     ]  # fmt: skip
 
 
+def test_a_frame_and_an_image_with_its_name_are_two_pictures(photos, model_file, tmp_path):
+    write_clip(tmp_path / "clip.mp4", gray_frames([0, 0]))
+    (tmp_path / "clip_000001.png").write_bytes((photos / "a.png").read_bytes())
+    words = ("--model", model_file, "--output", tmp_path / "out", "--save", "pictures")
+    assert predict(tmp_path / "clip.mp4", tmp_path / "clip_000001.png", *words) == 0
+    assert sorted(p.name for p in (tmp_path / "out/pictures").iterdir()) == [
+        "clip_000000.jpg", "clip_000001.jpg", "clip_000001_2.jpg",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_in_another_encoding_are_written_as_they_are(photos, model_file, tmp_path):
+    for name in (b"a.png", b"b_\xe4.png", b"c.png"):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        with open(path, "wb") as file:
+            file.write((photos / "a.png").read_bytes())
+    words = ("--model", model_file, "--output", tmp_path / "out", "--save", "csv,coco,pictures")
+    assert predict(tmp_path, *words, "--threshold", 0) == 0
+    table = (tmp_path / "out/detections.csv").read_bytes()
+    assert b"b_\xe4.png" in table
+    assert b"c.png" in table
+    assert len(list((tmp_path / "out/pictures").iterdir())) == 3
+    assert len(json.loads((tmp_path / "out/detections.json").read_text())["images"]) == 3
+
+
 def test_images_that_cannot_be_read_are_skipped_and_give_status_1(
     photos, model_file, tmp_path, capsys
 ):
@@ -254,12 +280,13 @@ def test_ids_follow_the_folders_of_the_annotations(photos, model_file, tmp_path)
     ("train/001.png", ["train/001.png"], [7]),
     ("/moved/train/001.png", ["train/001.png"], [7]),
     ("/moved/train/001.png", ["val/001.png"], []),
+    ("train\\001.png", ["train/001.png"], [7]),
 ])  # fmt: skip
 def test_two_images_never_have_one_id(entry, paths, ids, tmp_path):
     content = {
         "images": [{"id": 7, "file_name": entry}], "categories": [{"id": 3, "name": "cat"}],
     }  # fmt: skip
-    (tmp_path / "gt.json").write_text(json.dumps(content))
+    (tmp_path / "gt.json").write_text(json.dumps(content), encoding="utf-16")  # as data may be
     writer = ResultsWriter(tmp_path, ["cat"], tmp_path / "gt.json")
     box = (np.array([[1, 2, 5, 9]], np.float32), np.array([0.5], np.float32), np.array([0]))
     for number, path in enumerate(paths):

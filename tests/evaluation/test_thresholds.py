@@ -62,9 +62,9 @@ def test_classes_without_objects_or_detections_have_no_best_threshold():
     (image([(1, BOX)], [(0, BOX, 0.9), (0, OTHER, 0.8)]), 0.3, [[0, 0, 0], [1, 0, 0], [1, 0, 0]]),
     (image([], [(1, BOX, 0.9)]), 0.3, [[0, 0, 0], [0, 0, 0], [0, 1, 0]]),
     (image([(0, BOX)], [(0, BOX, 0.9)], crowds=[0]), 0.3, np.zeros((3, 3), int).tolist()),
-    # A tenth of a crowd by area, and a box of which 6 in 10 are outside.
+    # A tenth of a crowd by area, of its class and of another; a box of which 6 in 10 are outside.
     (image([(0, BOX)], [(0, [0, 0, 10, 1], 0.9), (1, [0, 0, 10, 1], 0.9), (1, [0, 6, 10, 16], 0.5)],
-           crowds=[0]), 0.3, [[0, 0, 0], [0, 0, 0], [0, 1, 0]]),
+           crowds=[0]), 0.3, [[0, 0, 0], [0, 0, 0], [0, 2, 0]]),
 ])  # fmt: skip
 def test_confusion_counts_pairs_by_overlap(scene, threshold, matrix):
     assert confusion_matrix([scene], 2, threshold).tolist() == matrix

@@ -51,7 +51,10 @@ def exported(dynamic, photos, tmp_path_factory):
     return dynamic.export(path, size=(64, 96), images=photos, dynamic_batch=True)
 
 
-@pytest.mark.parametrize("opts", [(), DYNAMIC, DENSE, ("INPUT.FORMAT", "BGR")])
+@pytest.mark.parametrize("opts", [
+    (), DYNAMIC, DENSE, ("INPUT.FORMAT", "BGR"),
+    ("INPUT.PAD_TO", 160), ("INPUT.BUCKETS", ((96, 128), (128, 192))),
+])  # fmt: skip
 def test_a_program_detects_what_the_detector_does_at_its_size(tmp_path, opts):
     detector = detector_with(tmp_path, *opts)
     image = np.random.randint(0, 256, (64, 90, 3), dtype=np.uint8)

@@ -36,6 +36,22 @@ def test_hidden_folders_and_folders_with_names_of_images_are_left_out(tmp_path):
     assert names == ["d.jpg/a.png", "gone.png", "more/a.png"]
 
 
+def test_linked_folders_are_read_once_even_if_they_lead_back(tmp_path):
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder in (data, elsewhere):
+        folder.mkdir()
+        Image.new("RGB", (4, 3)).save(folder / "a.png")
+    (data / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(data)
+    names = [Path(path).relative_to(data).as_posix() for path in source_files(str(data))]
+    assert names == ["a.png", "linked/a.png"]
+    (data / "z").mkdir()
+    Image.new("RGB", (4, 3)).save(data / "z/b.png")
+    (data / "first").symlink_to(data / "z")
+    assert f"{data}/z/b.png" in source_files(str(data))
+    assert len(source_files(str(data))) == 3
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
     path = tmp_path / "a[1].png"
     Image.new("RGB", (4, 3)).save(path)
@@ -148,6 +164,17 @@ def test_videos_give_their_frames(video):
     for i, frame in enumerate(decoded):
         assert abs(frame.image.mean() - 30 * i) < 3
     assert video_info(video) == (64, 48, 7, 5.0)
+
+
+def test_patterns_of_videos_and_folders_named_like_videos_are_read(video, tmp_path):
+    pattern, folder = f"{tmp_path}/*.mkv", tmp_path / "clips.mov"
+    folder.mkdir()
+    Image.new("RGB", (4, 3)).save(folder / "a.png")
+    assert source_files(pattern) == [video]
+    assert [f.number for f in frames(pattern)] == list(range(7))
+    assert source_files(str(folder)) == [f.path for f in frames(folder)] == [f"{folder}/a.png"]
+    assert not is_single("rtsp://host/stream?list=[1]")
+    assert source_files("rtsp://host/stream?list=[1]") == ["rtsp://host/stream?list=[1]"]
 
 
 def test_a_video_that_is_cut_short_gives_what_it_has_with_a_warning(video, caplog):
