@@ -99,7 +99,7 @@ def without_earlier(sources: Sequence[str | int], folder: Path) -> list[str | in
 
 
 def _without_earlier(source: str | int, pictures: Path) -> Sequence[str | int]:
-    if isinstance(source, int) or not pictures.is_dir() or _is_below(source, pictures):
+    if isinstance(source, int) or not _is_written(pictures) or _is_below(source, pictures):
         return [source]
     files = source_files(source)
     kept = [file for file in files if not _is_below(file, pictures)]
@@ -112,17 +112,26 @@ def _without_earlier(source: str | int, pictures: Path) -> Sequence[str | int]:
     return kept
 
 
+def _mark(pictures: Path) -> Path:
+    """Tells that a folder of pictures was made by a job, so that the next may replace them."""
+    return pictures.with_name(f".{pictures.name}_of_dsrcnn")
+
+
+def _is_written(pictures: Path) -> bool:
+    return pictures.is_dir() and _mark(pictures).exists()
+
+
 def _is_below(path: str | Path, folder: Path) -> bool:
     """Whether a path is a folder or in it, links followed."""
     return Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def check_targets(sources: Sequence[str | int], kinds: Sequence[str], folder: Path) -> None:
-    """Raise a `ConfigError` if writing results would overwrite a source."""
+    """Raise a `ConfigError` if results would replace a source, or files that no job wrote."""
     files = [f for source in sources if isinstance(source, str) for f in source_files(source)]
-    targets = list[Path]()
-    if "pictures" in kinds and (folder / _PICTURES).is_dir():
-        targets += (folder / _PICTURES).iterdir()
+    targets, pictures = list[Path](), folder / _PICTURES
+    if "pictures" in kinds and pictures.is_dir():
+        targets += pictures.iterdir()
     if "video" in kinds:
         names = Names()
         targets += [_video_path(folder, names(file)) for file in files if is_video(file)]
@@ -134,6 +143,13 @@ def check_targets(sources: Sequence[str | int], kinds: Sequence[str], folder: Pa
                 f"--output is {str(folder)!r}, but the source {file!r} is the file {target}, which "
                 "results may replace. Write another folder."
             )
+    if "pictures" not in kinds or not pictures.is_dir() or _is_written(pictures):
+        return
+    for name in sorted(os.listdir(pictures))[:1]:
+        raise ConfigError(
+            f"--output is {str(folder)!r}, but {pictures} has files that no job wrote, such as "
+            f"{name!r}, which pictures could replace. Write another folder."
+        )
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
@@ -184,6 +200,9 @@ class PictureWriter:
         if result.frame is not None:
             frame = f"{name}_{result.frame:06d}"
             name = self._names.unique(frame, (_source(result), result.frame))
+        if not self._count:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _mark(self.folder).touch()
         result.save(self.folder / f"{name}.jpg")
         self._count += 1
 

@@ -134,6 +134,22 @@ def test_videos_become_videos_and_sources_may_stand_anywhere(photos, model_file,
     assert sorted(p.name for p in (tmp_path / "out/pictures").iterdir()) == ["a.jpg", "c.jpg"]
 
 
+def test_originals_in_a_folder_named_pictures_are_never_replaced(
+    photos, model_file, tmp_path, capsys
+):
+    for place in ("pictures", "new"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.jpg").write_bytes((photos / "b.jpg").read_bytes())
+    words = ("--model", model_file, "--output", tmp_path, "--save")
+    for source in (tmp_path, tmp_path / "new"):
+        message = refusal(capsys, "predict", *map(str, (source, *words, "pictures")))
+        assert "Write another folder" in message
+        assert "a.jpg" in message
+    assert (tmp_path / "pictures/a.jpg").read_bytes() == (photos / "b.jpg").read_bytes()
+    assert predict(tmp_path, *words, "csv") == 0
+    assert "2 images" in capsys.readouterr().out
+
+
 def test_sources_with_equal_names_do_not_replace_each_other(photos, model_file, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/a.png").write_bytes((photos / "a.png").read_bytes())
