@@ -113,7 +113,7 @@ def _without_earlier(source: str | int, pictures: Path) -> Sequence[str | int]:
 
 
 def _mark(pictures: Path) -> Path:
-    """Tells that a folder of pictures was made by a job, so that the next may replace them."""
+    """Path of the file that marks a folder of pictures as made by a job, so replaceable."""
     return pictures.with_name(f".{pictures.name}_of_dsrcnn")
 
 
@@ -143,13 +143,13 @@ def check_targets(sources: Sequence[str | int], kinds: Sequence[str], folder: Pa
                 f"--output is {str(folder)!r}, but the source {file!r} is the file {target}, which "
                 "results may replace. Write another folder."
             )
-    if "pictures" not in kinds or not pictures.is_dir() or _is_written(pictures):
-        return
-    for name in sorted(os.listdir(pictures))[:1]:
-        raise ConfigError(
-            f"--output is {str(folder)!r}, but {pictures} has files that no job wrote, such as "
-            f"{name!r}, which pictures could replace. Write another folder."
-        )
+    if "pictures" in kinds and not _is_written(pictures) and pictures.is_dir():
+        names = sorted(os.listdir(pictures))
+        if names:
+            raise ConfigError(
+                f"--output is {str(folder)!r}, but {pictures} has files that no job wrote, such as "
+                f"{names[0]!r}, which pictures could replace. Write another folder."
+            )
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
@@ -349,7 +349,7 @@ class ResultsWriter:
             )
         self._images: dict[str, list[tuple[tuple[str, ...], Any]]] = {}  # by the last part
         for name, number in images.items():
-            for spelled in {name, name.replace("\\", "/")}:  # the backslashes of Windows
+            for spelled in dict.fromkeys((name, name.replace("\\", "/"))):  # as on Windows
                 parts = Path(os.path.normpath(spelled)).parts
                 self._images.setdefault(parts[-1], []).append((parts, number))
         self._ids = [categories[name] for name in classes]
