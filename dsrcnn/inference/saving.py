@@ -144,11 +144,11 @@ def check_targets(sources: Sequence[str | int], kinds: Sequence[str], folder: Pa
                 "results may replace. Write another folder."
             )
     if "pictures" in kinds and not _is_written(pictures) and pictures.is_dir():
-        names = sorted(os.listdir(pictures))
-        if names:
+        present = sorted(os.listdir(pictures))
+        if present:
             raise ConfigError(
                 f"--output is {str(folder)!r}, but {pictures} has files that no job wrote, such as "
-                f"{names[0]!r}, which pictures could replace. Write another folder."
+                f"{present[0]!r}, which pictures could replace. Write another folder."
             )
 
 
