@@ -13,6 +13,7 @@ from ..config.validate import architecture_of
 from ..data.build import load_records as load_checked_records
 from ..data.datasets.custom import require_class_names
 from ..data.mapper import DetectionMapper
+from ..data.transforms.geometric import Resize
 from ..engine.checkpoint import load_trained, without_weights
 from ..errors import ConfigError, DataError
 from ..visualization.draw import evenly_spaced
@@ -41,6 +42,7 @@ def load_predictor(cfg: CfgNode) -> DefaultPredictor:
         WeightsError: if ``MODEL.WEIGHTS`` is missing or does not fill the whole model.
     """
     predictor = DefaultPredictor(without_weights(cfg))
+    predictor.aug = Resize(predictor.aug)
     load_trained(predictor.model, cfg)
     return predictor
 

@@ -25,11 +25,9 @@ from ..inference.saving import (
     Writer,
     build_writers,
     check_kinds,
-    check_targets,
-    without_earlier,
 )
 from ..inference.sources import is_video, source_files, video_info
-from ..utils.files import prepare_folder
+from ..inference.targets import check_targets, prepare_output, without_earlier
 from .options import (
     add_detector_arguments,
     fraction,
@@ -88,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     sources = without_earlier([_source(word) for word in words], output)
     check_targets(sources, kinds, output)
     if kinds:
-        prepare_folder(output, "--output")
+        prepare_output(output, kinds)
     detector = _load(args, opts)
     writers = build_writers(kinds, output, detector.classes, args.annotations)
     if args.threshold is None:

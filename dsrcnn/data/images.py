@@ -23,6 +23,15 @@ for _category in (UserWarning, RuntimeWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
+def allow_large_images() -> None:
+    """Let this process read images of up to 2**30 pixels, as OpenCV does, instead of 179 million.
+
+    Pillow refuses larger ones, since a small damaged file may claim any size.
+    """
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, 2**29)  # refuses twice as many
+
+
 def read_image(record: dict[str, Any], image_format: str, use_opencv: bool = False) -> np.ndarray:
     """Read the image of a record and compare its size with the recorded one, or add its size.
 
@@ -55,6 +64,12 @@ def _decode(name: str, image_format: str) -> np.ndarray:
     try:
         with PathManager.open(name, "rb") as file, Image.open(file) as opened:
             return pixels_of(opened, image_format)
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"Image {name} has more than {2e-6 * (Image.MAX_IMAGE_PIXELS or 0):.0f} million "
+            "pixels, the most that is read; predict it in tiles (--tile, in Python tile=1024), "
+            "which allows more, or make it smaller."
+        ) from error
     except Exception as error:  # decoders raise anything on damaged files
         text = " ".join(str(error).split()) or type(error).__name__
         raise DataError(

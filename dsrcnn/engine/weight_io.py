@@ -174,6 +174,11 @@ def export_weights(
         raise WeightsError(
             f"The target is {target!r}; write a name that ends in .safetensors or .pth."
         )
+    if os.path.exists(target) and os.path.samefile(source, target):
+        raise WeightsError(
+            f"The target {target!r} is the source, whose other state would be lost; write another "
+            "name."
+        )
     content = read_any(source, trust=trust)
     content = content if isinstance(content, dict) else {"model": content}
     ema = content.get("ema")

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from ..layers.deform_conv import DeformConv as OurDeformConv
 from .half import SCOPES, to_half
 from .info import INPUT, KEY, OUTPUTS, ModelInfo
 from .parity import Detections
-from .program import Outputs, Program
+from .program import Program
 
 LARGEST = 16_384  # side of an image, in pixels
 _OPSET, _DEFORMABLE_OPSET = 18, 19  # the first one with deformable convolution
@@ -56,16 +56,12 @@ def _per_image(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> lis
     return [(b[k].astype(np.float32), s[k].astype(np.float32), c[k]) for b, s, c, k in parts]
 
 
-def run_program(
-    program: torch.nn.Module,
-    images: np.ndarray,
-    function: Callable[[Tensor], Outputs] | None = None,
-) -> list[Detections]:
-    """Run a program, or what was made of it, or a function of it, as `Session.run`."""
+def run_program(program: torch.nn.Module, images: np.ndarray) -> list[Detections]:
+    """Run a program, or what was made of it, as `Session.run`."""
     device = next(iter([*program.parameters(), *program.buffers()])).device
     with torch.inference_mode():
         pixels = torch.from_numpy(np.require(images, requirements="W")).to(device)
-        outputs = (function or program)(pixels)
+        outputs = program(pixels)
     boxes, scores, labels = (x.float().cpu().numpy() for x in outputs)
     return _per_image(boxes, scores, labels.astype(np.int64))
 

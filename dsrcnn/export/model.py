@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..errors import ConfigError, DsrcnnError, ExportError, plain_system_errors
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
 from ..utils.files import prepare_folder
 from ..version import __version__
-from .formats import FORMATS, LARGEST, Format, Session, run_program
+from .formats import FORMATS, LARGEST, Format, Session
 from .info import ModelInfo
 from .parity import FLOAT16, FLOAT32, Detections, Parity, compare
 from .program import DetectionProgram, Program
@@ -115,18 +116,17 @@ def export_model(
         )
     kind.check()
     prepare_folder(target.parent, "The folder of the file", files=(target.name,))
-    reference, info = _program(model, cfg, classes, options)
-    # Half precision is compared with full precision, not with itself.
-    program = copy.deepcopy(reference) if options.half else reference
+    program, info = _program(model, cfg, classes, options)
     program.half_precision = options.half
+    # The model itself, which nothing is merged or rounded in, and its own evaluation.
+    reference = partial(program.reference, model)
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / target.name
         _write(kind, program, info, part, options)
         session = kind.open(part)
         parity = _compare(reference, session, images)
-        first = images[0][None]
-        model_seconds = _median(lambda: run_program(reference, first, reference.reference))
-        seconds = _median(lambda: session.run(first))
+        model_seconds = _median(lambda: reference(images[0]))
+        seconds = _median(lambda: session.run(images[0][None]))
         with part.open("rb") as content:
             write_atomically(target, lambda file: shutil.copyfileobj(content, file))
     text = f"{len(images)} image{'s' * (len(images) > 1)} {images_name}".strip()
@@ -194,7 +194,9 @@ def _program(
     return program.eval(), info
 
 
-def _compare(program: Program, session: Session, images: Sequence[np.ndarray]) -> Parity:
+def _compare(
+    reference: Callable[[np.ndarray], Detections], session: Session, images: Sequence[np.ndarray]
+) -> Parity:
     """Compare images one by one, and a batch of two if the file takes batches."""
     batches = [image[None] for image in images]
     if session.info.dynamic_batch:
@@ -203,7 +205,7 @@ def _compare(program: Program, session: Session, images: Sequence[np.ndarray]) -
     actual: list[Detections] = []
     for batch in batches:
         for image in batch:
-            expected += run_program(program, image[None], program.reference)
+            expected.append(reference(image))
         actual += session.run(batch)
     return compare(expected, actual, FLOAT16 if session.info.half else FLOAT32)
 

@@ -6,15 +6,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..layers.norm import fold_frozen_norms, merge_frozen_norms
 from ..modeling.meta_arch.base import ImageBatch
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
 from ..modeling.postprocessing import DetectionSettings
-from .resize import resize_to_canvas
+from .parity import Detections
+from .resize import resize_like_pillow, resize_to_canvas
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -69,9 +72,34 @@ class Program(nn.Module, ABC):
     def detect(self, batch: ImageBatch) -> Outputs:
         """Detect objects in a batch, see `forward`."""
 
-    def reference(self, images: Tensor) -> Outputs:
-        """Detect objects as the model itself does, see `forward`."""
-        return self(images)
+    def reference(self, model: Any, image: np.ndarray) -> Detections:
+        """Detect objects by the code of evaluation, to compare with.
+
+        Args:
+            model: that the program was made of, untouched.
+            image: (h, w, 3) uint8 RGB.
+
+        Raises:
+            ExportError: if the program resizes the image in another way than Pillow.
+        """
+        pixels = resize_like_pillow(image, self.canvas)
+        pixels = pixels[..., ::-1] if self.bgr else pixels
+        tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        record = {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+        with torch.inference_mode():
+            instances = self.evaluate(model, record)
+        fields = (instances.pred_boxes.tensor, instances.scores, instances.pred_classes)
+        boxes, scores, labels = (field.cpu().numpy() for field in fields)
+        return boxes, scores, labels
+
+    @abstractmethod
+    def evaluate(self, model: Any, record: dict[str, Any]) -> Instances:
+        """Run the evaluation of a model on a resized image, padded as the program pads it.
+
+        Args:
+            model: that the program was made of, untouched.
+            record: input of Detectron2's models.
+        """
 
     def best(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Outputs:
         """Return as many of the outputs as the limit allows, best first."""
@@ -93,6 +121,11 @@ class Program(nn.Module, ABC):
         shape = (images.shape[0], 4)
         sizes, originals = (x.flip(0).repeat(2).float().expand(shape) for x in (after, before))
         return ImageBatch(pixels, sizes, originals, [])
+
+    def pad(self, batch: Tensor) -> Tensor:
+        """Pad or cut a padded batch (B, 3, h, w) to the size of the network input."""
+        height, width = batch.shape[-2:]
+        return F.pad(batch, (0, self.padded[1] - width, 0, self.padded[0] - height))
 
     def half_layers(self, images: Tensor) -> set[str]:
         """Names of the convolutions and linear layers that autocast computes in half precision.
@@ -150,3 +183,12 @@ class DetectionProgram(Program):
         detections = self.model.select(predictions, batch, self.detection)
         scores = detections.scores * detections.kept
         return self.best(detections.boxes, scores, detections.classes)
+
+    def evaluate(self, model: SparseRCNN, record: dict[str, Any]) -> Instances:
+        """Run the evaluation of a cascade, with NMS by torchvision; see `Program`."""
+        images = model.preprocess_image([record])
+        images = images._replace(tensor=self.pad(images.tensor))
+        detection = replace(self.detection, dense_nms=False)
+        predictions = model.predict(images)
+        (output,) = model.postprocess(predictions, images, [record], detection=detection)
+        return output["instances"]

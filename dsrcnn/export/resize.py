@@ -9,8 +9,12 @@ Notation: image ``h, w``, canvas ``H, W``, in pixels; ``T`` pixels that a resize
 
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+
+from ..errors import ExportError
 
 # Added before rounding down. Ties are common with sizes of simple ratios; a little more than a half
 # decides them all in the same way in spite of float32, as Pillow's whole numbers do.
@@ -87,6 +91,33 @@ def resize_to_canvas(images: Tensor, canvas: tuple[int, int]) -> tuple[Tensor, T
     pixels = _average(pixels, *rows).view(canvas[0], batch, channels, canvas[1])
     sizes = torch.stack([height, width]), torch.stack([new_height, new_width])
     return pixels.permute(1, 2, 0, 3), *sizes
+
+
+def resize_like_pillow(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """Resize an image to fit a canvas, and compare it with Pillow's resizing.
+
+    Args:
+        image: (h, w, 3) uint8.
+        canvas: ``H, W``.
+
+    Returns:
+        (h', w', 3) uint8, `resize_to_canvas` without its padding.
+
+    Raises:
+        ExportError: if a pixel differs by more than a gray level, which rounding may cause.
+    """
+    pixels, _, (height, width) = resize_to_canvas(torch.from_numpy(image.copy())[None], canvas)
+    height, width = int(height), int(width)
+    ours = pixels[0, :, :height, :width].permute(1, 2, 0).byte().numpy()
+    pillow = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    difference = np.abs(ours.astype(int) - np.asarray(pillow)).max()
+    if difference > 1 and min(height, width) > 2:  # see `taps` above
+        raise ExportError(
+            f"The program resizes an image of {image.shape[1]}x{image.shape[0]} pixels to "
+            f"{width}x{height} with differences of {difference} gray levels from Pillow. No file "
+            "was written. Use another version of torch, and report this."
+        )
+    return ours
 
 
 def _average(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from ..errors import ExportError
@@ -61,18 +61,14 @@ class TwoStageProgram(Program):
         detections = scale_to_originals(selected, batch.sizes, batch.originals)
         return detections.boxes, scores * detections.kept, labels
 
-    def reference(self, images: Tensor) -> Outputs:
-        """Detect objects by Detectron2's code in a single image, see `forward`."""
-        batch = self._preprocess(images)
-        width, height = (int(side) for side in batch.sizes[0, :2])
-        inputs = ImageList(batch.tensor, [(height, width)])
-        features = self.model.backbone(batch.tensor)
-        proposals, _ = self.model.proposal_generator(inputs, features, None)
-        (instances,), _ = self.model.roi_heads(inputs, features, proposals, None)
-        result = detector_postprocess(instances, images.shape[1], images.shape[2])
-        outputs = (result.pred_boxes.tensor, result.scores, result.pred_classes)
-        boxes, scores, labels = (x.unsqueeze(0) for x in outputs)
-        return boxes, scores, labels
+    def evaluate(self, model: GeneralizedRCNN, record: dict[str, Any]) -> Instances:
+        """Run Detectron2's evaluation; see `Program`."""
+        images = model.preprocess_image([record])
+        inputs = ImageList(self.pad(images.tensor), images.image_sizes)
+        features = model.backbone(inputs.tensor)
+        proposals, _ = model.proposal_generator(inputs, features, None)
+        (instances,), _ = model.roi_heads(inputs, features, proposals, None)
+        return detector_postprocess(instances, record["height"], record["width"])
 
     def _levels(self, features: dict[str, Tensor], names: list[str]) -> list[Tensor]:
         return [features[name] for name in names]

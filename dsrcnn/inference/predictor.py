@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..data.images import allow_large_images
 from ..errors import ConfigError, DataError
 from .batching import map_ahead, map_batches
 from .results import Result, StageDetections
@@ -139,7 +140,8 @@ class Predictor(ABC):
                 images of equal padded size share a batch, so results do not depend on it.
             size: shorter side of the network input in pixels; None for ``INPUT.MIN_SIZE_TEST``. The
                 limit of the longer side grows with it.
-            tile: side in pixels of the tiles that an image is predicted in; None for no tiles.
+            tile: side in pixels of the tiles that an image is predicted in; None for no tiles. With
+                tiles, images of up to 2**30 pixels are read, from then on in the whole process.
             overlap: of neighboring tiles, as a fraction of their side.
             tta: test-time augmentation (``TEST.AUG``); much slower.
             max_detections: of an image; None for ``TEST.DETECTIONS_PER_IMAGE``.
@@ -161,6 +163,8 @@ class Predictor(ABC):
             *(threshold, batch, size, tile, overlap, tta, max_detections, stages, bgr, stream)
         )
         self._check(settings)
+        if tile is not None:
+            allow_large_images()
         if stream:
             return self._stream(source, settings)
         if isinstance(source, int) and not isinstance(source, bool):

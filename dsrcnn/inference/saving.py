@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +13,10 @@ import numpy as np
 from ..engine.weight_io import write_atomically
 from ..errors import ConfigError, DataError
 from .results import Result
-from .sources import is_video, source_files, video_info
-
-_LOGGER = logging.getLogger(__name__)
+from .sources import video_info
+from .targets import PICTURES, Names, identity_of, mark_of, video_path
 
 KINDS = ("pictures", "video", "coco", "csv")
-_PICTURES = "pictures"  # folder of the pictures
 _CODECS = {".mp4": "mp4v", ".webm": "VP80"}
 _COLUMNS = ("image", "frame", "class", "label", "score", "x1", "y1", "x2", "y2")
 
@@ -66,7 +63,7 @@ def build_writers(
     """
     check_kinds(kinds, annotations)
     builders: dict[str, Callable[[], Writer]] = {
-        "pictures": lambda: PictureWriter(folder / _PICTURES, with_videos="video" not in kinds),
+        "pictures": lambda: PictureWriter(folder / PICTURES, with_videos="video" not in kinds),
         "video": lambda: VideoWriter(folder),
         "coco": lambda: (
             ResultsWriter(folder, classes, annotations)
@@ -76,113 +73,6 @@ def build_writers(
         "csv": lambda: CsvWriter(folder / "detections.csv"),
     }
     return [builders[kind]() for kind in dict.fromkeys(kinds)]
-
-
-def without_earlier(sources: Sequence[str | int], folder: Path) -> list[str | int]:
-    """Leave out the pictures that an earlier job wrote below a folder or pattern of the sources.
-
-    Args:
-        sources: paths, patterns, folders and numbers of cameras; those that name the written
-            pictures themselves stay.
-        folder: of the job.
-
-    Raises:
-        DataError: if nothing remains.
-    """
-    kept = [part for source in sources for part in _without_earlier(source, folder / _PICTURES)]
-    if not kept:
-        raise DataError(
-            f"The sources have no images but those in {folder / _PICTURES}, where pictures are "
-            "written. Correct the paths, or write another --output."
-        )
-    return kept
-
-
-def _without_earlier(source: str | int, pictures: Path) -> Sequence[str | int]:
-    if isinstance(source, int) or not _is_written(pictures) or _is_below(source, pictures):
-        return [source]
-    files = source_files(source)
-    kept = [file for file in files if not _is_below(file, pictures)]
-    if len(kept) == len(files):
-        return [source]
-    _LOGGER.warning(
-        "Left out: %d images in %s, where pictures are written. Name that folder, too, to predict "
-        "them.", len(files) - len(kept), pictures,
-    )  # fmt: skip
-    return kept
-
-
-def _mark(pictures: Path) -> Path:
-    """Path of the file that marks a folder of pictures as made by a job, so replaceable."""
-    return pictures.with_name(f".{pictures.name}_of_dsrcnn")
-
-
-def _is_written(pictures: Path) -> bool:
-    return pictures.is_dir() and _mark(pictures).exists()
-
-
-def _is_below(path: str | Path, folder: Path) -> bool:
-    """Whether a path is a folder or in it, links followed."""
-    return Path(path).resolve().is_relative_to(folder.resolve())
-
-
-def check_targets(sources: Sequence[str | int], kinds: Sequence[str], folder: Path) -> None:
-    """Raise a `ConfigError` if results would replace a source, or files that no job wrote."""
-    files = [f for source in sources if isinstance(source, str) for f in source_files(source)]
-    targets, pictures = list[Path](), folder / _PICTURES
-    if "pictures" in kinds and pictures.is_dir():
-        targets += pictures.iterdir()
-    if "video" in kinds:
-        names = Names()
-        targets += [_video_path(folder, names(file)) for file in files if is_video(file)]
-    identities = {identity: path for path in targets if (identity := _identity(path))}
-    for file in files:
-        identity = _identity(file)
-        if identity is not None and (target := identities.get(identity)):
-            raise ConfigError(
-                f"--output is {str(folder)!r}, but the source {file!r} is the file {target}, which "
-                "results may replace. Write another folder."
-            )
-    if "pictures" in kinds and not _is_written(pictures) and pictures.is_dir():
-        present = sorted(os.listdir(pictures))
-        if present:
-            raise ConfigError(
-                f"--output is {str(folder)!r}, but {pictures} has files that no job wrote, such as "
-                f"{present[0]!r}, which pictures could replace. Write another folder."
-            )
-
-
-def _identity(path: str | Path) -> tuple[int, int] | None:
-    """Device and number of a file, equal for all names of it; None if it does not exist."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
-
-
-class Names:
-    """Gives every source a file name of its own, as similar to that of the source as possible."""
-
-    def __init__(self) -> None:
-        # Path of a source and number of a frame or of an image in memory, by name.
-        self._owners: dict[str, tuple[str | None, int | None]] = {}
-        self._count = 0
-
-    def __call__(self, path: str | None) -> str:
-        """Return a name without ending; repeated calls with a path give the same."""
-        if path is None:
-            self._count += 1
-            return self.unique(f"image_{self._count:05d}", (None, self._count))
-        return self.unique(Path(path).stem or "image", (path, None))
-
-    def unique(self, stem: str, owner: tuple[str | None, int | None]) -> str:
-        """Return the stem, numbered if another owner has that name."""
-        name, number = stem, 1
-        while self._owners.setdefault(name, owner) != owner:
-            number += 1
-            name = f"{stem}_{number}"
-        return name
 
 
 class PictureWriter:
@@ -202,7 +92,7 @@ class PictureWriter:
             name = self._names.unique(frame, (_source(result), result.frame))
         if not self._count:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _mark(self.folder).touch()
+            mark_of(self.folder).touch()
         result.save(self.folder / f"{name}.jpg")
         self._count += 1
 
@@ -238,7 +128,7 @@ class VideoWriter:
 
     def _open(self, source: str, result: Result) -> None:
         self._release()
-        path = _video_path(self.folder, self._names(source))
+        path = video_path(self.folder, self._names(source))
         fps = video_info(source).fps if result.path else 25.0
         height, width = result.size
         self._video = open_video(path, fps, (width, height))
@@ -253,10 +143,6 @@ class VideoWriter:
         """Finish the last video."""
         self._release()
         return self._files
-
-
-def _video_path(folder: Path, name: str) -> Path:
-    return folder / f"{name}_predicted.mp4"
 
 
 def open_video(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:
@@ -328,7 +214,7 @@ class ResultsWriter:
             DataError: if the file is no COCO json, or lacks a class of the model.
         """
         self.path = folder / "results.json"
-        if (identity := _identity(annotations)) and identity == _identity(self.path):
+        if (identity := identity_of(annotations)) and identity == identity_of(self.path):
             raise ConfigError(
                 f"--annotations is {str(annotations)!r}, which the results would replace. Write "
                 "another --output."

@@ -4,17 +4,18 @@ Official Sparse R-CNN keeps detections whose size fits the scale and merges them
 (`vote_boxes`); NMS is the alternative.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import DatasetMapperTTA
+from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
 from ..config.validate import architecture_of
+from ..data.transforms.geometric import Resize
 from ..errors import ConfigError
 from .meta_arch.sparse_rcnn import SparseRCNN
 
@@ -55,6 +56,43 @@ def vote_boxes(
     return torch.cat(merged_boxes), torch.cat(merged_scores)
 
 
+class Views(NamedTuple):
+    """Sizes and flips of an image.
+
+    Attributes:
+        min_sizes: shorter sides in pixels.
+        max_size: most pixels of the longer side.
+        flip: whether each size is also flipped.
+    """
+
+    min_sizes: list[int]
+    max_size: int
+    flip: bool
+
+    def __call__(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """Resize the image of a model input to every size, plain and flipped.
+
+        Returns:
+            Model inputs with ``transforms`` from the original image, those of a size in a row.
+        """
+        image = np.ascontiguousarray(record["image"].permute(1, 2, 0).numpy())
+        height, width = image.shape[:2]
+        first: list[T.Transform] = []
+        if (height, width) != (record["height"], record["width"]):  # it is resized already
+            first = [T.ResizeTransform(record["height"], record["width"], height, width)]
+        views = []
+        for size in self.min_sizes:
+            resize = Resize(T.ResizeShortestEdge(size, self.max_size)).get_transform(image)
+            resized = resize.apply_image(image)
+            flip = T.HFlipTransform(resized.shape[1])
+            for last in ([], [flip])[: 1 + self.flip]:
+                pixels = flip.apply_image(resized) if last else resized
+                tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+                transforms = T.TransformList([*first, resize, *last])
+                views.append({**record, "image": tensor, "transforms": transforms})
+        return views
+
+
 class TestTimeAugmentation(nn.Module):
     """Detector that runs a model on several sizes of an image, plain and flipped."""
 
@@ -65,8 +103,7 @@ class TestTimeAugmentation(nn.Module):
         self,
         *,
         model: nn.Module,
-        views: DatasetMapperTTA,
-        views_per_size: int,
+        views: Views,
         scale_ranges: list[tuple[float, float]] | None,
         limit: int,
         voting: bool,
@@ -74,14 +111,14 @@ class TestTimeAugmentation(nn.Module):
     ) -> None:
         """Wrap a model that returns detections in pixels of the given ``height`` and ``width``.
 
-        `views` makes the augmented copies of a record, `views_per_size` of each size. Boxes are
-        kept if the square root of their area, in pixels of the augmented image, is within the range
-        for its size; None for `scale_ranges` keeps all. With `voting` they are merged by
-        `vote_boxes`, otherwise by class-wise NMS; at most `limit` remain per image.
+        `views` makes the augmented copies of a record. Boxes are kept if the square root of their
+        area, in pixels of the augmented image, is within the range for its size; None for
+        `scale_ranges` keeps all. With `voting` they are merged by `vote_boxes`, otherwise by
+        class-wise NMS; at most `limit` remain per image.
         """
         super().__init__()
         self.model = model
-        self.views, self.views_per_size = views, views_per_size
+        self.views = views
         self.scale_ranges, self.limit = scale_ranges, limit
         self.voting, self.nms_threshold = voting, nms_threshold
 
@@ -103,8 +140,7 @@ class TestTimeAugmentation(nn.Module):
             limit = min(limit, cfg.MODEL.SparseRCNN.NUM_PROPOSALS)
         return {
             "model": model,
-            "views": DatasetMapperTTA(cfg),
-            "views_per_size": 2 if node.FLIP else 1,
+            "views": Views(node.MIN_SIZES, node.MAX_SIZE, node.FLIP),
             "scale_ranges": list(node.SCALE_RANGES) if node.SCALE_FILTER else None,
             "limit": limit,
             "voting": node.CVPODS_TTA,
@@ -135,7 +171,7 @@ class TestTimeAugmentation(nn.Module):
         view["height"], view["width"] = view["image"].shape[1:]
         detections = self.model([view])[0]["instances"].to("cpu")
         if self.scale_ranges is not None:
-            low, high = self.scale_ranges[index // self.views_per_size]
+            low, high = self.scale_ranges[index // (1 + self.views.flip)]
             area = detections.pred_boxes.area()
             detections = detections[(area > low**2) & (area < high**2)]
         boxes = transforms.inverse().apply_box(detections.pred_boxes.tensor.numpy())

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from conftest import tiny_cfg
+from conftest import save_model, tiny_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from dsrcnn.analysis.images import require_architecture
+from dsrcnn.analysis.images import load_predictor, require_architecture
 from dsrcnn.analysis.proposals import draw_expert_weights
 from dsrcnn.errors import ConfigError
 from dsrcnn.modeling import ASAG, SparseRCNN
@@ -23,3 +23,11 @@ def test_a_registered_subclass_is_drawn_like_its_base(monkeypatch):
     require_architecture(cfg, SparseRCNN, "dsrcnn draw assignment")
     with pytest.raises(ConfigError, match=r"dsrcnn draw anchors needs ASAG .* is MyRCNN"):
         require_architecture(cfg, ASAG, "dsrcnn draw anchors")
+
+
+def test_the_predictor_of_pictures_keeps_a_pixel_of_narrow_images(tmp_path):
+    save_model(tmp_path / "model.pth")
+    cfg = tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "model.pth"))
+    cfg.INPUT.MAX_SIZE_TEST = 96
+    instances = load_predictor(cfg)(np.zeros((2000, 4, 3), dtype=np.uint8))["instances"]
+    assert instances.image_size == (2000, 4)

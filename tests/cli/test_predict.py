@@ -104,6 +104,29 @@ def test_a_second_job_leaves_out_the_pictures_of_the_first(
     assert "no images but those in detections/pictures" in message
 
 
+def test_a_job_leaves_out_the_pictures_of_jobs_with_another_output(
+    photos, model_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes((photos / "a.png").read_bytes())
+    for output in ("first", "deep/second", "third"):
+        assert predict(".", "--model", model_file, "--output", output) == 0
+        assert "\n1 images, " in "\n" + capsys.readouterr().out
+    words = ("--model", model_file, "--output", "fourth", "--save", "csv")
+    assert predict("first/pictures", *words) == 0  # named itself
+    assert predict("first/../first/pictures/a.jpg", *words) == 0
+    assert predict("first", "a.png", *words) == 0
+    assert "\n1 images, " in "\n" + capsys.readouterr().out.splitlines()[-2]
+
+
+def test_a_folder_in_place_of_a_file_is_found_before_the_work(photos, tmp_path, capsys):
+    for name, kind in (("detections.csv", "csv"), ("detections.json", "coco")):
+        (tmp_path / name).mkdir()
+        words = (photos, "--model", "nowhere", "--output", tmp_path, "--save", kind)
+        message = refusal(capsys, "predict", *map(str, words))
+        assert f"where {name} is a folder, not a file" in message
+
+
 def test_a_failed_job_keeps_the_results_of_an_earlier_one(photos, model_file, tmp_path, capsys):
     images = [{"id": 7, "file_name": "a.png"}]
     categories = [{"id": i, "name": name} for i, name in enumerate(ANIMALS)]

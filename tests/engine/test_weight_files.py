@@ -139,6 +139,7 @@ def test_exported_weights_are_the_model_or_its_average(tmp_path, capsys, ending)
     (["gone.pth", "out.pth"], "do not exist"),
     (["source.pth", "out.onnx"], "ends in .safetensors or .pth"),
     (["source.pth", "out.pth", "--average"], "MODEL.EMA was off"),
+    (["source.pth", "./source.pth"], "is the source, whose other state would be lost"),
 ])  # fmt: skip
 def test_weights_that_cannot_be_exported_are_one_message(
     tmp_path, capsys, monkeypatch, arguments, words

@@ -16,8 +16,11 @@ import dsrcnn
 from dsrcnn.cli.main import main
 from dsrcnn.errors import ConfigError, DataError, ExportError, MissingPackageError
 from dsrcnn.export import program as programs
+from dsrcnn.export import resize
 from dsrcnn.export.formats import FORMATS, run_program
 from dsrcnn.export.program import DetectionProgram
+from dsrcnn.export.resize import resize_to_canvas
+from dsrcnn.modeling import postprocessing
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -179,18 +182,48 @@ def test_a_file_has_the_box_coder_of_its_model(photos, tmp_path, kind):
 
 
 def test_half_precision_is_compared_with_full_precision(dynamic, photos, tmp_path, monkeypatch):
-    seen = []
-    original = programs.DetectionProgram.forward
+    traced, compared = [], []
+    forward, predict = programs.DetectionProgram.forward, type(dynamic.model).predict
 
-    def note(self, images):
-        seen.append((self.half_precision, next(self.model.head.parameters()).dtype))
-        return original(self, images)
+    def note_program(self, images):
+        traced.append(self.half_precision)
+        return forward(self, images)
 
-    monkeypatch.setattr(programs.DetectionProgram, "forward", note)
+    def note_model(self, images):
+        if self is dynamic.model:
+            compared.append((torch.is_autocast_enabled("cpu"), self.pixel_mean.dtype))
+        return predict(self, images)
+
+    monkeypatch.setattr(programs.DetectionProgram, "forward", note_program)
+    monkeypatch.setattr(type(dynamic.model), "predict", note_model)
     path = tmp_path / "model.torchscript"
     dynamic.export(path, "torchscript", size=(32, 48), images=photos, half=True)
-    assert seen[0][0] is True  # the trace
-    assert seen[-1] == (False, torch.float32)  # what the file is compared with
+    assert all(traced)
+    assert set(compared) == {(False, torch.float32)}
+
+
+@pytest.mark.parametrize("part", ["resizing", "normalizing", "nms"])
+def test_a_program_that_differs_from_evaluation_is_not_written(
+    dynamic, photos, tmp_path, monkeypatch, part
+):
+    """What the file and the program have in common is compared with the model, too."""
+    if part == "resizing":
+        monkeypatch.setattr(programs, "resize_to_canvas", _moved)
+        monkeypatch.setattr(resize, "resize_to_canvas", _moved)
+    elif part == "normalizing":
+        original = programs.Program._preprocess
+        brighter = lambda self, x: (b := original(self, x))._replace(tensor=b.tensor + 1)  # noqa: E731
+        monkeypatch.setattr(programs.Program, "_preprocess", brighter)
+    else:
+        monkeypatch.setattr(postprocessing, "dense_nms", lambda scores, *_: scores > 0)
+    with pytest.raises(ExportError, match=r"disagree|gray levels from Pillow"):
+        dynamic.export(tmp_path / "m.torchscript", "torchscript", size=(64, 96), images=photos)
+    assert not list(tmp_path.iterdir())
+
+
+def _moved(images, canvas):
+    pixels, before, after = resize_to_canvas(images, canvas)
+    return pixels.roll(2, dims=3), before, after
 
 
 def test_the_size_is_that_of_evaluation_of_a_photograph_without_a_test_set(dynamic, tmp_path):

@@ -1,11 +1,12 @@
+import numpy as np
 import pytest
 import torch
 from conftest import batch, tiny_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import DatasetMapperTTA, build_model
 from detectron2.structures import Boxes, Instances
 
 from dsrcnn.errors import ConfigError
-from dsrcnn.modeling.tta import TestTimeAugmentation, vote_boxes
+from dsrcnn.modeling.tta import TestTimeAugmentation, Views, vote_boxes
 
 PLAIN = ["TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.SCALE_FILTER", False, "TEST.AUG.FLIP", False]
 
@@ -68,6 +69,32 @@ def test_boxes_of_all_sizes_and_flips_return_to_the_original_image():
     for box in boxes:
         assert torch.allclose(box, plain, atol=1) or torch.allclose(box, flipped, atol=1)
     assert len(boxes) >= 2
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("original", [(64, 96), (640, 960)])
+def test_views_are_those_of_detectron2(flip, original):
+    cfg = tiny_cfg("TEST.AUG.MIN_SIZES", (48, 64, 100), "TEST.AUG.FLIP", flip)
+    (record,) = batch([(64, 96)], [0])
+    record |= {"image": record["image"].byte(), "height": original[0], "width": original[1]}
+    expected = DatasetMapperTTA(cfg)(record)
+    views = Views(cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE, flip)(record)
+    assert len(views) == len(expected) == 3 * (1 + flip)
+    boxes = np.array([[1.0, 2, 30, 40]])
+    for view, other in zip(views, expected, strict=True):
+        assert torch.equal(view["image"], other["image"])
+        inverse = [x["transforms"].inverse().apply_box(boxes) for x in (view, other)]
+        np.testing.assert_allclose(*inverse)
+
+
+@pytest.mark.parametrize("shape", [(2000, 4), (4, 2000)])
+def test_narrow_images_keep_a_pixel(shape):
+    cfg = tiny_cfg("TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.SCALE_FILTER", False)
+    cfg.TEST.AUG.MAX_SIZE = 128
+    model = TestTimeAugmentation(cfg, build_model(cfg).eval())
+    image = torch.zeros((3, *shape), dtype=torch.uint8)
+    boxes = detect(model, [{"image": image, "height": shape[0], "width": shape[1]}]).pred_boxes
+    assert (boxes.tensor[:, 2] <= shape[1]).all()
 
 
 def test_boxes_that_do_not_fit_the_scale_are_dropped():

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dsrcnn.data import DetectionMapper, build_test_loader, build_train_loader
 from dsrcnn.data.build import build_validation_loader, training_records
-from dsrcnn.data.images import image_file_size, read_image
+from dsrcnn.data.images import allow_large_images, image_file_size, read_image
 from dsrcnn.data.samplers import Draw
 from dsrcnn.errors import DataError
 from dsrcnn.evaluation import build_evaluator
@@ -381,3 +381,14 @@ def test_record_without_annotations_is_mapped(tmp_path):
         warnings.simplefilter("error")
         assert mapper(record(tmp_path, annotations=...))["image"].dtype == torch.uint8
     assert quick_cfg(tmp_path).MODEL.SparseRCNN.NUM_CLASSES == 5
+
+
+def test_an_image_above_the_limit_is_refused_until_tiles_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # refuses more than twice as many
+    path = tmp_path / "large.png"
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(path)
+    with pytest.raises(DataError, match=r"large.png has more than 0 million pixels.*in tiles"):
+        read_image({"file_name": str(path)}, "RGB")
+    allow_large_images()
+    assert Image.MAX_IMAGE_PIXELS == 2**29
+    assert read_image({"file_name": str(path)}, "RGB").shape == (30, 40, 3)
