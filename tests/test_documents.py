@@ -43,7 +43,7 @@ def test_the_guide_to_custom_data_works_line_by_line(tmp_path):
     guide = (REPOSITORY / "docs/CUSTOM_DATA.md").read_text()
     for line in re.search(r"```\n(.*?)```", guide, re.DOTALL)[1].strip().splitlines():
         words = [sys.executable, str(REPOSITORY / "dsrcnn_command.py"), *shlex.split(line)[1:]]
-        if "small/sparse_rcnn_dense_lite0_100pro" in words:
+        if "small/best_lite0" in words:
             words += SHORT
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr[-2000:]}"
@@ -216,8 +216,9 @@ _KINDS = ("sparse_rcnn", "sparse_rcnn_dla", "sparse_rcnn_dpg", "dynamic_sparse_r
 
 
 @pytest.mark.parametrize(("name", "kinds", "runs"), [
-    ("README.md", ["sparse_rcnn_dense"], 3),
-    ("docs/CUSTOM_DATA.md", ["sparse_rcnn_dense"], 3),
+    ("README.md", ["sparse_rcnn_dense_dla"], 3),
+    ("docs/CUSTOM_DATA.md", ["sparse_rcnn_dense_dla"], 3),
+    ("configs/small/best_lite0.yaml", ["sparse_rcnn_dense_dla"], 3),
     ("configs/small/sparse_rcnn_dense_lite0_100pro.yaml", ["sparse_rcnn_dense"], 3),
     ("docs/RESULTS.md", _KINDS, 12),
     ("configs/small/sparse_rcnn_lite0_100pro.yaml", _KINDS, 12),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 r"""Minutes of training until a target AP: one number that later versions must not worsen.
 
-    dsrcnn train --config-file small/sparse_rcnn_dense_lite0_100pro DATASETS.CUSTOM.FOLDER bccd \
+    dsrcnn train --config-file small/best_lite0 DATASETS.CUSTOM.FOLDER bccd \
         TEST.EVAL_PERIOD 50 OUTPUT_DIR output/bccd
     python tools/time_to_ap.py output/bccd --target 45 --results docs/minutes_to_ap.csv
 
