@@ -43,6 +43,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "dla-sqr1": (*_DLA, *_SQR, "1"),
     "dense": _DENSE,
     "dense-p3": (*_DENSE, *_FROM_P3),
+    "dense-dla": (*_DENSE, *_DLA),
+    "dense-dla-aux": (*_DENSE, *_AUXILIARY),
+    "shared": ("MODEL.SparseRCNN.SHARE_STAGES", "True"),
 }
 
 
@@ -75,7 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         default=["float32", "bf16", "accumulate", "checkpoint", "compile"],
         help=f"of {', '.join(OPTIONS)}; accumulate: 2 parts, checkpoint: backbone and stages, "
-        "dense: distinct proposals, two stages, p3: no level of stride 4; ratios are to the first",
+        "dense: distinct proposals, two stages, p3: no level of stride 4, "
+        "shared: one stage for all; ratios are to the first",
     )
     parser.add_argument("--repeats", type=at_least_one, default=5, help="rounds (default: 5)")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
