@@ -3,7 +3,8 @@ r"""Minutes of training until a target AP: one number that later versions must n
 
     dsrcnn train --config-file small/best_lite0 DATASETS.CUSTOM.FOLDER bccd \
         TEST.EVAL_PERIOD 50 OUTPUT_DIR output/bccd
-    python tools/time_to_ap.py output/bccd --target 45 --results docs/minutes_to_ap.csv
+    python tools/time_to_ap.py output/bccd --config small/best_lite0 \
+        --results docs/minutes_to_ap.csv
 
 Minutes are those of the iterations, without start and evaluations. Compare rows of one machine
 only.
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="output folder of the training run")
+    parser.add_argument("--config", required=True, metavar="NAME", help="of the run, for the row")
     parser.add_argument("--target", type=float, default=45.0, help="AP (default: %(default)s)")
     parser.add_argument("--results", type=Path, metavar="FILE", help="CSV file to append a row to")
     args = parser.parse_args(argv)
@@ -80,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     row = {
         "version": dsrcnn.__version__,
         "revision": revision(),
+        "config": args.config,
         "target": f"{args.target:g}",
         "AP": f"{reached.ap:.2f}",
         "iterations": reached.iterations,

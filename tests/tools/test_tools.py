@@ -149,8 +149,11 @@ def test_the_time_to_a_target_ap_is_that_of_the_iterations_before_the_first_eval
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, entries)))
     script, file = load("time_to_ap"), tmp_path / "rows.csv"
     for _ in range(2):
-        script.main([str(tmp_path), "--target", "45", "--results", str(file)])
+        script.main([str(tmp_path), "--config", "small/mine", "--results", str(file)])
     assert "AP 45.30, iterations 150, s_per_it 2.000, minutes 5.0" in capsys.readouterr().out
-    assert len(file.read_text().splitlines()) == 3
+    first, *rows = file.read_text().splitlines()
+    assert first.startswith("version,revision,config,target,AP,iterations")
+    assert len(rows) == 2
+    assert all(",small/mine,45,45.30,150," in row for row in rows)
     with pytest.raises(SystemExit, match=r"AP of 60; the best of 4 has 50.0. Train longer"):
-        script.main([str(tmp_path), "--target", "60"])
+        script.main([str(tmp_path), "--config", "small/mine", "--target", "60"])
