@@ -56,6 +56,11 @@ class Experiment(NamedTuple):
         return " ".join([self.set, self.config, str(self.seed), *self.opts])
 
     @property
+    def overrides(self) -> str:
+        """Overrides in a row of results, without spaces in values: ``A.B (1,2)``."""
+        return " ".join("".join(word.split()) for word in self.opts)
+
+    @property
     def folder(self) -> Path:
         """Output folder of the training run."""
         variant = "_".join(self.opts).replace("/", "-") if self.opts else "plain"
@@ -80,7 +85,7 @@ def run(experiment: Experiment, data: Path) -> list[dict[str, object]]:
     iterations = int(entries[-1]["iteration"])
     common = {
         **{"set": experiment.set, "config": experiment.config, "seed": experiment.seed},
-        "opts": " ".join(experiment.opts),
+        "opts": experiment.overrides,
         "s_per_it": f"{seconds:.3f}",
         "iterations": iterations,
         "minutes": f"{seconds * iterations / 60:.1f}",

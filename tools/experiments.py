@@ -97,7 +97,7 @@ def unfinished(experiments: Sequence[Experiment], results: Path) -> list[Experim
     return [
         e
         for e in dict.fromkeys(experiments)
-        if (e.set, e.config, str(e.seed), " ".join(e.opts)) not in done
+        if (e.set, e.config, str(e.seed), e.overrides) not in done
     ]
 
 

@@ -326,13 +326,13 @@ def measure(
         repeats: of times, after one round to warm up.
 
     Raises:
-        ConfigError: if it does not fit into the memory of the GPU.
+        ConfigError: if it does not fit into memory.
     """
     torch.manual_seed(0)
     model = build_model(cfg)
     parts = find_parts(model)
-    inputs = random_inputs(cfg, size, images)
     try:
+        inputs = random_inputs(cfg, size, images)
         operations = count_multiply_adds(model, parts, inputs[:1])
         rounds = [_time_inference(model, parts, inputs) for _ in range(repeats + 1)][1:]
         loop = build_loop(cfg, model, inputs)
@@ -340,10 +340,13 @@ def measure(
             group["lr"] = 0.0  # random weights may diverge
         saved = measure_saved_bytes(loop, parts)  # warms up
         steps = [_time_step(loop) for _ in range(repeats)]
-    except torch.cuda.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        is_memory = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+        if not is_memory and "can't allocate memory" not in str(error):  # of the CPU
+            raise
         raise ConfigError(
             f"--images {images} of --size {size[0]} {size[1]} do not fit into the memory of "
-            f"{cfg.MODEL.DEVICE}. Write fewer or smaller ones, or MODEL.DEVICE cpu."
+            f"{cfg.MODEL.DEVICE}. Write fewer or smaller ones, or another MODEL.DEVICE."
         ) from error
     costs = {
         name: PartCost(

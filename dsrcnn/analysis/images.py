@@ -84,6 +84,34 @@ def as_bgr(image: Tensor, order: str) -> np.ndarray:
     return np.ascontiguousarray(array[..., ::-1] if order == "RGB" else array)
 
 
+def encode_image(image: np.ndarray, ending: str, quality: int = 95) -> bytes:
+    """Encode a BGR image; `quality` is that of JPEG files.
+
+    Raises:
+        DataError: if the format does not take it, such as more than 65,500 pixels a side.
+    """
+    try:
+        done, content = cv2.imencode(ending, image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        reason = "the format does not take this size"
+    except cv2.error as error:  # an unknown ending
+        done, reason = False, " ".join(str(error).split())
+    if not done:
+        height, width = image.shape[:2]
+        raise DataError(
+            f"A picture of {width}x{height} pixels cannot be written as {ending}: {reason}."
+        )
+    return content.tobytes()
+
+
+def shrunk(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+    """Shrink an image to a longer side of at most `side` pixels; returns it and the factor."""
+    factor = min(1.0, side / max(image.shape[:2]))
+    if factor == 1:
+        return image, factor
+    height, width = (max(1, round(factor * extent)) for extent in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), factor
+
+
 def save_image(path: Path, image: np.ndarray) -> Path:
     """Write a BGR image, with its folder, and return the path.
 
@@ -92,10 +120,7 @@ def save_image(path: Path, image: np.ndarray) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+        path.write_bytes(encode_image(image, path.suffix))
     except OSError as error:
         raise DataError(f"Picture {path} cannot be written: {error.strerror}.") from error
-    except cv2.error as error:  # an unknown ending, or more than 65,500 pixels a side
-        reason = " ".join(str(error).split())
-        raise DataError(f"Picture {path} cannot be written: {reason}") from error
     return path

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -20,6 +19,7 @@ from ..data.build import build_test_loader
 from ..data.images import read_image
 from ..engine.console import progress_bar
 from ..engine.setup import describe_environment
+from ..engine.weight_io import write_atomically
 from ..errors import DataError
 from ..evaluation.build import build_evaluator
 from ..evaluation.coco import CocoEvaluator, coco_ground_truth
@@ -38,9 +38,10 @@ from ..utils.files import prepare_file
 from ..visualization.curves import plot_metrics
 from ..visualization.draw import draw_boxes, hstack
 from ..visualization.report_plots import plot_confusion, plot_curves, plot_errors, plot_stages
-from .images import load_predictor
+from .images import encode_image, load_predictor, shrunk
 from .stages import StageResult, compare_stages
 
+_LONGEST_SIDE = 1600  # of pictures: larger ones would be shrunk by the page, with their lines
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; } img { max-width: 100%; }
@@ -89,8 +90,15 @@ def write_report(cfg: CfgNode, output: str | Path, *, images: int = 8) -> dict[s
     """
     path = prepare_file(Path(output), "--output", (".html",))
     evaluation = evaluate_in_detail(cfg)
-    path.write_text(_page(cfg, evaluation, images), encoding="utf-8")
+    write_page(cfg, evaluation, path, images=images)
     return evaluation.metrics
+
+
+def write_page(cfg: CfgNode, evaluation: Evaluation, path: Path, *, images: int = 8) -> None:
+    """Write the report of an evaluation; see `write_report`."""
+    # Names of files may be of another encoding.
+    page = _page(cfg, evaluation, images).encode("utf-8", "backslashreplace")
+    write_atomically(path, lambda file: file.write(page))
 
 
 @torch.no_grad()
@@ -99,13 +107,19 @@ def evaluate_in_detail(cfg: CfgNode) -> Evaluation:
     if not cfg.DATASETS.TEST:
         raise DataError("DATASETS.TEST is empty, so there is nothing to evaluate. Name a test set.")
     name = cfg.DATASETS.TEST[0]
+    evaluator = _coco_evaluator(cfg, name)
+    truth = coco_ground_truth(name)
+    if not truth["annotations"]:
+        raise DataError(
+            f"Dataset {name!r} has no labels, so nothing can be measured. Write dsrcnn eval "
+            "without --report, which stores the detections."
+        )
     model = load_predictor(cfg).model
     paths: dict[Any, str] = {}
     loader = progress_bar(build_test_loader(cfg, name), desc=name, unit="batch")
     batches = _note_paths(loader, paths)
     is_cascade = isinstance(model, SparseRCNN) and model.head.deep_supervision
     count = cfg.MODEL.SparseRCNN.NUM_HEADS if is_cascade else 1
-    evaluator = _coco_evaluator(cfg, name)
     evaluators = [copy.copy(evaluator) for _ in range(count)]  # with one ground truth
     if is_cascade:
         stages = compare_stages(cast(SparseRCNN, model), batches, evaluators)
@@ -118,7 +132,6 @@ def evaluate_in_detail(cfg: CfgNode) -> Evaluation:
         metrics = dict(evaluators[0].evaluate().get("bbox", {}))
     if not metrics:
         raise DataError(f"Dataset {name!r} has no labels, so nothing can be measured.")
-    truth = coco_ground_truth(name)
     detections = evaluators[used - 1].detections
     collected = collect_images(truth, detections, cfg.TEST.MAX_DETECTIONS)
     judged = [judge(image) for image in collected]
@@ -238,17 +251,16 @@ def _worst(evaluation: Evaluation, count: int) -> list[str]:
 
 
 def _draw(path: str, image: ImageDetections, evaluation: Evaluation) -> np.ndarray:
-    pixels = read_image({"file_name": path}, "BGR")
+    pixels, factor = shrunk(read_image({"file_name": path}, "BGR"), _LONGEST_SIDE)
     shown = image.scores >= evaluation.threshold
-    truth = draw_boxes(pixels, image.objects, image.classes.tolist(), evaluation.classes)
+    truth = draw_boxes(pixels, factor * image.objects, image.classes.tolist(), evaluation.classes)
     labels, scores = image.labels[shown].tolist(), image.scores[shown].tolist()
-    detected = draw_boxes(pixels, image.boxes[shown], labels, evaluation.classes, scores)
+    detected = draw_boxes(pixels, factor * image.boxes[shown], labels, evaluation.classes, scores)
     return hstack([truth, detected], ["ground truth", "detections"])
 
 
 def _picture(image: np.ndarray, text: str) -> str:
-    encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-    return _tag("jpeg", encoded, text)
+    return _tag("jpeg", encode_image(image, ".jpg", quality=85), text)
 
 
 def _figure(figure: Figure) -> str:

@@ -23,7 +23,6 @@ from .views import (
     show_assignment,
 )
 
-_HOUR = 3600
 _MODEL = "model"  # it serves one request at a time, whoever asks and whatever for
 _HEIGHT = 480  # of pictures, in pixels
 _BUTTONS: list[Literal["download", "share", "fullscreen"] | gr.Button] = [
@@ -45,7 +44,7 @@ def build_page(
         assignments: labeled images, for the tab of assignments; None for no such tab.
     """
     stages = count_stages(detector)
-    page = gr.Blocks(title="dsrcnn", analytics_enabled=False, delete_cache=(_HOUR, _HOUR))
+    page = gr.Blocks(title="dsrcnn", analytics_enabled=False)
     with page:
         gr.Markdown(_title(detector))
         with gr.Tab("Images"):
@@ -79,7 +78,7 @@ def _stage(stages: int, elem_id: str) -> gr.Slider:
 
 
 def _image_tab(detector: Detector, samples: Sequence[str], stages: int) -> None:
-    result = gr.State(None, time_to_live=_HOUR)
+    result = gr.State(None)
     with gr.Row():
         with gr.Column():
             source = gr.Image(
@@ -142,7 +141,7 @@ def _uploaded(payload: Any, folder: Path) -> str | None:
 
 
 def _assignment_tab(view: AssignmentView, stages: int, tab: gr.Tab) -> None:
-    current = gr.State(None, time_to_live=_HOUR)
+    current = gr.State(None)
     gr.Markdown(
         "Every object of a training image in its own color, thick, and the proposals that learn "
         "from it, thin in the same color."

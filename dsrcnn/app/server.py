@@ -8,14 +8,45 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from urllib.parse import urlsplit
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..engine.interrupt import handled_by
 from ..errors import ConfigError
 
 HOST = "127.0.0.1"  # a page that takes files is for this machine only
 _PORTS = range(7860, 7960)
+_LOCAL = (HOST, "localhost", "::1")
+
+
+class LocalOnly:
+    """Refuse requests of other pages, and of names that only resolve to this machine."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+        headers = {name: value.decode("latin-1") for name, value in scope.get("headers", [])}
+        names = [f"//{headers.get(b'host', '')}", headers.get(b"origin", f"//{HOST}")]
+        if scope["type"] == "lifespan" or all(_host(name) in _LOCAL for name in names):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            refusal = PlainTextResponse("This page is for this machine only.", status_code=403)
+            await refusal(scope, receive, send)
+
+
+def _host(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None
 
 
 @contextmanager
@@ -50,6 +81,7 @@ def serving(build: Callable[[], gr.Blocks], *, port: int | None, limit: int) -> 
                 ssr_mode=False,
                 show_error=True,
                 footer_links=[],
+                app_kwargs={"middleware": [Middleware(LocalOnly)]},
                 theme=gr.themes.Base(font="sans-serif", font_mono="monospace"),
             )
             try:

@@ -202,7 +202,9 @@ def _tables(reports: Sequence[SplitReport]) -> str:
     sizes = [[text, *(r.sizes[index] for r in reports)] for index, text in enumerate(ranges)]
     tables = {"": counts, "boxes by class": classes, "side at the training size": sizes}
     splits = [report.name for report in reports]
-    return "\n\n".join(tabulate(rows, [title, *splits]) for title, rows in tables.items())
+    return "\n\n".join(
+        tabulate(rows, [title, *splits], disable_numparse=[0]) for title, rows in tables.items()
+    )
 
 
 def _box_count(report: SplitReport, name: str) -> int | str:

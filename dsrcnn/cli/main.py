@@ -20,6 +20,7 @@ from ..engine.main import (
 )
 from ..engine.weight_io import export_weights
 from ..errors import ConfigError
+from ..utils.files import prepare_file
 from . import analyze, app, check_data, doctor, export, predict
 from .options import add_model_arguments, find_model, output_path, positive_int
 
@@ -77,16 +78,18 @@ def _eval(args: argparse.Namespace) -> int:
         return launch(args)
     if args.num_gpus * args.num_machines > 1:
         raise ConfigError("--report evaluates in one process; leave out --num-gpus.")
-    from ..analysis.report import write_report  # takes Matplotlib along
+    from ..analysis.report import evaluate_in_detail, write_page  # takes Matplotlib along
 
-    output = output_path(args, "report.html")
+    output = prepare_file(output_path(args, "report.html"), "--output", (".html",))
     cfg = load_cfg(args.config_file, args.opts)
     if len(cfg.DATASETS.TEST) > 1:
         print(f"The report is about {cfg.DATASETS.TEST[0]}, the first of the test sets.")
     if cfg.TEST.AUG.ENABLED:
         print("The report is without test-time augmentation.")
-    metrics = write_report(cfg, output)
-    print(results_table({"bbox": metrics}), output, sep="\n\n")
+    evaluation = evaluate_in_detail(cfg)
+    print(results_table({"bbox": evaluation.metrics}), end="\n\n", flush=True)
+    write_page(cfg, evaluation, output)
+    print(output)
     return 0
 
 

@@ -130,5 +130,8 @@ def results_table(results: dict[str, dict[str, float]]) -> str:
         columns = min(3, len(classes))
         rows = [sum(classes[i : i + columns], ()) for i in range(0, len(classes), columns or 1)]
         if rows:
-            parts.append(tabulate(rows, ["class", "AP"] * columns, floatfmt=".2f"))
+            names = list(range(0, 2 * columns, 2))  # "007" is a name
+            parts.append(
+                tabulate(rows, ["class", "AP"] * columns, floatfmt=".2f", disable_numparse=names)
+            )
     return "\n\n".join(parts)

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, LVISEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import DatasetEvaluator, LVISEvaluator
 
 from ..data.build import explain_data_errors
 from ..errors import DataError
 from .coco import CocoEvaluator
 from .crowdhuman import CrowdHumanEvaluator
+from .voc import VocEvaluator
 
 _METADATA = {  # that the evaluators need
     "coco": (),
@@ -30,15 +31,20 @@ class LvisEvaluator(LVISEvaluator):
     """
 
     def evaluate(self) -> Any:
-        """Compute the metrics on the main process."""
+        """Compute the metrics on the main process; NaN for groups without objects."""
         missing = "float" not in vars(np)
         if missing:  # lvis 0.5.3 uses `np.float`, which numpy 1.24 removed
             np.float = float  # type: ignore[attr-defined]
         try:
-            return super().evaluate()
+            results = super().evaluate() or {}
         finally:
             if missing:
                 del np.float  # type: ignore[attr-defined]
+        # lvis says -1, and Detectron2 100 times that.
+        return {
+            task: {name: value if value >= 0 else float("nan") for name, value in metrics.items()}
+            for task, metrics in results.items()
+        }
 
 
 def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
@@ -77,4 +83,4 @@ def _build(cfg: CfgNode, name: str, kind: str) -> DatasetEvaluator:
         return CrowdHumanEvaluator(name, folder)
     if kind == "lvis":
         return LvisEvaluator(name, output_dir=str(folder))
-    return PascalVOCDetectionEvaluator(name)
+    return VocEvaluator(name)

@@ -30,7 +30,6 @@ class _Panel(NamedTuple):
 _BASIC = (
     _Panel("total loss", ("total_loss", "plain/total_loss"), right=("lr", "learning rate")),
     _Panel("losses of the last stage", (*_LOSSES, *(f"loss_{kind}" for kind in OVERLAPS))),
-    _Panel("validation AP", ("bbox/AP", "bbox/AP50", "bbox/AP75"), limits=(0, 100), marker="o"),
 )
 _MIXTURE = _Panel(
     "mixture of experts", ("dpg/entropy", "dpg/variation"), ("dpg/tau", "temperature"), (0, 1)
@@ -131,7 +130,7 @@ def plot_metrics(metrics: str | Path) -> Figure:
     """
     entries = read_metrics(metrics)
     known = {key for entry in entries for key in entry}
-    panels = list(_BASIC)
+    panels = [*_BASIC, _ap_panel(known)]
     positives = sorted(key for key in known if key.startswith("dla/positives"))
     if positives:  # the last stage has no number and comes last
         panels.append(_Panel("positives per image", [*positives[1:], positives[0]]))
@@ -155,6 +154,15 @@ def plot_metrics(metrics: str | Path) -> Figure:
             _plot(right, entries, panel.right[0], color="tab:gray", linestyle=":")
             right.set_ylabel(panel.right[1])
     return figure
+
+
+def _ap_panel(known: set[str]) -> _Panel:
+    """AP of the test set, or of each of several, whose names their keys begin with."""
+    ends = ("bbox/AP", "bbox/AP50", "bbox/AP75")
+    keys = [k for end in ends for k in sorted(known) if k == end or k.endswith(f"/{end}")]
+    if sum(key.endswith("bbox/AP") for key in keys) > 1:
+        keys = [key for key in keys if key.endswith("bbox/AP")]
+    return _Panel("validation AP", keys or ends, limits=(0, 100), marker="o")
 
 
 def _plot(axes: Axes, entries: list[dict[str, float]], key: str, **style: Any) -> None:

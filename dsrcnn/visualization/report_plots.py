@@ -12,6 +12,12 @@ from ..evaluation.thresholds import ClassCurve
 _MOST_CURVES = 12  # more would not be told apart
 
 
+def plain_text(text: str) -> str:
+    """Write a name so that Matplotlib shows it as it is: no formula, never left out."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -24,7 +30,8 @@ def plot_curves(curves: Sequence[ClassCurve], classes: Sequence[str], threshold:
     left, right = figure.subplots(1, 2)
     known = [(c, n) for c, n in zip(curves, classes, strict=True) if c.objects and len(c.scores)]
     known.sort(key=lambda pair: -pair[0].objects)
-    for curve, name in islice(known, _MOST_CURVES):
+    for curve, raw in islice(known, _MOST_CURVES):
+        name = plain_text(raw)
         best, f1 = curve.best
         left.plot(curve.recall, curve.precision, label=name)
         right.plot(curve.scores, curve.f1, label=f"{name}: {f1:.2f} at {best:.2f}")
@@ -61,8 +68,8 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes = figure.subplots()
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(matrix)), [*classes, "missed"], rotation=90)
-    axes.set_yticks(range(len(matrix)), [*classes, "no object"])
+    axes.set_xticks(range(len(matrix)), [*map(plain_text, classes), "missed"], rotation=90)
+    axes.set_yticks(range(len(matrix)), [*map(plain_text, classes), "no object"])
     axes.set(xlabel="detected as", ylabel="object")
     if len(classes) <= 15:
         for (row, column), count in np.ndenumerate(matrix):

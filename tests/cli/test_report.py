@@ -1,17 +1,23 @@
 """``dsrcnn eval --report``: one page, whose numbers are those of the evaluation."""
 
+import json
 import re
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import QUICK, SMALL, refusal, write_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from PIL import Image
 
 from dsrcnn import load_cfg
+from dsrcnn.analysis import report
 from dsrcnn.analysis.report import evaluate_in_detail, write_report
 from dsrcnn.cli.main import main
 from dsrcnn.engine.main import evaluate, run
+from dsrcnn.evaluation.errors import ImageDetections
 
 
 def coco_options(folder):
@@ -88,3 +94,23 @@ def test_the_report_has_only_images_that_the_function_of_the_dataset_returns(tra
     assert [curve.objects for curve in result.curves] == [2, 2]
     write_report(cfg, tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().count("data:image/jpeg") == 2
+
+
+def test_a_test_set_without_labels_is_refused_before_the_model_runs(trained, tmp_path, capsys):
+    content = json.loads((trained.parent / "val.json").read_text())
+    (tmp_path / "empty.json").write_text(json.dumps({**content, "annotations": []}))
+    words = ["DATASETS.CUSTOM.TEST_JSON", tmp_path / "empty.json", "MODEL.WEIGHTS", "missing.pth"]
+    message = refusal(capsys, "eval", trained, "--report", *words)
+    assert "has no labels, so nothing can be measured. Write dsrcnn eval without" in message
+
+
+def test_pictures_of_large_images_are_small(tmp_path):
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (33_000, 10)).save(path)
+    box = np.array([[100.0, 1, 16_500, 9]])
+    label = np.array([0])
+    image = ImageDetections(box, label, np.array([False]), box, label, np.array([0.9]))
+    evaluation = SimpleNamespace(threshold=0.5, classes=["cell"])
+    picture = report._draw(str(path), image, evaluation)
+    assert picture.shape[1] < 2 * 1600 + 100
+    assert report._picture(picture, "wide").startswith("<img")

@@ -172,3 +172,9 @@ def test_a_resumed_training_continues_its_wandb_run(tmp_path, monkeypatch):
     assert [s["id"] for s in started] == [None, "run7", None]
     assert started[0]["project"] == "mine"
     assert sent == [(3, {"loss": 2.0}), "end"]
+
+
+def test_names_of_classes_that_look_like_numbers_stay():
+    table = results_table({"bbox": {"AP": 5.0, "AP-007": 50.0, "AP-1e3": 60.0, "AP-0.5": 1.0}})
+    row = table.splitlines()[-1].split()
+    assert row == ["007", "50.00", "1e3", "60.00", "0.5", "1.00"]

@@ -62,6 +62,7 @@ def test_lvis_is_loaded_and_evaluated_by_frequency(lvis, tmp_path, monkeypatch):
     assert result["APr"] == pytest.approx(100)
     assert result["APc"] == pytest.approx(30, abs=1e-3)  # thresholds 0.5, 0.55 and 0.6
     assert result["AP"] == pytest.approx(65, abs=1e-3)
+    assert np.isnan([result["APf"], result["APl"]]).all()  # no such objects
     assert "float" not in vars(np)
 
 

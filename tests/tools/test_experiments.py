@@ -21,6 +21,7 @@ FAKE = """
 import json, pathlib, signal, sys, time
 rows, name, config, seed = sys.argv[4], *sys.argv[6:9]
 opts = dict(zip(sys.argv[9::2], sys.argv[10::2]))
+whole = lambda value: "".join(value.split())
 def stop(*_):
     pathlib.Path(rows).with_name("stopped").write_text("")
     sys.exit(143)
@@ -32,7 +33,8 @@ if opts.get("FAIL"):
 time.sleep(float(opts.get("SLEEP", 0)))
 keys = "AP AP50 AP75 APs APm APl AP90 duplicates s_per_it".split()
 values = dict.fromkeys(keys, f"{10.0 * int(seed):.2f}")
-row = {"set": name, "config": config, "seed": int(seed), "opts": " ".join(sys.argv[9:]), **values,
+opts = " ".join(map(whole, sys.argv[9:]))
+row = {"set": name, "config": config, "seed": int(seed), "opts": opts, **values,
        "iterations": 5, "minutes": "1.0", "machine": "m", "torch": "t", "revision": "r"}
 pathlib.Path(rows).write_text(json.dumps([{**row, "nms": nms} for nms in ("off", "on")]))
 """
@@ -82,8 +84,12 @@ def test_a_file_names_experiments_and_further_options_are_part_of_their_names(
     file.write_text("# first\na small/c 1 A.B 3\n\na small/c 2 A.B '(1, 2)'  # second\n")
     assert run(experiments, tmp_path, "--list", file, "--opts", "C", "4") == 0
     assert [(r["seed"], r["opts"]) for r in rows_of(tmp_path)][::2] == [
-        ("1", "A.B 3 C 4"), ("2", "A.B (1, 2) C 4"),
+        ("1", "A.B 3 C 4"), ("2", "A.B (1,2) C 4"),
     ]  # fmt: skip
+    listed = [e._replace(opts=(*e.opts, "C", "4")) for e in experiments.read_experiments(file)]
+    assert experiments.unfinished(listed, tmp_path / "results.csv") == []
+    row = {"config": "small/c", "opts": "A.B (1,2) C 4"}
+    assert importlib.import_module("draw_results")._label(row) == "c\nB (1,2), C 4"
 
 
 @pytest.mark.parametrize("line", ["a c", "a c one", "a c 1 KEY", "a c 1 'KEY"])

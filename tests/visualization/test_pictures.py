@@ -1,10 +1,13 @@
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from dsrcnn.visualization.curves import draw_curves, read_metrics
+from dsrcnn.analysis.images import save_image
+from dsrcnn.errors import DataError
+from dsrcnn.visualization.curves import draw_curves, plot_metrics, read_metrics
 from dsrcnn.visualization.draw import (
     class_color,
     draw_assignment,
@@ -14,6 +17,7 @@ from dsrcnn.visualization.draw import (
     hstack,
     vstack,
 )
+from dsrcnn.visualization.report_plots import plot_confusion, plot_curves
 
 
 def test_classes_have_different_fixed_colors():
@@ -113,3 +117,33 @@ def test_curves_have_panels_for_dla_and_dpg_if_these_were_logged(metrics, tmp_pa
             file.write("\n" + json.dumps({"iteration": 39, **scalars}))
         widths.append(width())
     assert widths == [3 * 440, 4 * 440, 5 * 440]
+
+
+def test_several_test_sets_have_a_curve_each(tmp_path):
+    entries = [{"iteration": 9, "total_loss": 1.0}]
+    for name, ap in (("a_test", 20.0), ("b_test", 30.0)):
+        entries[0] |= {f"{name}/bbox/AP": ap, f"{name}/bbox/AP50": 2 * ap}
+    (tmp_path / "metrics.json").write_text(json.dumps(entries[0]))
+    figure = plot_metrics(tmp_path / "metrics.json")
+    panel = next(axes for axes in figure.axes if axes.get_title() == "validation AP")
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in panel.lines}
+    assert drawn == {"a_test/bbox/AP": [20.0], "b_test/bbox/AP": [30.0]}
+
+
+@pytest.mark.parametrize("name", ["a$^$", "$5$", "_hidden", "plain"])
+def test_names_of_classes_are_shown_as_they_are_in_plots(name):
+    curve = SimpleNamespace(
+        **{key: np.array([0.5]) for key in ("recall", "precision", "scores", "f1")},
+        objects=1, best=(0.5, 0.5),
+    )  # fmt: skip
+    figure = plot_curves([curve], [name], 0.5)
+    figure.canvas.draw()
+    left = figure.axes[0].get_legend().get_texts()
+    assert [text.get_text().replace("\\$", "$").strip() for text in left] == [name]
+    plot_confusion(np.eye(2), [name]).canvas.draw()
+
+
+def test_a_picture_that_its_format_does_not_take_is_one_message(tmp_path):
+    with pytest.raises(DataError, match=r"70000x1 pixels cannot be written as .jpg"):
+        save_image(tmp_path / "wide.jpg", np.zeros((1, 70_000, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
