@@ -145,12 +145,14 @@ class Evaluation(HookBase):
         evaluate: called by all processes; returns results on the main one.
         best: updated with the results on all processes.
         done: the last iteration that was evaluated.
+        is_end: whether the loaded checkpoint was the last one of a finished run.
     """
 
     period: int
     evaluate: Callable[[], dict[str, Any]]
     best: BestModel | None = None
     done: int = field(default=-1, init=False)
+    is_end: bool = field(default=False, init=False)
 
     def before_train(self) -> None:
         """Evaluate the loaded model if its evaluation is missing.
@@ -159,7 +161,7 @@ class Evaluation(HookBase):
             EarlyStop: if training had ended already.
         """
         last = self.trainer.start_iter - 1
-        if last >= 0 and self._is_due(last) and self.done < last:
+        if last >= 0 and (self._is_due(last) or self.is_end) and self.done < last:
             self.trainer.storage.iter = last
             self._run(last)
             self.trainer.storage.iter = self.trainer.start_iter
@@ -204,11 +206,14 @@ class Evaluation(HookBase):
     def state_dict(self) -> dict[str, Any]:
         """Return the last evaluated iteration and the state of the best model."""
         best = self.best.state_dict() if self.best is not None else None
-        return {"done": self.done, "best": best}
+        # The last checkpoint is written before the evaluation at the end.
+        is_end = self.trainer.iter + 1 >= self.trainer.max_iter
+        return {"done": self.done, "best": best, "is_end": is_end}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the result of `state_dict`."""
         self.done = state_dict["done"]
+        self.is_end = state_dict.get("is_end", False)  # absent in earlier checkpoints
         if self.best is not None and state_dict["best"] is not None:
             self.best.load_state_dict(state_dict["best"])
 

@@ -53,7 +53,8 @@ def _objection(folder: Path, resume: bool, overwrite: bool) -> str | None:
         return "--resume continues a run and --overwrite deletes it; write one of them."
     files = [path.name for path in _weights_in(folder)]
     names = ", ".join(files[:3]) + (", ..." if files[3:] else "")
-    if resume and files and not newest_first(folder):
+    # A run that was killed before its first checkpoint may have evaluated: it begins again.
+    if resume and set(files) - {"model_best.pth"} and not newest_first(folder):
         return (
             f"OUTPUT_DIR {str(folder)!r} has {names}, but no model_<iteration>.pth from which "
             "training can continue. Leave out --resume, and write MODEL.WEIGHTS to start another "

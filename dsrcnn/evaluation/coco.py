@@ -203,9 +203,12 @@ class CocoEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return {}
         if self.output_folder:
-            self.output_folder.mkdir(parents=True, exist_ok=True)
             path = self.output_folder / "coco_instances_results.json"
-            path.write_text(json.dumps(detections))
+            try:
+                self.output_folder.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(detections))
+            except OSError as error:  # must not end a training
+                _LOGGER.error("%s cannot be written: %s.", path, error.strerror)
         if all(a["iscrowd"] for a in self._ground_truth["annotations"]):
             place = f"; the predictions are in {path}" if self.output_folder else ""
             _LOGGER.warning("%s has no labels: metrics are left out%s.", self.name, place)

@@ -104,14 +104,15 @@ def resize_like_pillow(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray
         (h', w', 3) uint8, `resize_to_canvas` without its padding.
 
     Raises:
-        ExportError: if a pixel differs by more than a gray level, which rounding may cause.
+        ExportError: if a pixel differs by more than two gray levels, one for the rounding of each
+            axis.
     """
     pixels, _, (height, width) = resize_to_canvas(torch.from_numpy(image.copy())[None], canvas)
     height, width = int(height), int(width)
     ours = pixels[0, :, :height, :width].permute(1, 2, 0).byte().numpy()
     pillow = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     difference = np.abs(ours.astype(int) - np.asarray(pillow)).max()
-    if difference > 1 and min(height, width) > 2:  # see `taps` above
+    if difference > 2 and min(height, width) > 2:  # see `taps` above
         raise ExportError(
             f"The program resizes an image of {image.shape[1]}x{image.shape[0]} pixels to "
             f"{width}x{height} with differences of {difference} gray levels from Pillow. No file "

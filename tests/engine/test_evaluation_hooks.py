@@ -160,6 +160,15 @@ def test_a_resumed_run_repeats_an_evaluation_only_if_it_is_missing(killed_at, ex
     assert resumed.done == 9
 
 
+def test_an_extended_run_evaluates_the_end_of_the_finished_one_and_keeps_its_best_model():
+    hook, _ = evaluation(4, [30.0, 35.0], patience=0)
+    run_hook(hook, end=10)  # the last checkpoint is written before the evaluation at the end
+    resumed, calls = resumed_after(hook, 4, [40.0, 37.0, 38.0, 36.0])
+    run_hook(resumed, start=10, stop=18)
+    assert calls == [10, 11, 15, 18]
+    assert (resumed.best.value, resumed.best.iteration) == (40.0, 9)
+
+
 def test_training_stops_without_improvement():
     hook, calls = evaluation(2, [1.0, 3.0, 2.0, 2.5, 9.0], patience=2)
     with pytest.raises(EarlyStop) as stop:

@@ -77,6 +77,14 @@ def test_labels_are_category_ids_in_ascending_order(tmp_path, register_file, rev
     assert [d["category_id"] for d in written] == [3, 7]
 
 
+def test_a_full_disk_costs_the_file_of_detections_but_not_the_metrics(tmp_path, caplog):
+    record = image_of([OBJECT])
+    register([record], ["one"])
+    (tmp_path / "coco_instances_results.json").mkdir()  # cannot be written
+    assert evaluate([record], [perfect(record)], tmp_path)["AP"] == pytest.approx(100)
+    assert "coco_instances_results.json cannot be written" in caplog.text
+
+
 def test_areas_in_the_file_decide_what_is_small(register_file):
     # With masks the official area is the mask's: here a thin object in a large box.
     records = [image_of([OBJECT])]

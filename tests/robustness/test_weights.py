@@ -418,6 +418,8 @@ def test_a_used_folder_is_refused_unless_continued_or_overwritten(run, tmp_path)
     check_folder(run, resume=True, overwrite=False)
     check_folder(run, resume=False, overwrite=True)
     check_folder(tmp_path / "new", resume=False, overwrite=False)
+    (tmp_path / "model_best.pth").write_bytes(b"")  # killed before its first checkpoint
+    check_folder(tmp_path, resume=True, overwrite=False)
     (tmp_path / "model_final.pth").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"no model_<iteration>\.pth from which training can"):
         check_folder(tmp_path, resume=True, overwrite=False)
