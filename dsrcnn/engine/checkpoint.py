@@ -103,6 +103,22 @@ class Checkpointer(DetectionCheckpointer):
             content = {**self.description, **content}
             write_atomically(path, lambda file: torch.save(content, file))
 
+    def describe_last(self, *, diverged: bool = False) -> str:
+        """Say from which checkpoint training can go on, and how.
+
+        Args:
+            diverged: whether to continue exactly would fail again.
+        """
+        if not self.has_checkpoint():
+            return f"There is no checkpoint in {self.save_dir} yet."
+        file = self.get_checkpoint_file()
+        if not diverged:
+            return f"The last checkpoint is {file}; --resume continues from there."
+        return (
+            f"The last checkpoint is {file}. --resume keeps its learning rate: to go on with "
+            f"another, write MODEL.WEIGHTS {file} and another OUTPUT_DIR."
+        )
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Record the name of the last checkpoint."""
         path = os.path.join(self.save_dir, "last_checkpoint")

@@ -274,7 +274,9 @@ class Trainer(DefaultTrainer):
                 # Workers of an evaluation die of the signal that this process receives, too.
                 raise self._interrupted(TrainingInterrupted(number)) from None
             cannot_save = isinstance(error, (CheckpointError, NonFiniteLossError))
-            advice = self._last_checkpoint() if cannot_save else self._save_finished()
+            diverged = isinstance(error, NonFiniteLossError)
+            last = self.checkpointer.describe_last(diverged=diverged)
+            advice = last if cannot_save else self._save_finished()
             stopped = type(error)(f"{error} {advice}")
             _LOGGER.error("%s", stopped, extra=FILE_ONLY)  # the command line prints it
             raise stopped from error
@@ -340,7 +342,7 @@ class Trainer(DefaultTrainer):
     def _save_finished(self) -> str:
         """Save the state after the last complete step; returns a message about it."""
         if self._finished is None or self._trainer.in_step:
-            return self._last_checkpoint()
+            return self.checkpointer.describe_last()
         self.iter = self._finished
         # Any process may meet the error and save: model and optimizer are equal on all of them.
         self.checkpointer.save_to_disk = True
@@ -349,17 +351,11 @@ class Trainer(DefaultTrainer):
             self._trainer.read_losses()
             self.checkpointer.save(name, iteration=self.iter)
         except DsrcnnError as error:
-            return f"{error} {self._last_checkpoint()}"
+            return f"{error} {self.checkpointer.describe_last()}"
         return (
             f"The model after {self.iter + 1} iterations is saved as {name}.pth in "
             f"{self.cfg.OUTPUT_DIR}; --resume continues from there."
         )
-
-    def _last_checkpoint(self) -> str:
-        if self.checkpointer.has_checkpoint():
-            file = self.checkpointer.get_checkpoint_file()
-            return f"The last checkpoint is {file}; --resume continues from there."
-        return f"There is no checkpoint in {self.cfg.OUTPUT_DIR} yet."
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of hooks, loop and seed."""
