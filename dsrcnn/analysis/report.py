@@ -109,7 +109,7 @@ def evaluate_in_detail(cfg: CfgNode) -> Evaluation:
     name = cfg.DATASETS.TEST[0]
     evaluator = _coco_evaluator(cfg, name)
     truth = coco_ground_truth(name)
-    if not truth["annotations"]:
+    if all(a["iscrowd"] for a in truth["annotations"]):
         raise DataError(
             f"Dataset {name!r} has no labels, so nothing can be measured. Write dsrcnn eval "
             "without --report, which stores the detections."
@@ -130,8 +130,6 @@ def evaluate_in_detail(cfg: CfgNode) -> Evaluation:
         for batch in batches:
             evaluators[0].process(batch, model(batch))
         metrics = dict(evaluators[0].evaluate().get("bbox", {}))
-    if not metrics:
-        raise DataError(f"Dataset {name!r} has no labels, so nothing can be measured.")
     detections = evaluators[used - 1].detections
     collected = collect_images(truth, detections, cfg.TEST.MAX_DETECTIONS)
     judged = [judge(image) for image in collected]

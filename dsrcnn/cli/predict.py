@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     kinds = [kind for kind in args.save.split(",") if kind]
     output = args.output or Path(args.model if os.path.isdir(args.model) else ".") / "detections"
     check_kinds(kinds, args.annotations)
-    sources = without_earlier([_source(word) for word in words], output)
+    sources = without_earlier([_source(word) for word in words])
     check_targets(sources, kinds, output)
     if kinds:
         prepare_output(output, kinds)

@@ -273,10 +273,11 @@ class Trainer(DefaultTrainer):
             if isinstance(error, LoaderError) and (number := self._signals.wait()) is not None:
                 # Workers of an evaluation die of the signal that this process receives, too.
                 raise self._interrupted(TrainingInterrupted(number)) from None
-            cannot_save = isinstance(error, (CheckpointError, NonFiniteLossError))
-            diverged = isinstance(error, NonFiniteLossError)
-            last = self.checkpointer.describe_last(diverged=diverged)
-            advice = last if cannot_save else self._save_finished()
+            if isinstance(error, (CheckpointError, NonFiniteLossError)):  # cannot be saved
+                diverged = isinstance(error, NonFiniteLossError)
+                advice = self.checkpointer.describe_last(diverged=diverged)
+            else:
+                advice = self._save_finished()
             stopped = type(error)(f"{error} {advice}")
             _LOGGER.error("%s", stopped, extra=FILE_ONLY)  # the command line prints it
             raise stopped from error

@@ -24,6 +24,7 @@ from .formats import FORMATS, LARGEST, Format, Session
 from .info import ModelInfo
 from .parity import FLOAT16, FLOAT32, Detections, Parity, compare
 from .program import DetectionProgram, Program
+from .resize import check_resizing
 from .two_stage import TwoStageProgram
 
 _REPEATS = 5  # of timings; their median counts
@@ -116,6 +117,8 @@ def export_model(
         )
     kind.check()
     prepare_folder(target.parent, "The folder of the file", files=(target.name,))
+    for image in images:
+        check_resizing(image, options.size)
     program, info = _program(model, cfg, classes, options)
     program.half_precision = options.half
     # The model itself, which nothing is merged or rounded in, and its own evaluation.

@@ -17,7 +17,7 @@ from ..modeling.meta_arch.base import ImageBatch
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
 from ..modeling.postprocessing import DetectionSettings
 from .parity import Detections
-from .resize import resize_like_pillow, resize_to_canvas
+from .resize import resize_to_canvas, resize_to_fit
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -77,12 +77,10 @@ class Program(nn.Module, ABC):
 
         Args:
             model: that the program was made of, untouched.
-            image: (h, w, 3) uint8 RGB.
-
-        Raises:
-            ExportError: if the program resizes the image in another way than Pillow.
+            image: (h, w, 3) uint8 RGB, resized as the program does (`check_resizing`): a gray level
+                would be a difference of its own.
         """
-        pixels = resize_like_pillow(image, self.canvas)
+        pixels = resize_to_fit(image, self.canvas)
         pixels = pixels[..., ::-1] if self.bgr else pixels
         tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         record = {"image": tensor, "height": image.shape[0], "width": image.shape[1]}

@@ -93,23 +93,21 @@ def resize_to_canvas(images: Tensor, canvas: tuple[int, int]) -> tuple[Tensor, T
     return pixels.permute(1, 2, 0, 3), *sizes
 
 
-def resize_like_pillow(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """Resize an image to fit a canvas, and compare it with Pillow's resizing.
+def resize_to_fit(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """Resize an image (h, w, 3) uint8 by `resize_to_canvas`, without the padding."""
+    pixels, _, (height, width) = resize_to_canvas(torch.from_numpy(image.copy())[None], canvas)
+    return pixels[0, :, : int(height), : int(width)].permute(1, 2, 0).byte().numpy()
 
-    Args:
-        image: (h, w, 3) uint8.
-        canvas: ``H, W``.
 
-    Returns:
-        (h', w', 3) uint8, `resize_to_canvas` without its padding.
+def check_resizing(image: np.ndarray, canvas: tuple[int, int]) -> None:
+    """Compare `resize_to_fit` with Pillow's resizing.
 
     Raises:
         ExportError: if a pixel differs by more than two gray levels, one for the rounding of each
             axis.
     """
-    pixels, _, (height, width) = resize_to_canvas(torch.from_numpy(image.copy())[None], canvas)
-    height, width = int(height), int(width)
-    ours = pixels[0, :, :height, :width].permute(1, 2, 0).byte().numpy()
+    ours = resize_to_fit(image, canvas)
+    height, width = ours.shape[:2]
     pillow = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     difference = np.abs(ours.astype(int) - np.asarray(pillow)).max()
     if difference > 2 and min(height, width) > 2:  # see `taps` above
@@ -118,7 +116,6 @@ def resize_like_pillow(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray
             f"{width}x{height} with differences of {difference} gray levels from Pillow. No file "
             "was written. Use another version of torch, and report this."
         )
-    return ours
 
 
 def _average(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:

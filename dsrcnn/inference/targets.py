@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,19 +24,18 @@ def prepare_output(folder: Path, kinds: Sequence[str]) -> None:
     )
 
 
-def without_earlier(sources: Sequence[str | int], folder: Path) -> list[str | int]:
+def without_earlier(sources: Sequence[str | int]) -> list[str | int]:
     """Leave out the pictures that earlier jobs wrote below a folder or pattern of the sources.
 
     Args:
         sources: paths, patterns, folders and numbers of cameras; those that name the written
             pictures themselves stay.
-        folder: of the job.
 
     Raises:
         DataError: if nothing remains.
     """
     left_out = dict[Path, int]()  # pictures by folder
-    kept = [part for source in sources for part in _without_earlier(source, folder, left_out)]
+    kept = [part for source in sources for part in _without_earlier(source, left_out)]
     places = ", ".join(map(str, sorted(left_out)))
     if not kept:
         raise DataError(
@@ -50,21 +50,18 @@ def without_earlier(sources: Sequence[str | int], folder: Path) -> list[str | in
     return kept
 
 
-def _without_earlier(
-    source: str | int, folder: Path, left_out: dict[Path, int]
-) -> Sequence[str | int]:
+def _without_earlier(source: str | int, left_out: dict[Path, int]) -> Sequence[str | int]:
     """Files of a source that no job wrote, or the source itself; counts the others."""
     if isinstance(source, int):
         return [source]
-    files, kept = source_files(source), list[str]()
-    for file in files:
-        place = Path(file).parent
-        if _is_written(place) and not _is_below(source, place):
-            place = folder / PICTURES if _is_below(file, folder / PICTURES) else place
-            left_out[place] = left_out.get(place, 0) + 1
-        else:
-            kept.append(file)
-    return [source] if len(kept) == len(files) else kept
+    files = source_files(source)
+    counts = Counter(Path(file).parent for file in files)
+    written = {place for place in counts if _is_written(place) and not _is_below(source, place)}
+    if not written:
+        return [source]
+    for place in written:
+        left_out[place] = left_out.get(place, 0) + counts[place]
+    return [file for file in files if Path(file).parent not in written]
 
 
 def mark_of(pictures: Path) -> Path:
