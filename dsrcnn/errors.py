@@ -58,6 +58,10 @@ class LoaderError(DsrcnnError, RuntimeError):
     """Process that loads images has died."""
 
 
+class OutOfMemoryError(DsrcnnError, MemoryError):
+    """Main memory or GPU memory that ran out."""
+
+
 class TrainingInterrupted(DsrcnnError):  # noqa: N818  (it is no error)
     """End of a training run by a signal.
 

@@ -25,6 +25,7 @@ from ..config import load_cfg, read_cfg
 from ..config.load import NO_DATA
 from ..config.rules import value_of
 from ..config.validate import architecture_of, num_classes_key
+from ..engine.memory import is_out_of_memory
 from ..engine.train_loop import TrainLoop
 from ..errors import ConfigError
 from ..modeling import SparseRCNN
@@ -341,8 +342,7 @@ def measure(
         saved = measure_saved_bytes(loop, parts)  # warms up
         steps = [_time_step(loop) for _ in range(repeats)]
     except (RuntimeError, MemoryError) as error:
-        is_memory = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
-        if not is_memory and "can't allocate memory" not in str(error):  # of the CPU
+        if not is_out_of_memory(error):
             raise
         raise ConfigError(
             f"--images {images} of --size {size[0]} {size[1]} do not fit into the memory of "

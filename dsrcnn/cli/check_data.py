@@ -13,10 +13,12 @@ from detectron2.config import CfgNode, get_cfg
 from tabulate import tabulate
 
 from ..config import add_dsrcnn_config, load_cfg, read_cfg
+from ..data.build import build_train_loader
 from ..data.datasets import inspection
 from ..data.datasets.coco import load_checked_coco_json, read_categories, read_coco_records
 from ..data.datasets.custom import find_split, folder_splits, load_split, read_folder, split_fault
 from ..data.datasets.inspection import FAULTS, NOTES, SIZES, SplitReport
+from ..engine.setup import check_datasets, resolve_solver
 from ..errors import ConfigError, DataError
 from .options import positive_int
 
@@ -96,9 +98,15 @@ def run(args: argparse.Namespace) -> int:
         else:
             load_checked_coco_json(*files[report.name], labeled=labeled)
     if args.config_file:
-        load_cfg(args.config_file, args.opts)
+        _check_training(load_cfg(args.config_file, args.opts))
     print(f"\n{_verdict(node, train)}")
     return 0
+
+
+def _check_training(cfg: CfgNode) -> None:
+    """Let the checks of a training refuse what they refuse at its start."""
+    check_datasets(cfg, eval_only=False)
+    build_train_loader(resolve_solver(cfg))
 
 
 def _collect(errors: list[tuple[str, str]], fault: str, message: str) -> None:

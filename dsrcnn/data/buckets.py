@@ -88,8 +88,7 @@ def choose_buckets(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[Size
 def bucket_groups(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[int]:
     """Group records by the bucket of their largest size in training.
 
-    A group of few records would wait long for a full batch, and fill it with the same images, so it
-    joins that of the next bucket that contains its own, or the largest group.
+    Small groups join that of the next bucket that contains their own; see `merge_small_groups`.
     """
     buckets = [(int(h), int(w)) for h, w in cfg.INPUT.BUCKETS]
 
@@ -102,13 +101,36 @@ def bucket_groups(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[int]:
         group((int(r["height"]), int(r["width"]))) if "height" in r else len(buckets)
         for r in records
     ]
-    return _without_small_groups(groups, buckets, _ENOUGH * cfg.SOLVER.IMS_PER_BATCH)
+    return merge_small_groups(groups, cfg.SOLVER.IMS_PER_BATCH, buckets)
 
 
-def _without_small_groups(groups: list[int], buckets: list[Size], least: int) -> list[int]:
-    """Let groups of fewer than `least` members join another; see `bucket_groups`."""
+def orientation_groups(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[int]:
+    """Group records into landscape and portrait images, as Detectron2 does.
+
+    A small group joins the other one; see `merge_small_groups`.
+    """
+    groups = [int(r.get("width", 1) > r.get("height", 1)) for r in records]
+    return merge_small_groups(groups, cfg.SOLVER.IMS_PER_BATCH)
+
+
+def merge_small_groups(
+    groups: Sequence[int], batch_size: int, buckets: Sequence[Size] = ()
+) -> list[int]:
+    """Let groups of fewer than four batches join another.
+
+    They would wait long for a full batch, and fill it with the same images.
+
+    Args:
+        groups: of each record; the index of a bucket, or any other number.
+        batch_size: images of a batch.
+        buckets: where a small group can join that of the next bucket that contains its own;
+            others join the largest group.
+
+    Returns:
+        The groups after merging.
+    """
     counts = Counter(groups)
-    large = {group for group, count in counts.items() if count >= least}
+    large = {group for group, count in counts.items() if count >= _ENOUGH * batch_size}
 
     def target(group: int) -> int:
         if group in large:

@@ -26,7 +26,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, DataError, DsrcnnError
-from .buckets import bucket_groups
+from .buckets import bucket_groups, orientation_groups
 from .datasets.coco import is_checked, is_plain_coco, load_checked_coco_json
 from .datasets.custom import check_registered, class_names
 from .datasets.validate import check_custom_records, check_learnable, warn_once
@@ -61,7 +61,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     if cfg.INPUT.BUCKETS:
         groups = bucket_groups(cfg, records)
     elif cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups = [int(r.get("width", 1) > r.get("height", 1)) for r in records]
+        groups = orientation_groups(cfg, records)
     batches = TrainingBatches(
         _build_order(cfg, records),
         cfg.SOLVER.IMS_PER_BATCH,

@@ -15,6 +15,7 @@ from ..errors import DataError
 from .files import file_fault
 
 _EXIF_ORIENTATION = 0x0112
+_TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
 _16_BITS = ("PNG", "PPM")  # formats with 16 bits in Pillow's mode "I"
 
 # Pillow warns of images that are read nevertheless, such as large ones; those of twice its limit
@@ -123,8 +124,9 @@ def decode_jpeg(path: str | Path, image_format: str) -> np.ndarray | None:
         complete = (
             content[:2] == b"\xff\xd8" and content[-64:].rstrip(b"\0\r\n")[-2:] == b"\xff\xd9"
         )
-        # OpenCV converts CMYK in another way.
-        if not complete or Image.open(io.BytesIO(content)).mode not in ("L", "RGB"):
+        opened = Image.open(io.BytesIO(content))
+        # OpenCV converts CMYK in another way, and does not know orientations in XMP data.
+        if not complete or opened.mode not in ("L", "RGB") or _is_rotated_by_xmp(opened):
             return None
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except Exception:  # Pillow explains it
@@ -132,6 +134,11 @@ def decode_jpeg(path: str | Path, image_format: str) -> np.ndarray | None:
     if image is None or image_format == "BGR":
         return image
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_rotated_by_xmp(image: Image.Image) -> bool:
+    """Whether the orientation of an image may come from its XMP data, as Pillow reads it."""
+    return "xmp" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) != 1
 
 
 def image_file_size(file: Path | IO[bytes], *, decode: bool = False) -> tuple[int, int]:
@@ -151,7 +158,10 @@ def image_file_size(file: Path | IO[bytes], *, decode: bool = False) -> tuple[in
                 return _to_8_bits(image).convert("RGB").size
             width, height = image.size
             try:
-                is_transposed = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+                exif = image.getexif()
+                is_transposed = exif.get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+                if image.format == "TIFF":  # whose size some versions of Pillow rotate already
+                    width, height = exif[_TIFF_WIDTH], exif[_TIFF_HEIGHT]
             except Exception:  # damaged EXIF data, which Detectron2 ignores, too
                 is_transposed = False
     except Exception as error:  # decoders raise anything on damaged files

@@ -1,11 +1,14 @@
 """Evaluation during training: the best model, early stopping, validation losses, pictures."""
 
+import functools
+import hashlib
 import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +33,7 @@ from ..visualization.draw import draw_comparison, evenly_spaced
 from .checkpoint import Checkpointer
 
 _LOGGER = logging.getLogger(__name__)
+DEFAULT_METRIC = "bbox/AP"
 _MIN_SCORE = 0.3  # of predictions that are drawn
 
 
@@ -53,6 +57,7 @@ class BestModel:
         required: whether an evaluation without the metric is an error or only a warning.
         checkpointer: writes the file.
         weights: returns the state dict that was evaluated.
+        data: returns the fingerprint of the test data, which a resumed run compares.
     """
 
     metric: str
@@ -61,9 +66,29 @@ class BestModel:
     required: bool
     checkpointer: Checkpointer
     weights: Callable[[], dict[str, Tensor]]
+    data: Callable[[], str] = field(default=lambda: "")
     value: float | None = field(default=None, init=False)
     iteration: int = field(default=-1, init=False)
     waited: int = field(default=0, init=False)
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, checkpointer: Checkpointer, weights: Callable[[], dict[str, Tensor]]
+    ) -> "BestModel":
+        """Build it from ``TEST.BEST``; with several test sets the metric is that of one of them."""
+        node, sets = cfg.TEST.BEST, cfg.DATASETS.TEST
+        metric, own = node.METRIC, sets[0]
+        if len(sets) > 1:  # the log has the name of the set, too
+            own = next((name for name in sets if metric.startswith(f"{name}/")), sets[0])
+            metric = metric if metric.startswith(f"{own}/") else f"{own}/{metric}"
+        return cls(
+            metric,
+            required=node.METRIC != DEFAULT_METRIC or node.PATIENCE > 0,
+            patience=node.PATIENCE,
+            checkpointer=checkpointer,
+            weights=weights,
+            data=functools.cache(functools.partial(data_fingerprint, own)),
+        )
 
     def update(self, results: dict[str, float], iteration: int) -> None:
         """Write the weights if the results are the best so far.
@@ -113,10 +138,12 @@ class BestModel:
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, its iteration, and the evaluations since."""
         names = ("metric", "value", "iteration", "waited")
-        return {name: getattr(self, name) for name in names}
+        # Without an evaluation there may be no way to read the data.
+        data = {} if self.value is None else {"data": self.data()}
+        return {name: getattr(self, name) for name in names} | data
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the result of `state_dict`, unless it is about another metric."""
+        """Restore the result of `state_dict`, unless it is about another metric or other data."""
         before = state_dict.get("metric", self.metric)
         if before != self.metric:
             _LOGGER.warning(
@@ -124,8 +151,23 @@ class BestModel:
                 *(before, self.metric),
             )
             return
+        if "data" in state_dict and state_dict["data"] != self.data():  # absent in earlier ones
+            _LOGGER.warning(
+                "The test data are others than those by which the best model was kept: the next "
+                "evaluation replaces it."
+            )
+            return
         self.value = state_dict["value"]
         self.iteration, self.waited = state_dict["iteration"], state_dict["waited"]
+
+
+def data_fingerprint(name: str) -> str:
+    """Hash images and labels of test set `name`; where its files are does not count."""
+    lines = []
+    for record in load_records(name, for_training=False):
+        objects = [(a["category_id"], *map(float, a["bbox"])) for a in record["annotations"]]
+        lines.append(f"{Path(str(record['file_name'])).name} {objects}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _less_is_better(metric: str) -> bool:

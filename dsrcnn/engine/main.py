@@ -34,6 +34,7 @@ from ..errors import (
 )
 from .checkpoint import Checkpointer
 from .checkpoint_series import evaluate_checkpoints
+from .memory import is_out_of_memory, memory_message
 from .processes import Processes, run_processes, started_by_torchrun
 from .resume import clear_folder
 from .setup import setup_run, write_config
@@ -175,6 +176,12 @@ def _status(work: Callable[[], int]) -> int:
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "Use smaller images, fewer at once, or MODEL.DEVICE cpu."
+        print(f"error: {memory_message(error)}. {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -1,9 +1,11 @@
 """Rules about output folders that hold a run already: to continue it, or to begin another."""
 
+import functools
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from ..data.datasets.custom import class_names
 from ..errors import ConfigError, DsrcnnError, WeightsError
 from .weight_io import read_weights
 from .writers import TRACKED_RUNS
@@ -119,14 +122,16 @@ def newest_first(folder: str | Path) -> list[str]:
 def check_resume(cfg: CfgNode) -> None:
     """Compare the config with that of the run in ``OUTPUT_DIR`` before anything is built.
 
-    Changes that the run can continue with are logged in one line.
+    Changes that the run can continue with are logged in one line. Values that the checkpoint keeps
+    are set in `cfg`, so that records of the run name what it trains with.
 
     Raises:
         ConfigError: if the checkpoint does not fit the config.
     """
-    saved = _saved_config(cfg)
+    saved, classes = _saved_config(cfg)
     if saved is None:
         return
+    renamed = _check_classes(classes, class_names(cfg.DATASETS.TRAIN[0]) or [], cfg.OUTPUT_DIR)
     before, now = (dict(_flatten(x)) for x in (saved, yaml.safe_load(cfg.dump())))
     changed = {
         key: (before[key], now[key])
@@ -141,9 +146,35 @@ def check_resume(cfg: CfgNode) -> None:
             f"of trained parameters: {texts}. Use the config of the run, or leave out --resume and "
             "write another OUTPUT_DIR; MODEL.WEIGHTS starts from its weights."
         )
-    if changed:
-        texts = "; ".join(_describe_change(k, *values) for k, values in changed.items())
-        _LOGGER.warning("The run continues with other settings than it had: %s.", texts)
+    changes = [*renamed, *(_describe_change(k, *values) for k, values in changed.items())]
+    if changes:
+        _LOGGER.warning(
+            "The run continues with other settings than it had: %s.", "; ".join(changes)
+        )
+    is_frozen = cfg.is_frozen()
+    cfg.defrost()
+    for key in changed.keys() & set(_KEPT):
+        *path, name = key.split(".")
+        functools.reduce(getattr, path, cfg)[name] = changed[key][0]
+    if is_frozen:
+        cfg.freeze()
+
+
+def _check_classes(before: Sequence[str], now: Sequence[str], folder: str) -> list[str]:
+    """Compare the class names of a run with those of its training data; returns new names.
+
+    Raises:
+        ConfigError: if classes are in another order, which the model cannot notice.
+    """
+    moved = [name for index, name in enumerate(before) if name in now and now.index(name) != index]
+    if moved:
+        raise ConfigError(
+            f"The classes of the training data are {', '.join(now)}; the run in {folder!r} was "
+            f"trained with {', '.join(before)}, so {moved[0]!r} would be another class. Write "
+            f"DATASETS.CUSTOM.CLASSES {shlex.quote(str(list(before)))}, or correct the data."
+        )
+    pairs = zip(before, now, strict=False)
+    return [f"class {new!r} instead of {old!r}" for old, new in pairs if old != new]
 
 
 def _describe_change(key: str, before: object, now: object) -> str:
@@ -152,23 +183,24 @@ def _describe_change(key: str, before: object, now: object) -> str:
     return f"{key} {now!r} instead of {before!r}"
 
 
-def _saved_config(cfg: CfgNode) -> Mapping[str, Any] | None:
-    """Read the config of the newest checkpoint that can be read, None if there is none."""
+def _saved_config(cfg: CfgNode) -> tuple[Mapping[str, Any] | None, Sequence[str]]:
+    """Read config and class names of the newest checkpoint that can be read, if there are any."""
     for file in newest_first(cfg.OUTPUT_DIR):
         try:
             content = read_weights(file, trust=cfg.MODEL.TRUST_WEIGHTS, lazily=True)
         except DsrcnnError:
             continue
-        text = content.get("config") if isinstance(content, dict) else None
+        content = content if isinstance(content, dict) else {}
+        text, classes = content.get("config"), content.get("classes")
         try:
             saved = yaml.safe_load(text) if isinstance(text, str) else None
         except yaml.YAMLError:
             saved = None
         if isinstance(saved, Mapping):
-            return saved
+            return saved, classes if isinstance(classes, list) else []
         _LOGGER.warning("%s has no config, so changes since then are not noticed.", file)
-        return None
-    return None
+        return None, []
+    return None, []
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -63,7 +63,7 @@ def setup_run(
     prepare_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR", files=_FILES, folders=("inference",))
     configure_logging(cfg.OUTPUT_DIR, verbose=cfg.LOG.LEVEL == "verbose")
     cfg = load_cfg(config_file, opts)
-    _check_datasets(cfg, eval_only=eval_only)
+    check_datasets(cfg, eval_only=eval_only)
     if not eval_only:
         check_folder(cfg.OUTPUT_DIR, resume=resume, overwrite=overwrite)
         if cfg.INPUT.NUM_BUCKETS:  # the config may be that of a run on other data
@@ -101,7 +101,7 @@ def write_config(cfg: CfgNode) -> None:
     (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(cfg.dump())
 
 
-def _check_datasets(cfg: CfgNode, *, eval_only: bool) -> None:
+def check_datasets(cfg: CfgNode, *, eval_only: bool) -> None:
     """Check that there are data to use, and test data before the training that precedes them.
 
     Raises:

@@ -21,6 +21,7 @@ from ..errors import NonFiniteLossError
 from ..solver import clip_full_model
 from ..utils.distributed import reduce_mean
 from ..utils.training import TrainableModel, use_training_context
+from .memory import describe_batch, explain_memory, is_out_of_memory, memory_advice
 from .resume import check_optimizer_state
 
 _Batch = list[dict[str, Any]]
@@ -120,16 +121,26 @@ class TrainLoop(TrainerBase):
         Raises:
             NonFiniteLossError: if losses or gradients are infinite or NaN, of the iteration before
                 if they are read late; the weights never take such a step.
+            OutOfMemoryError: if memory runs out. Before the update, ``in_step`` is false again: the
+                weights are those of the iteration before.
         """
         start = time.perf_counter()
         if self._batches is None:
             self._batches = iter(self.data_loader)
         batch = next(self._batches)
+        with explain_memory(lambda: self._explain_memory(batch)):
+            self._run_step(batch, start)
+
+    def _run_step(self, batch: _Batch, start: float) -> None:
         self.in_step = True
         data_time = time.perf_counter() - start
         self._seed_iteration()
         self.optimizer.zero_grad()
-        losses = self._backward(batch)
+        try:
+            losses = self._backward(batch)
+        except (RuntimeError, MemoryError) as error:
+            self.in_step = not is_out_of_memory(error)
+            raise
         self.scaler.unscale_(self.optimizer)
         norm = clip_full_model(self.optimizer, self.clip_norm, self.norm_type)
         self.read_losses()  # of the iteration before
@@ -141,6 +152,16 @@ class TrainLoop(TrainerBase):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.in_step = False
+
+    def _explain_memory(self, batch: _Batch) -> str:
+        self.optimizer.zero_grad()  # a checkpoint may be written next
+        advice = memory_advice(
+            *(len(batch), self.accumulate),
+            uses_float32=self.precision == torch.float32 and self.device.type == "cuda",
+            recomputes=isinstance(unwrapped(self.model), TrainableModel),
+        )
+        parts = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
+        return f"at iteration {self.iter} with {describe_batch(batch)}{parts}. {advice}"
 
     def _backward(self, batch: _Batch) -> dict[str, Tensor]:
         """Compute the gradients of the batch, part by part, and return its losses."""

@@ -43,9 +43,17 @@ from .checkpoint import Checkpointer
 from .command_hook import CommandAfterEvaluation
 from .console import FILE_ONLY, progress_bar, results_table
 from .ema import AveragedWeights
-from .eval_hooks import BestModel, EarlyStop, Evaluation, draw_predictions, validation_losses
+from .eval_hooks import (
+    DEFAULT_METRIC,
+    BestModel,
+    EarlyStop,
+    Evaluation,
+    draw_predictions,
+    validation_losses,
+)
 from .hooks import AverageNorms, Checkpoints, ProgressBar, Writers, precise_norms
 from .interrupt import StopSignals
+from .memory import explain_test_memory
 from .processes import wrap_ddp
 from .setup import device_name, resolve_solver
 from .train_loop import TrainLoop, unwrapped
@@ -53,7 +61,6 @@ from .weight_io import remove_partial_files
 from .writers import build_writers
 
 _LOGGER = logging.getLogger(__name__)
-_DEFAULT_METRIC = "bbox/AP"
 _MAX_NAMES = 8  # of classes in the summary
 
 
@@ -104,7 +111,10 @@ class Trainer(DefaultTrainer):
             self.checkpointer.add_checkpointable("ema", self.average)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.best = self._build_best_model()
+        self.best = None
+        if cfg.TEST.BEST.METRIC and cfg.DATASETS.TEST:
+            weights = weak_method(self._best_weights)
+            self.best = BestModel.from_config(cfg, self.checkpointer, weights)
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase | None]:
@@ -123,7 +133,7 @@ class Trainer(DefaultTrainer):
             Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, best),
             evaluation,
             self._build_command_hook(evaluation),
-            ProgressBar(cfg.TEST.BEST.METRIC or _DEFAULT_METRIC),
+            ProgressBar(cfg.TEST.BEST.METRIC or DEFAULT_METRIC),
             Writers(self.build_writers() if comm.is_main_process() else [], cfg.LOG.PERIOD or 20),
         ]
 
@@ -146,21 +156,6 @@ class Trainer(DefaultTrainer):
             lambda: evaluation.done,
             timeout,
             self._signals.is_requested,
-        )
-
-    def _build_best_model(self) -> BestModel | None:
-        node, sets = self.cfg.TEST.BEST, self.cfg.DATASETS.TEST
-        if not (node.METRIC and sets):
-            return None
-        metric = node.METRIC
-        if len(sets) > 1 and not metric.startswith(tuple(f"{name}/" for name in sets)):
-            metric = f"{sets[0]}/{metric}"  # the log has the name of the set, too
-        return BestModel(
-            metric,
-            required=node.METRIC != _DEFAULT_METRIC or node.PATIENCE > 0,
-            patience=node.PATIENCE,
-            checkpointer=self.checkpointer,
-            weights=weak_method(self._best_weights),
         )
 
     def _best_weights(self) -> dict[str, Tensor]:
@@ -330,7 +325,7 @@ class Trainer(DefaultTrainer):
     def _conclusion(self, done: int) -> str:
         """Name the result, the best model and the command that draws its predictions."""
         folder, best, latest = Path(self.cfg.OUTPUT_DIR), self.best, self.storage.latest()
-        metric = best.metric if best is not None else _DEFAULT_METRIC
+        metric = best.metric if best is not None else DEFAULT_METRIC
         result = f": {metric} {latest[metric][0]:.2f}" if metric in latest else ""
         kept, file = "Model", "model_final.pth"
         if best is not None and best.value is not None:
@@ -413,7 +408,7 @@ class Trainer(DefaultTrainer):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
             loader = cls.build_test_loader(cfg, name)
             bar = progress_bar(loader, desc=name, unit="batch", leave=False)
-            with bar, explain_dead_workers():
+            with bar, explain_dead_workers(), explain_test_memory(cfg, name):
                 results[name] = inference_on_dataset(model, bar, evaluator)
             if results[name]:
                 _LOGGER.info("Results on %s\n%s", name, results_table(results[name]))

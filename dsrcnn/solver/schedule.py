@@ -18,7 +18,9 @@ def use_epochs(cfg: CfgNode, images: int) -> None:
     """Convert ``SOLVER.EPOCHS`` into iterations over a number of training images, in place.
 
     Reads the final ``SOLVER.IMS_PER_BATCH`` and resets ``EPOCHS``. Without ``EPOCHS.STEPS``,
-    ``SOLVER.STEPS`` keep their relative position in the schedule.
+    ``SOLVER.STEPS`` keep their relative position in the schedule. Without ``EPOCHS.CHECKPOINT``, a
+    ``CHECKPOINT_PERIOD`` that the run would never reach becomes the larger of an epoch and a tenth
+    of the run.
 
     Raises:
         ConfigError: if there are fewer images than in a batch.
@@ -47,6 +49,8 @@ def use_epochs(cfg: CfgNode, images: int) -> None:
         solver.WARMUP_ITERS = iterations(epochs.WARMUP)
     if epochs.CHECKPOINT:
         solver.CHECKPOINT_PERIOD = iterations(epochs.CHECKPOINT)
+    elif solver.CHECKPOINT_PERIOD >= solver.MAX_ITER:
+        solver.CHECKPOINT_PERIOD = max(iterations(1), round(solver.MAX_ITER / 10))
     if epochs.EVAL:
         cfg.TEST.EVAL_PERIOD = iterations(epochs.EVAL)
     _LOGGER.info(

@@ -7,7 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from conftest import write_coco, write_voc
+from conftest import refusal, write_coco, write_voc
 from PIL import Image
 
 from dsrcnn.cli.main import main
@@ -56,6 +56,16 @@ def test_valid_data_are_ready_to_train(folder, capsys):
     # 30 x 30 and 40 x 30 pixels, enlarged by 800 / 64
     assert rows["256 and more"] == (6, 6)
     assert check(folder, capsys, "--min-size", "64")[1]["16 to 32"] == (3, 3)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["SOLVER.EPOCHS.MAX", "2", "SOLVER.IMS_PER_BATCH", "4"], "epoch of 3 images is less than one"),
+    (["SOLVER.IMS_PER_BATCH", "5", "SOLVER.ACCUMULATE", "2"], "must be a multiple of 2"),
+])  # fmt: skip
+def test_data_are_not_ready_for_a_config_that_training_refuses(folder, capsys, options, words):
+    words_of = ["check-data", str(folder), "--config-file", "quick/sparse_rcnn_shapes", *options]
+    assert words in refusal(capsys, *words_of)
+    assert "Ready to train" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("change", "kind", "shown"), [

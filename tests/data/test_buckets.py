@@ -1,20 +1,23 @@
 """Size buckets: chosen from the data, used by loader and model, stable over a run."""
 
+import json
 from collections import Counter
 from itertools import islice
 
 import pytest
 import torch
-from conftest import SMALL, batch, quick_cfg, tiny_cfg, train
+from conftest import SMALL, batch, coco_options, quick_cfg, tiny_cfg, train
 from detectron2.modeling import build_model
+from PIL import Image
 
 from dsrcnn.config import load_cfg
 from dsrcnn.data import build_train_loader
 from dsrcnn.data.buckets import (
-    _without_small_groups,
     bucket_groups,
     choose_buckets,
     merge_sizes,
+    merge_small_groups,
+    orientation_groups,
 )
 from dsrcnn.engine.setup import restore_drawn, setup_run
 from dsrcnn.errors import ConfigError
@@ -69,9 +72,28 @@ def test_images_of_rare_shapes_join_a_larger_group():
     groups = [0] * 9 + [1] * 2 + [2] * 8 + [3] + [4]
     # (64, 32) fits in (64, 64); what fits in no large group, or has no size, joins the largest.
     expected = [0] * 9 + [2] * 2 + [2] * 8 + [0] + [0]
-    assert _without_small_groups(groups, buckets, 8) == expected
-    assert _without_small_groups([0, 1, 1], buckets, 8) == [1, 1, 1]
-    assert _without_small_groups([], buckets, 8) == []
+    assert merge_small_groups(groups, 2, buckets) == expected
+    assert merge_small_groups([0, 1, 1], 2, buckets) == [1, 1, 1]
+    assert merge_small_groups([], 2, buckets) == []
+
+
+@pytest.mark.parametrize(("portraits", "count"), [(7, 1), (8, 2)])
+def test_few_images_of_one_orientation_share_batches_with_the_others(portraits, count):
+    cfg = tiny_cfg("SOLVER.IMS_PER_BATCH", 2)
+    data = records(*[(480, 640)] * 20, *[(640, 480)] * portraits)
+    assert len(set(orientation_groups(cfg, data))) == count
+
+
+def test_a_batch_has_no_copies_of_a_rare_orientation(tmp_path):
+    options = coco_options(tmp_path / "data", count=12)
+    file = tmp_path / "data/annotations.json"
+    content = json.loads(file.read_text())
+    content["images"][0] |= {"height": 96, "width": 64}
+    file.write_text(json.dumps(content))
+    Image.new("RGB", (64, 96)).save(tmp_path / "data/images/1.jpg")
+    loader = build_train_loader(quick_cfg(tmp_path, *options, "SOLVER.IMS_PER_BATCH", 4))
+    for draws in islice(loader.batch_sampler, 36):
+        assert len({draw.record for draw in draws}) == 4
 
 
 def test_one_bucket_contains_all_others():

@@ -1,5 +1,7 @@
 """Image files as they are read by Pillow or OpenCV, and one message for each kind of fault."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from conftest import coco_options, quick_cfg, smooth_image, tiny_cfg
 from PIL import Image
 
 from dsrcnn.data import DetectionMapper, build_train_loader
-from dsrcnn.data.images import decode_jpeg, read_image
+from dsrcnn.data.images import decode_jpeg, image_file_size, read_image
 from dsrcnn.data.samplers import Draw
 from dsrcnn.errors import DataError
 
@@ -61,6 +63,35 @@ def test_rotated_image_has_its_displayed_size(write_image, use_opencv):
     assert read(name, use_opencv, height=100, width=50).shape == (100, 50, 3)
     with pytest.raises(DataError, match="jpg is 50x100 pixels, but its record says 100x50"):
         read(name, use_opencv, height=50, width=100)
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-'
+    b'syntax-ns#"><rdf:Description rdf:about="" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" '
+    b'tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@BOTH
+def test_an_orientation_in_xmp_data_counts(write_image, use_opencv):
+    pixels = smooth_image()
+    name = write_image(Image.fromarray(pixels), "edited.jpg", quality=95, xmp=XMP)
+    image = read(name, use_opencv)
+    assert np.abs(image.astype(int) - np.rot90(pixels, -1)).max() <= 6
+    assert image_file_size(Path(name)) == (60, 80)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+def test_the_size_of_a_file_is_that_of_its_pixels(write_image, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    name = write_image(Image.new("RGB", (100, 50)), f"image.{suffix}", exif=exif)
+    height, width = read(name, False).shape[:2]
+    assert (
+        image_file_size(Path(name)) == image_file_size(Path(name), decode=True) == (width, height)
+    )
+    assert (width > height) == (orientation <= 4)
 
 
 @BOTH

@@ -1,3 +1,4 @@
+import json
 import logging
 from types import SimpleNamespace
 
@@ -7,11 +8,12 @@ from conftest import batch, coco_options, quick_cfg, tiny_cfg, train
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from dsrcnn.config import read_cfg
+from dsrcnn.config import load_cfg, read_cfg
 from dsrcnn.engine.eval_hooks import (
     BestModel,
     EarlyStop,
     Evaluation,
+    data_fingerprint,
     eval_loss_mode,
     validation_losses,
 )
@@ -88,6 +90,37 @@ def test_another_metric_starts_anew_on_resume(caplog):
     same = best("bbox/AP50", patience=2)
     same.load_state_dict(old)
     assert (same.value, same.waited) == (60.0, 1)
+
+
+def test_other_test_data_start_anew_on_resume(caplog):
+    before = best(patience=2)
+    before.data = lambda: "old"
+    assert "data" not in before.state_dict()  # nothing was evaluated
+    update(before, [60.0, 50.0])
+    same = best(patience=2)
+    same.data = before.data
+    same.load_state_dict(before.state_dict())
+    assert (same.value, same.waited) == (60.0, 1)
+    resumed = best(patience=2)
+    resumed.data = lambda: "new"
+    resumed.load_state_dict(before.state_dict())
+    assert "test data are others" in caplog.text
+    update(resumed, [30.0, 35.0], first=2)
+    assert resumed.checkpointer.written["model_best.pth"]["iteration"] == 3
+
+
+def test_a_fingerprint_is_of_images_and_labels_not_of_places(tmp_path):
+    hashes = []
+    for name, count in (("a", 3), ("b", 3), ("c", 4), ("d", 3)):
+        cfg = load_cfg("quick/sparse_rcnn_shapes", coco_options(tmp_path / name, count))
+        if name == "d":  # after registration, which reads classes only
+            file = tmp_path / "d/annotations.json"
+            content = json.loads(file.read_text())
+            content["annotations"][0]["bbox"][0] += 1
+            file.write_text(json.dumps(content))
+        hashes.append(data_fingerprint(cfg.DATASETS.TEST[0]))
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
 
 
 def test_a_missing_metric_is_an_error_if_configured_and_else_a_warning(caplog):

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import signal
 
 import pytest
@@ -14,10 +15,17 @@ from dsrcnn import load_cfg
 from dsrcnn.cli.main import main
 from dsrcnn.data.datasets.shapes import draw_scene
 from dsrcnn.data.mapper import read_image
-from dsrcnn.engine.main import evaluate
+from dsrcnn.engine.main import evaluate, exit_status
+from dsrcnn.engine.memory import is_out_of_memory, memory_message
 from dsrcnn.engine.resume import clear_folder, newest_first
 from dsrcnn.engine.trainer import Trainer
-from dsrcnn.errors import DataError, LoaderError, NonFiniteLossError, TrainingInterrupted
+from dsrcnn.errors import (
+    DataError,
+    LoaderError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    TrainingInterrupted,
+)
 
 
 def few_images(folder, *options):
@@ -78,6 +86,63 @@ def test_a_dead_loader_worker_is_one_message_and_the_model_is_kept(tmp_path):
     assert "--resume continues" in str(error.value)
     (last,) = tmp_path.glob("model_*.pth")
     assert torch.load(last)["iteration"] >= 2
+
+
+def test_memory_that_runs_out_keeps_the_model_and_names_what_helps(tmp_path):
+    options = ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 5, "DATASETS.TEST", "()"]
+    trainer = Trainer(quick_cfg(tmp_path, *options))
+
+    def fail():
+        if trainer.iter == 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    trainer.model.backbone.register_forward_hook(lambda *_: fail())
+    with pytest.raises(OutOfMemoryError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    text = "GPU memory ran out when 2.00 GiB more were needed at iteration 3 with 4 images of up to"
+    assert message.startswith(text)
+    assert re.search(
+        r"up to \d+ x \d+ pixels and \d+ objects\. Write SOLVER\.ACCUMULATE 2,", message
+    )
+    assert "MODEL.ACTIVATION_CHECKPOINT \"('backbone','stages')\"" in message
+    assert "after 3 iterations is saved" in message
+    again = train(quick_cfg(tmp_path, *options, "SOLVER.ACCUMULATE", 2), resume=True)
+    assert again.start_iter == 3
+
+
+@pytest.mark.parametrize(("error", "which"), [
+    (RuntimeError("CUDA error: out of memory"), "GPU memory"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "GPU memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Main memory"),
+    (MemoryError("Unable to allocate 9 GiB for an array"), "Main memory"),
+    (RuntimeError("size mismatch"), None),
+    (ValueError("out of memory"), None),
+])  # fmt: skip
+def test_errors_about_memory_are_recognized(error, which):
+    assert is_out_of_memory(error) == (which is not None)
+    assert which is None or memory_message(error) == f"{which} ran out"
+
+
+def test_memory_that_runs_out_in_an_evaluation_keeps_the_model(tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("dsrcnn.engine.trainer.inference_on_dataset", fail)
+    options = ["SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 9]
+    with pytest.raises(OutOfMemoryError, match=r"evaluation on shapes_val.*MIN_SIZE_TEST") as error:
+        train(quick_cfg(tmp_path, *options))
+    assert "after 2 iterations is saved" in str(error.value)
+
+
+def test_a_command_says_in_a_line_that_memory_ran_out(capsys):
+    def work():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    assert exit_status(work) == 2
+    assert capsys.readouterr().err.startswith("error: GPU memory ran out when 2.00 GiB more")
+    with pytest.raises(RuntimeError, match="a bug"):
+        exit_status(lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
 
 
 def test_a_second_run_in_the_folder_needs_overwrite_and_then_leaves_nothing_of_the_first(

@@ -14,7 +14,7 @@ from PIL import Image
 from dsrcnn.analysis.augmented import draw_augmented
 from dsrcnn.data.build import load_records, training_records
 from dsrcnn.data.datasets import validate
-from dsrcnn.engine.setup import _check_datasets
+from dsrcnn.engine.setup import check_datasets
 from dsrcnn.errors import ConfigError, DataError, DsrcnnError
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
@@ -29,7 +29,7 @@ def _forget_warnings(monkeypatch):
 
 def checked(path, *opts):
     cfg = quick_cfg(path / "out", *opts)
-    _check_datasets(cfg, eval_only=False)
+    check_datasets(cfg, eval_only=False)
     return cfg
 
 
@@ -83,7 +83,7 @@ def test_unusable_test_set_of_a_program_is_refused(tmp_path, metadata, records, 
     cfg.defrost()
     cfg.DATASETS.TEST = ("theirs",)
     with pytest.raises(DataError, match=phrase):
-        _check_datasets(cfg, eval_only=False)
+        check_datasets(cfg, eval_only=False)
 
 
 def test_early_stopping_needs_labels(tmp_path):

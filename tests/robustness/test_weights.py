@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import quick_cfg, tiny_cfg, train
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from dsrcnn.engine.checkpoint import Checkpointer
@@ -295,6 +296,39 @@ def test_a_run_does_not_continue_with_another_model_or_optimizer(run, opts, word
     message = message_of(resume)
     assert words in message
     assert "leave out --resume" in message
+
+
+@pytest.mark.parametrize(("key", "value"), [("SOLVER.BASE_LR", 0.5), ("SEED", 7)])
+def test_records_of_a_resumed_run_have_the_values_that_the_checkpoint_keeps(run, key, value):
+    before, cfg = dict(quick_cfg(run, *RUN)), quick_cfg(run, *RUN, key, value)
+    check_resume(cfg)
+    assert dict(cfg) == before
+
+
+ORDERS = {
+    "moved": (["b", "a", "c"], "'a' would be another class"),
+    "inserted": (["x", "a", "b"], "'a' would be another class"),
+    "renamed": (["a", "B", "c"], None),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.usefixtures("clean_catalogs")
+def test_a_run_does_not_continue_with_its_classes_in_another_order(name, run, tmp_path, caplog):
+    classes, words = ORDERS[name]
+    cfg = quick_cfg(tmp_path, *RUN)
+    content = torch.load(run / "model_0000001.pth") | {"classes": ["a", "b", "c"]}
+    torch.save(content, tmp_path / "model_0000001.pth")
+    DatasetCatalog.register("ordered", list)
+    MetadataCatalog.get("ordered").thing_classes = classes
+    cfg.DATASETS.TRAIN = ("ordered",)
+    if words is None:
+        check_resume(cfg)
+        assert "class 'B' instead of 'b'" in caplog.text
+        return
+    message = message_of(lambda: check_resume(cfg))
+    assert words in message
+    assert "DATASETS.CUSTOM.CLASSES" in message
 
 
 @pytest.mark.parametrize(("opts", "words"), [

@@ -30,6 +30,22 @@ def test_keys_not_given_in_epochs_stay_and_steps_keep_their_relative_position():
     assert cfg.SOLVER.WARMUP_ITERS == 7
 
 
+@pytest.mark.parametrize(("images", "epochs", "expected"), [
+    (400, 20, 200),  # 2000 iterations: a tenth of them
+    (400, 5, 100),  # 500 iterations: an epoch
+    (400, 60, 5000),  # 6000 iterations: as it was
+    (400, 0.5, 100),  # 50 iterations: never, but the end is saved
+])  # fmt: skip
+def test_a_run_shorter_than_its_checkpoint_period_has_checkpoints(images, epochs, expected):
+    cfg = tiny_cfg("SOLVER.IMS_PER_BATCH", 4, "SOLVER.CHECKPOINT_PERIOD", 5000)
+    cfg.SOLVER.EPOCHS.MAX = epochs
+    use_epochs(cfg, images)
+    assert expected == cfg.SOLVER.CHECKPOINT_PERIOD
+    cfg.SOLVER.EPOCHS.MAX, cfg.SOLVER.EPOCHS.CHECKPOINT = epochs, 70.0
+    use_epochs(cfg, images)
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == 7000  # what is written stays
+
+
 def test_epochs_of_less_than_a_batch_are_refused():
     with pytest.raises(ConfigError, match="an epoch of 5 images is less than one batch"):
         use_epochs(tiny_cfg("SOLVER.EPOCHS.MAX", 2), images=5)
