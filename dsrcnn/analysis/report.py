@@ -34,7 +34,6 @@ from ..evaluation.errors import (
 )
 from ..evaluation.thresholds import ClassCurve, best_threshold, class_curves, confusion_matrix
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
-from ..utils.files import prepare_file
 from ..visualization.curves import plot_metrics
 from ..visualization.draw import draw_boxes, hstack
 from ..visualization.report_plots import plot_confusion, plot_curves, plot_errors, plot_stages
@@ -77,25 +76,15 @@ class Evaluation(NamedTuple):
     paths: dict[Any, str]
 
 
-def write_report(cfg: CfgNode, output: str | Path, *, images: int = 8) -> dict[str, float]:
-    """Evaluate ``MODEL.WEIGHTS`` on the first test set, write the report and return the metrics.
+def write_page(cfg: CfgNode, evaluation: Evaluation, path: Path, *, images: int = 8) -> None:
+    """Write the report of an evaluation as one ``.html`` file.
 
     Args:
         cfg: config with weights.
-        output: ``.html`` file to write.
+        evaluation: of `evaluate_in_detail`.
+        path: file to write.
         images: pictures of the images with most errors.
-
-    Raises:
-        DataError: if there is no test set with labels that COCO metrics apply to.
     """
-    path = prepare_file(Path(output), "--output", (".html",))
-    evaluation = evaluate_in_detail(cfg)
-    write_page(cfg, evaluation, path, images=images)
-    return evaluation.metrics
-
-
-def write_page(cfg: CfgNode, evaluation: Evaluation, path: Path, *, images: int = 8) -> None:
-    """Write the report of an evaluation; see `write_report`."""
     # Names of files may be of another encoding.
     page = _page(cfg, evaluation, images).encode("utf-8", "backslashreplace")
     write_atomically(path, lambda file: file.write(page))
@@ -103,7 +92,11 @@ def write_page(cfg: CfgNode, evaluation: Evaluation, path: Path, *, images: int 
 
 @torch.no_grad()
 def evaluate_in_detail(cfg: CfgNode) -> Evaluation:
-    """Evaluate, and analyze errors, thresholds and stages; see `write_report`."""
+    """Evaluate ``MODEL.WEIGHTS`` on the first test set; analyze errors, thresholds and stages.
+
+    Raises:
+        DataError: if there is no test set with labels that COCO metrics apply to.
+    """
     if not cfg.DATASETS.TEST:
         raise DataError("DATASETS.TEST is empty, so there is nothing to evaluate. Name a test set.")
     name = cfg.DATASETS.TEST[0]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import cv2
 import numpy as np
 from detectron2.config import CfgNode
 
@@ -20,6 +21,7 @@ from ..modeling.meta_arch.base import SparseDetector
 
 COLUMNS = ("class", "score", "x1", "y1", "x2", "y2")
 _SIDE = 480  # least, of pictures of assignments, in pixels
+_MOST = 16_000  # pixels of a side; JPEG files have up to 65,535, canvases of browsers 16,384
 _PERIOD = 0.5  # seconds between two reports of progress
 
 
@@ -71,7 +73,16 @@ def show(result: Result, threshold: float, stage: int) -> Shown:
     summary = f"{len(part)} detections in {width} x {height} pixels"
     if counts:
         summary += f": {', '.join(counts)}"
-    return Shown(np.asarray(part.plot()), rows, summary)
+    return Shown(_displayable(np.asarray(part.plot())), rows, summary)
+
+
+def _displayable(picture: np.ndarray) -> np.ndarray:
+    """Shrink a picture that browsers do not show."""
+    scale = _MOST / max(picture.shape[:2])
+    if scale >= 1:
+        return picture
+    width, height = (max(round(scale * side), 1) for side in picture.shape[1::-1])
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
 class AssignmentView:

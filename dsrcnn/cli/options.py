@@ -105,5 +105,7 @@ def output_path(args: argparse.Namespace, name: str) -> Path:
         ConfigError: if there is neither.
     """
     if args.output is None and not args.run:
-        raise ConfigError("write --output, where the pictures go.")
+        raise ConfigError(
+            f"there is no run folder to write {name} to; write --output, where it should go."
+        )
     return args.output or Path(args.run) / name

@@ -12,10 +12,10 @@ from .errors import ImageDetections, Judged, crowd_overlap, iou_matrix
 
 
 class ClassCurve(NamedTuple):
-    """Curves of a class over its detections, from the best score down.
+    """Curves of a class over the scores of its detections, from the best one down.
 
     Attributes:
-        scores: (D,) descending: thresholds.
+        scores: (D,) descending, all different: thresholds.
         precision: (D,) of the detections from each threshold on.
         recall: (D,).
         objects: number of objects of the class.
@@ -60,7 +60,10 @@ def _curve(scores: np.ndarray, correct: np.ndarray, objects: int) -> ClassCurve:
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(correct[order])
     precision = hits / np.arange(1, len(hits) + 1)
-    return ClassCurve(scores[order], precision, hits / max(objects, 1), objects)
+    scores = scores[order]
+    is_last = np.diff(scores, append=-1) != 0  # of equal ones
+    recall = hits / max(objects, 1)
+    return ClassCurve(scores[is_last], precision[is_last], recall[is_last], objects)
 
 
 def best_threshold(curves: Sequence[ClassCurve]) -> float:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..data.images import read_image
 from ..errors import DataError, MissingPackageError
+from ..visualization.fonts import common_font, shown_name
 
 if TYPE_CHECKING:
     import supervision
@@ -225,11 +226,17 @@ def draw_detections(image: np.ndarray, detections: "supervision.Detections") -> 
     thickness = sv.calculate_optimal_line_thickness((width, height))
     scale = sv.calculate_optimal_text_scale((width, height))
     names, scores = detections.data["class_name"], np.asarray(detections.confidence)
+    font = common_font(tuple(sorted({*map(str, names)})))
+    if font is not None:
+        pairs = zip(names, np.asarray(detections.class_id), strict=True)
+        names = [shown_name(str(name), int(index), font) for name, index in pairs]
     labels = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
     boxes = sv.BoxAnnotator(thickness=thickness)
-    texts = sv.LabelAnnotator(
-        text_scale=scale, text_padding=max(2, round(8 * scale)), smart_position=True
-    )
+    options: dict[str, Any] = {"text_padding": max(2, round(8 * scale)), "smart_position": True}
+    if font is None:
+        texts = sv.LabelAnnotator(text_scale=scale, **options)
+    else:
+        texts = sv.RichLabelAnnotator(font_path=font.path, font_size=round(30 * scale), **options)
     scene = np.ascontiguousarray(image[..., ::-1])  # supervision draws on BGR
     scene = texts.annotate(boxes.annotate(scene, detections), detections, labels=labels)
     return np.ascontiguousarray(scene[..., ::-1])

@@ -5,18 +5,24 @@ images are enlarged: to a shorter side of 320 with class names, otherwise 240.
 """
 
 import colorsys
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.structures import BoxMode, Instances
+from PIL import Image, ImageDraw, ImageFont
+
+from .fonts import find_font, shown_names
 
 _GOLDEN_RATIO = 0.618034  # successive multiples spread hues evenly for any number of classes
 _GRAY = (128, 128, 128)
 _PATCH_COLOR = (40, 120, 240)
 _MARGIN = 6
 _TITLE_HEIGHT = 24
+_POINTS = 30  # size of other fonts that is as large as OpenCV's at scale 1
 
 
 def class_color(label: int) -> tuple[int, int, int]:
@@ -37,6 +43,7 @@ def draw_boxes(
     `labels` are N indices of `names`; scores are N numbers in 0..1, or None for ground truth.
     """
     canvas, scale = _enlarge(image, 320)
+    names = shown_names(names)
     texts = [names[i] for i in labels]
     if scores is not None:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores, strict=True)]
@@ -44,7 +51,7 @@ def draw_boxes(
         color = class_color(label)
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         cv2.rectangle(canvas, (x1, y1), (x2, y2), color, 2)
-        (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+        width, height = _text_size(text, 0.4)
         top = max(y1 - height - 4, 0)
         cv2.rectangle(canvas, (x1, top), (x1 + width + 2, top + height + 4), color, -1)
         _put_text(canvas, text, (x1 + 1, top + height + 1), 0.4)
@@ -184,4 +191,28 @@ def _draw_outline(
 
 
 def _put_text(canvas: np.ndarray, text: str, origin: tuple[int, int], scale: float) -> None:
-    cv2.putText(canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    """Write black text on a canvas, in place; `origin` is the left end of its baseline."""
+    font = None if text.isascii() else find_font(text)
+    if font is None:
+        place = (origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(canvas, text, *place)
+        return
+    picture = Image.fromarray(canvas)
+    face = _face(font.path, scale)
+    ImageDraw.Draw(picture).text(origin, text, fill=(0, 0, 0), font=face, anchor="ls")
+    canvas[...] = np.asarray(picture)
+
+
+def _text_size(text: str, scale: float) -> tuple[int, int]:
+    """Width of a text, and its height above the baseline, in pixels."""
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    font = None if text.isascii() else find_font(text)
+    if font is None:
+        return width, height
+    left, top, right, _ = _face(font.path, scale).getbbox(text, anchor="ls")
+    return math.ceil(right - left), max(height, math.ceil(-top))
+
+
+@functools.cache
+def _face(path: str, scale: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, round(_POINTS * scale))

@@ -2,18 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..evaluation.thresholds import ClassCurve
+from .fonts import font_families, shown_names
 
 _MOST_CURVES = 12  # more would not be told apart
 
 
 def plain_text(text: str) -> str:
-    """Write a name so that Matplotlib shows it as it is: no formula, never left out."""
+    """Write a name so that Matplotlib shows it as it is: no formula, never left out.
+
+    Names of any script need the `font_families` beside it.
+    """
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -28,7 +33,8 @@ def plot_curves(curves: Sequence[ClassCurve], classes: Sequence[str], threshold:
     """Plot precision over recall, and F1 over the threshold, of the most frequent classes."""
     figure = _figure(10, 4)
     left, right = figure.subplots(1, 2)
-    known = [(c, n) for c, n in zip(curves, classes, strict=True) if c.objects and len(c.scores)]
+    names = shown_names(classes)
+    known = [(c, n) for c, n in zip(curves, names, strict=True) if c.objects and len(c.scores)]
     known.sort(key=lambda pair: -pair[0].objects)
     for curve, raw in islice(known, _MOST_CURVES):
         name = plain_text(raw)
@@ -43,7 +49,7 @@ def plot_curves(curves: Sequence[ClassCurve], classes: Sequence[str], threshold:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(fontsize=8)
+            axes.legend(prop={"size": 8, "family": font_families(names)})
     return figure
 
 
@@ -68,8 +74,11 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes = figure.subplots()
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(matrix)), [*map(plain_text, classes), "missed"], rotation=90)
-    axes.set_yticks(range(len(matrix)), [*map(plain_text, classes), "no object"])
+    shown = shown_names(classes)
+    names = [*map(plain_text, shown)]
+    style: dict[str, Any] = {"fontfamily": font_families(shown)}
+    axes.set_xticks(range(len(matrix)), [*names, "missed"], rotation=90, **style)
+    axes.set_yticks(range(len(matrix)), [*names, "no object"], **style)
     axes.set(xlabel="detected as", ylabel="object")
     if len(classes) <= 15:
         for (row, column), count in np.ndenumerate(matrix):

@@ -15,6 +15,7 @@ from dsrcnn.app.views import (
     show_assignment,
 )
 from dsrcnn.errors import ConfigError, DataError
+from dsrcnn.inference import Result
 
 FRAMES = gray_frames(range(0, 240, 40), height=64, width=96)
 
@@ -41,6 +42,15 @@ def test_a_threshold_leaves_those_that_a_prediction_with_it_has(detector, photos
     assert shown.summary.startswith(f"{len(expected)} detections in {width} x {height} pixels: ")
     assert show(result, 1, 2).summary == f"0 detections in {width} x {height} pixels"
     assert show(result, 1, 2).rows == []
+
+
+def test_a_picture_larger_than_browsers_show_is_shrunk():
+    image = np.zeros((20, 70_000, 3), np.uint8)
+    none = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
+    wide = Result(*none, ["a"], image.shape[:2], _image=image)
+    shown = show(wide, 0.3, 1)
+    assert shown.picture.shape == (5, 16_000, 3)
+    assert "70000 x 20 pixels" in shown.summary
 
 
 def test_assignments_are_one_to_one_or_those_of_dla(detector, tmp_path):

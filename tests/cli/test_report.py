@@ -14,7 +14,7 @@ from PIL import Image
 
 from dsrcnn import load_cfg
 from dsrcnn.analysis import report
-from dsrcnn.analysis.report import evaluate_in_detail, write_report
+from dsrcnn.analysis.report import evaluate_in_detail, write_page
 from dsrcnn.cli.main import main
 from dsrcnn.engine.main import evaluate, run
 from dsrcnn.evaluation.errors import ImageDetections
@@ -92,7 +92,7 @@ def test_the_report_has_only_images_that_the_function_of_the_dataset_returns(tra
     result = evaluate_in_detail(cfg)
     assert [image.image_id for image in result.images] == [2, 3]
     assert [curve.objects for curve in result.curves] == [2, 2]
-    write_report(cfg, tmp_path / "page.html")
+    write_page(cfg, result, tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().count("data:image/jpeg") == 2
 
 

@@ -42,6 +42,15 @@ def test_precision_and_recall_follow_the_threshold():
     assert second.best == pytest.approx((0.4, 1.0))
 
 
+def test_equal_scores_are_one_threshold():
+    """No threshold tells the hit from the two misses of its score."""
+    boxes = [(0, BOX, 0.7), (0, FAR, 0.7), (0, OTHER, 0.7), (0, FAR, 0.2)]
+    (curve,) = curves_of(image([(0, BOX)], boxes), classes=1)
+    assert curve.scores.tolist() == [0.7, 0.2]
+    assert curve.precision.tolist() == pytest.approx([1 / 3, 1 / 4])
+    assert curve.best == pytest.approx((0.7, 1 / 2))
+
+
 def test_one_threshold_serves_all_classes():
     # Down to 0.4: mean F1 (0.8 + 1) / 2; down to 0.5 only 0.4.
     assert 0.05 <= best_threshold(curves_of(SCENE)) <= 0.4

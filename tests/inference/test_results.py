@@ -70,6 +70,16 @@ def test_pictures_show_boxes_on_the_image_in_memory_or_of_the_file(tmp_path):
     assert np.array_equal(np.asarray(Image.open(saved)), np.asarray(picture))
 
 
+def test_names_of_other_scripts_are_drawn(caplog):
+    pictures = [
+        np.asarray(result(_image=np.full((200, 300, 3), 99, np.uint8), classes=names).plot())
+        for names in (["Жук", "Лис"], ["Жар", "Лис"], ["???", "???"], ["\u0378", "Лис"])
+    ]
+    for other in pictures[1:]:
+        assert not np.array_equal(pictures[0], other)
+    assert "drawn as 'class " in caplog.text
+
+
 def test_the_detections_of_a_stage_are_a_result_if_there_are_stages():
     stage = StageDetections(BOXES[:1] + 15, np.array([0.4]), np.array([0]))
     with_stages = result(stages=[stage])

@@ -1,4 +1,5 @@
 import json
+import warnings
 from types import SimpleNamespace
 
 import cv2
@@ -17,6 +18,7 @@ from dsrcnn.visualization.draw import (
     hstack,
     vstack,
 )
+from dsrcnn.visualization.fonts import common_font, font_families, shown_name, shown_names
 from dsrcnn.visualization.report_plots import plot_confusion, plot_curves
 
 
@@ -141,6 +143,47 @@ def test_names_of_classes_are_shown_as_they_are_in_plots(name):
     left = figure.axes[0].get_legend().get_texts()
     assert [text.get_text().replace("\\$", "$").strip() for text in left] == [name]
     plot_confusion(np.eye(2), [name]).canvas.draw()
+
+
+BLANK = np.full((320, 400, 3), 255, np.uint8)
+
+
+def label_of(name):
+    """A picture of the label of one box."""
+    return draw_boxes(BLANK, np.array([[20.0, 60, 200, 300]]), [0], [name])[40:60]
+
+
+def test_names_of_other_scripts_are_drawn_on_images():
+    drawn = [label_of(name) for name in ("Жук", "Жар", "???")]
+    assert not any(np.array_equal(drawn[i], drawn[j]) for i, j in ((0, 1), (0, 2)))
+    # As high as a Latin one: the colored box of the label has the height of its text.
+    rows = [(p == class_color(0)).all(2).any(1).sum() for p in (drawn[0], label_of("Bug"))]
+    assert abs(int(rows[0]) - int(rows[1])) <= 3
+    title = hstack([BLANK], ["Жук"])
+    assert (title[:24] < 128).any()
+    assert not np.array_equal(title, hstack([BLANK], ["???"]))
+
+
+def test_a_name_that_no_font_has_is_drawn_as_its_number_with_one_warning(caplog):
+    name = "\u0378"  # no character
+    shown_name.cache_clear()
+    assert np.array_equal(label_of(name), label_of("class 0"))
+    assert shown_names(["a", name, "Жук"]) == ["a", "class 1", "Жук"]
+    assert shown_names(["a", name]) == ["a", "class 1"]
+    assert caplog.text.count("as 'class 1'") == 1
+    assert "fonts-noto-cjk" in caplog.text
+
+
+def test_plots_use_a_font_for_every_name():
+    figure = plot_confusion(np.eye(3), ["Жук", "bee"])
+    labels = figure.axes[0].get_xticklabels()
+    assert [text.get_text() for text in labels] == ["Жук", "bee", "missed"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of missing glyphs
+        figure.canvas.draw()
+    assert font_families(["Жук", "bee"]) == ["DejaVu Sans"]
+    assert common_font(("bee",)) is None
+    assert common_font(("Жук", "bee")).family == "DejaVu Sans"
 
 
 def test_a_picture_that_its_format_does_not_take_is_one_message(tmp_path):
