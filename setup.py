@@ -22,7 +22,7 @@ DETECTRON2_NEEDS = [
     "cloudpickle",
     "fvcore>=0.1.5,<0.1.6",
     "iopath>=0.1.7,<0.1.10",
-    "matplotlib",
+    "matplotlib>=3.6",
     "omegaconf>=2.1",
     "pycocotools>=2.0.7",
     "tabulate",

@@ -19,7 +19,7 @@ from ..modeling.proposals.dynamic import mixture_statistics
 from ..structures import box_cxcywh_to_xyxy
 from ..visualization.curves import draw_curves
 from ..visualization.draw import draw_proposals, hstack, vstack
-from ..visualization.fonts import font_families
+from ..visualization.fonts import plot_labels
 from ..visualization.report_plots import plain_text
 from .images import Report, as_bgr, load_predictor, save_image, training_images
 from .mixtures import annotated_test_images, draw_permutation_test, permutation_test
@@ -106,9 +106,10 @@ def draw_expert_weights(weights: np.ndarray, titles: list[str]) -> np.ndarray:
     figure = Figure(figsize=(9, 0.5 + 1.3 * images), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(images, 1, squeeze=False)[:, 0]
-    for axes, values, title in zip(panels, weights, titles, strict=True):
+    texts, families = plot_labels(tuple(titles))
+    for axes, values, title in zip(panels, weights, texts, strict=True):
         heat_map = axes.imshow(values, aspect="auto", vmin=0, vmax=1, cmap="viridis")
-        axes.set_title(plain_text(title), fontsize=9, fontfamily=font_families([title]))
+        axes.set_title(plain_text(title), fontsize=9, fontfamily=families)
         axes.set_ylabel("expert")
         axes.set_yticks(range(values.shape[0]))
     axes.set_xlabel("proposal")

@@ -98,7 +98,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             load_checked_coco_json(*files[report.name], labeled=labeled)
     if args.config_file:
-        _check_training(load_cfg(args.config_file, args.opts))
+        cfg = load_cfg(args.config_file, args.opts)
+        if train:
+            _check_training(cfg)
     print(f"\n{_verdict(node, train)}")
     return 0
 

@@ -23,6 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..data.build import load_records
 from ..data.datasets.custom import require_class_names
+from ..data.datasets.validate import to_xyxy
 from ..data.images import read_image
 from ..data.mapper import DetectionMapper
 from ..data.samplers import seeded
@@ -70,6 +71,7 @@ class BestModel:
     value: float | None = field(default=None, init=False)
     iteration: int = field(default=-1, init=False)
     waited: int = field(default=0, init=False)
+    fingerprint: str | None = field(default=None, init=False)  # of the data of these values
 
     @classmethod
     def from_config(
@@ -108,6 +110,8 @@ class BestModel:
                 raise ConfigError(message)
             _LOGGER.warning("%s No best model is kept.", message)
             return
+        if self.fingerprint is None:  # while the data can be read: a checkpoint reads none
+            self.fingerprint = self._shared_fingerprint()
         value = results[self.metric]
         sign = -1 if _less_is_better(self.metric) else 1
         is_better = self.value is None or sign * value > sign * self.value
@@ -121,6 +125,11 @@ class BestModel:
         if self.value is not None:
             best = (self.metric, self.value, self.iteration)
             _LOGGER.info("Best %s so far: %.2f at iteration %d.", *best)
+
+    def _shared_fingerprint(self) -> str:
+        """Return that of the main process, so that all agree."""
+        own = self.data() if comm.is_main_process() else ""
+        return str(comm.all_gather(own)[0])
 
     def _write(self, content: dict[str, Any]) -> bool:
         try:
@@ -138,9 +147,7 @@ class BestModel:
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, its iteration, and the evaluations since."""
         names = ("metric", "value", "iteration", "waited")
-        # Without an evaluation there may be no way to read the data.
-        data = {} if self.value is None else {"data": self.data()}
-        return {name: getattr(self, name) for name in names} | data
+        return {name: getattr(self, name) for name in (*names, "fingerprint")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the result of `state_dict`, unless it is about another metric or other data."""
@@ -151,13 +158,14 @@ class BestModel:
                 *(before, self.metric),
             )
             return
-        if "data" in state_dict and state_dict["data"] != self.data():  # absent in earlier ones
+        known = state_dict.get("fingerprint")  # absent in earlier checkpoints
+        if known is not None and known != self._shared_fingerprint():
             _LOGGER.warning(
                 "The test data are others than those by which the best model was kept: the next "
                 "evaluation replaces it."
             )
             return
-        self.value = state_dict["value"]
+        self.value, self.fingerprint = state_dict["value"], known
         self.iteration, self.waited = state_dict["iteration"], state_dict["waited"]
 
 
@@ -165,7 +173,10 @@ def data_fingerprint(name: str) -> str:
     """Hash images and labels of test set `name`; where its files are does not count."""
     lines = []
     for record in load_records(name, for_training=False):
-        objects = [(a["category_id"], *map(float, a["bbox"])) for a in record["annotations"]]
+        objects = [
+            (int(a["category_id"]), *to_xyxy(a), int(a.get("iscrowd", 0)))
+            for a in record["annotations"]
+        ]
         lines.append(f"{Path(str(record['file_name'])).name} {objects}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 

@@ -34,7 +34,7 @@ from ..errors import (
 )
 from .checkpoint import Checkpointer
 from .checkpoint_series import evaluate_checkpoints
-from .memory import is_out_of_memory, memory_message
+from .memory import explain_memory, is_out_of_memory, memory_message
 from .processes import Processes, run_processes, started_by_torchrun
 from .resume import clear_folder
 from .setup import setup_run, write_config
@@ -180,8 +180,7 @@ def _status(work: Callable[[], int]) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        advice = "Use smaller images, fewer at once, or MODEL.DEVICE cpu."
-        print(f"error: {memory_message(error)}. {advice}", file=sys.stderr)
+        print(f"error: {memory_message(error)}. Use fewer or smaller images.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -224,7 +223,8 @@ def launch(args: argparse.Namespace) -> int:
 
 def _main(args: argparse.Namespace) -> None:
     """Train or evaluate; runs in every process."""
-    with plain_system_errors("A file cannot be read or written"):
+    advice = "before training or prediction began. Use fewer images at once or a smaller model."
+    with plain_system_errors("A file cannot be read or written"), explain_memory(lambda: advice):
         if args.eval_only:
             cfg = setup_run(args.config_file, args.opts, resume=args.resume, eval_only=True)
             if args.checkpoints:

@@ -9,10 +9,18 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from ..config.validate import architecture_of
 from ..errors import OutOfMemoryError
+from ..modeling import SparseRCNN
 
 # What torch and the libraries below it raise as a plain RuntimeError.
-_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+_TEXTS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+)
 _AMOUNT = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")
 
 
@@ -56,13 +64,9 @@ def explain_memory(explain: Callable[[], str]) -> Iterator[None]:
 
 def explain_test_memory(cfg: CfgNode, name: str) -> Any:
     """Return `explain_memory` for the evaluation of test set `name`."""
-    size, limit = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    return explain_memory(
-        lambda: (
-            f"in the evaluation on {name}, with INPUT.MIN_SIZE_TEST {size} and MAX_SIZE_TEST "
-            f"{limit}. Write smaller ones."
-        )
-    )
+    size = cfg.INPUT.MIN_SIZE_TEST
+    advice = f"less than {size} for INPUT.MIN_SIZE_TEST" if size else "INPUT.MIN_SIZE_TEST, now 0"
+    return explain_memory(lambda: f"in the evaluation on {name}. Write {advice}.")
 
 
 def describe_batch(batch: Sequence[Any]) -> str:
@@ -77,21 +81,28 @@ def describe_batch(batch: Sequence[Any]) -> str:
     return text + (f" and {max(counts)} objects" if counts else "")
 
 
-def memory_advice(images: int, parts: int, *, uses_float32: bool, recomputes: bool) -> str:
-    """Name the keys that let a training batch fit into less memory, the cheapest first.
+def memory_keys(cfg: CfgNode) -> list[str]:
+    """List what a config can be changed to for less memory in training, the cheapest first.
+
+    ``SOLVER.ACCUMULATE`` is not in it, as it depends on the batch.
+    """
+    model, keys = cfg.MODEL, []
+    if not cfg.SOLVER.AMP.ENABLED and model.DEVICE.startswith("cuda"):
+        keys.append("SOLVER.AMP.ENABLED True")
+    is_cascade = issubclass(architecture_of(cfg), SparseRCNN)
+    if is_cascade and len(model.ACTIVATION_CHECKPOINT) < 2:
+        keys.append("MODEL.ACTIVATION_CHECKPOINT \"('backbone','stages')\"")
+    return [*keys, "a smaller INPUT.MIN_SIZE_TRAIN"]
+
+
+def memory_advice(images: int, parts: int, keys: Sequence[str]) -> str:
+    """Say what lets a training batch fit into less memory.
 
     Args:
         images: of a batch, in this process.
         parts: ``SOLVER.ACCUMULATE``.
-        uses_float32: whether mixed precision would save memory.
-        recomputes: whether the model has activation checkpointing.
+        keys: from `memory_keys`.
     """
-    ways = []
     finer = next((n for n in range(parts + 1, images + 1) if images % n == 0), None)
-    if finer:
-        ways.append(f"SOLVER.ACCUMULATE {finer}")
-    if uses_float32:
-        ways.append("SOLVER.AMP.ENABLED True")
-    if recomputes:
-        ways.append("MODEL.ACTIVATION_CHECKPOINT \"('backbone','stages')\"")
-    return f"Write {', '.join([*ways, 'or a smaller INPUT.MIN_SIZE_TRAIN'])}."
+    *first, last = [f"SOLVER.ACCUMULATE {finer}"] * bool(finer) + list(keys)
+    return f"Write {', '.join(first)}{' or ' if first else ''}{last}."

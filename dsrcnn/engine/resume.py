@@ -4,7 +4,6 @@ import functools
 import logging
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,13 +165,15 @@ def _check_classes(before: Sequence[str], now: Sequence[str], folder: str) -> li
     Raises:
         ConfigError: if classes are in another order, which the model cannot notice.
     """
-    moved = [name for index, name in enumerate(before) if name in now and now.index(name) != index]
-    if moved:
-        raise ConfigError(
-            f"The classes of the training data are {', '.join(now)}; the run in {folder!r} was "
-            f"trained with {', '.join(before)}, so {moved[0]!r} would be another class. Write "
-            f"DATASETS.CUSTOM.CLASSES {shlex.quote(str(list(before)))}, or correct the data."
-        )
+    numbers = {name: index for index, name in enumerate(now)}
+    for number, name in enumerate(before):
+        if numbers.get(name, number) != number:
+            raise ConfigError(
+                f"Class {name!r} is number {numbers[name]} in the training data, but number "
+                f"{number} in the run in {folder!r}, so the model would mix up classes. Give the "
+                "data the order of the run (its classes are in every checkpoint), or leave out "
+                "--resume and write another OUTPUT_DIR; MODEL.WEIGHTS starts from its weights."
+            )
     pairs = zip(before, now, strict=False)
     return [f"class {new!r} instead of {old!r}" for old, new in pairs if old != new]
 

@@ -4,7 +4,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from ..errors import NonFiniteLossError
 from ..solver import clip_full_model
 from ..utils.distributed import reduce_mean
 from ..utils.training import TrainableModel, use_training_context
-from .memory import describe_batch, explain_memory, is_out_of_memory, memory_advice
+from .memory import describe_batch, explain_memory, is_out_of_memory, memory_advice, memory_keys
 from .resume import check_optimizer_state
 
 _Batch = list[dict[str, Any]]
@@ -52,6 +52,7 @@ class TrainLoop(TrainerBase):
         clip_norm: largest norm of all gradients together.
         norm_type: order of that norm.
         seed: seed of the random numbers.
+        memory_keys: what a message advises if memory runs out; see `memory_keys`.
         reads_late: whether losses are read one iteration later. None: on CUDA, if the optimizer is
             fused and there is no gradient scaler, which needs them earlier.
         stop_requested: returns whether this process should stop.
@@ -69,6 +70,7 @@ class TrainLoop(TrainerBase):
     clip_norm: float
     norm_type: float
     seed: int
+    memory_keys: Sequence[str] = ("smaller images",)
     reads_late: bool | None = None
     stop_requested: Callable[[], bool] = field(default=lambda: False)
     stops: bool = field(default=False, init=False)
@@ -113,6 +115,7 @@ class TrainLoop(TrainerBase):
             clip_norm=clip.CLIP_VALUE if clips_full_model else math.inf,
             norm_type=clip.NORM_TYPE,
             seed=max(cfg.SEED, 0),
+            memory_keys=memory_keys(cfg),
         )
 
     def run_step(self) -> None:
@@ -155,11 +158,7 @@ class TrainLoop(TrainerBase):
 
     def _explain_memory(self, batch: _Batch) -> str:
         self.optimizer.zero_grad()  # a checkpoint may be written next
-        advice = memory_advice(
-            *(len(batch), self.accumulate),
-            uses_float32=self.precision == torch.float32 and self.device.type == "cuda",
-            recomputes=isinstance(unwrapped(self.model), TrainableModel),
-        )
+        advice = memory_advice(len(batch), self.accumulate, self.memory_keys)
         parts = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
         return f"at iteration {self.iter} with {describe_batch(batch)}{parts}. {advice}"
 

@@ -53,7 +53,7 @@ from .eval_hooks import (
 )
 from .hooks import AverageNorms, Checkpoints, ProgressBar, Writers, precise_norms
 from .interrupt import StopSignals
-from .memory import explain_test_memory
+from .memory import explain_memory, explain_test_memory
 from .processes import wrap_ddp
 from .setup import device_name, resolve_solver
 from .train_loop import TrainLoop, unwrapped
@@ -251,7 +251,7 @@ class Trainer(DefaultTrainer):
         """Train, and save the state if something ends it; return the number of iterations done."""
         done = max(self.start_iter, self.max_iter)
         try:
-            with explain_dead_workers():
+            with explain_dead_workers(), explain_memory(lambda: f"at iteration {self.iter}."):
                 super().train()
         except TrainingInterrupted as stop:
             raise self._interrupted(stop) from None

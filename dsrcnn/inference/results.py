@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..data.images import read_image
 from ..errors import DataError, MissingPackageError
-from ..visualization.fonts import common_font, shown_name
+from ..visualization.fonts import common_labels
 
 if TYPE_CHECKING:
     import supervision
@@ -106,7 +106,7 @@ class Result:
         Raises:
             MissingPackageError: if supervision is not installed.
         """
-        return Image.fromarray(draw_detections(self.image, self.to_supervision()))
+        return Image.fromarray(draw_detections(self.image, self.to_supervision(), self.classes))
 
     def save(self, path: str | Path) -> Path:
         """Write `plot` to a file and return its path; the ending is the format.
@@ -219,24 +219,24 @@ def import_supervision() -> Any:
     return supervision
 
 
-def draw_detections(image: np.ndarray, detections: "supervision.Detections") -> np.ndarray:
+def draw_detections(
+    image: np.ndarray, detections: "supervision.Detections", classes: Sequence[str]
+) -> np.ndarray:
     """Draw boxes with names and scores on a copy of an RGB image; texts avoid each other."""
     sv = import_supervision()
     height, width = image.shape[:2]
     thickness = sv.calculate_optimal_line_thickness((width, height))
     scale = sv.calculate_optimal_text_scale((width, height))
-    names, scores = detections.data["class_name"], np.asarray(detections.confidence)
-    font = common_font(tuple(sorted({*map(str, names)})))
-    if font is not None:
-        pairs = zip(names, np.asarray(detections.class_id), strict=True)
-        names = [shown_name(str(name), int(index), font) for name, index in pairs]
-    labels = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+    names, font = common_labels(tuple(classes))
+    pairs = zip(np.asarray(detections.class_id), np.asarray(detections.confidence), strict=True)
+    labels = [f"{names[index]} {score:.2f}" for index, score in pairs]
     boxes = sv.BoxAnnotator(thickness=thickness)
     options: dict[str, Any] = {"text_padding": max(2, round(8 * scale)), "smart_position": True}
     if font is None:
         texts = sv.LabelAnnotator(text_scale=scale, **options)
     else:
-        texts = sv.RichLabelAnnotator(font_path=font.path, font_size=round(30 * scale), **options)
+        size = max(1, round(30 * scale))  # as large as OpenCV's
+        texts = sv.RichLabelAnnotator(font_path=font.path, font_size=size, **options)
     scene = np.ascontiguousarray(image[..., ::-1])  # supervision draws on BGR
     scene = texts.annotate(boxes.annotate(scene, detections), detections, labels=labels)
     return np.ascontiguousarray(scene[..., ::-1])

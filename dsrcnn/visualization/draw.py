@@ -15,7 +15,7 @@ import numpy as np
 from detectron2.structures import BoxMode, Instances
 from PIL import Image, ImageDraw, ImageFont
 
-from .fonts import find_font, shown_names
+from .fonts import Font, find_fonts, image_labels, opencv_draws
 
 _GOLDEN_RATIO = 0.618034  # successive multiples spread hues evenly for any number of classes
 _GRAY = (128, 128, 128)
@@ -43,18 +43,19 @@ def draw_boxes(
     `labels` are N indices of `names`; scores are N numbers in 0..1, or None for ground truth.
     """
     canvas, scale = _enlarge(image, 320)
-    names = shown_names(names)
-    texts = [names[i] for i in labels]
+    shown = image_labels(tuple(names))
+    fonts = [shown[i].font for i in labels]
+    texts = [shown[i].text for i in labels]
     if scores is not None:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores, strict=True)]
-    for box, label, text in zip(boxes * scale, labels, texts, strict=True):
+    for box, label, text, font in zip(boxes * scale, labels, texts, fonts, strict=True):
         color = class_color(label)
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         cv2.rectangle(canvas, (x1, y1), (x2, y2), color, 2)
-        width, height = _text_size(text, 0.4)
+        width, height = _text_size(text, 0.4, font)
         top = max(y1 - height - 4, 0)
         cv2.rectangle(canvas, (x1, top), (x1 + width + 2, top + height + 4), color, -1)
-        _put_text(canvas, text, (x1 + 1, top + height + 1), 0.4)
+        _put_text(canvas, text, (x1 + 1, top + height + 1), 0.4, font)
     return canvas
 
 
@@ -145,7 +146,8 @@ def hstack(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
     sheet = np.full((height, width, 3), 255, np.uint8)
     x = 0
     for image, title in zip(images, titles, strict=True):
-        _put_text(sheet, title, (x + 2, 17), 0.5)
+        font = None if opencv_draws(title) else find_fonts((title,))[0]
+        _put_text(sheet, title, (x + 2, 17), 0.5, font)
         bottom = _TITLE_HEIGHT + image.shape[0]
         sheet[_TITLE_HEIGHT:bottom, x : x + image.shape[1]] = image
         x += image.shape[1] + _MARGIN
@@ -190,9 +192,10 @@ def _draw_outline(
     cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness)
 
 
-def _put_text(canvas: np.ndarray, text: str, origin: tuple[int, int], scale: float) -> None:
+def _put_text(
+    canvas: np.ndarray, text: str, origin: tuple[int, int], scale: float, font: Font | None
+) -> None:
     """Write black text on a canvas, in place; `origin` is the left end of its baseline."""
-    font = None if text.isascii() else find_font(text)
     if font is None:
         place = (origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
         cv2.putText(canvas, text, *place)
@@ -203,14 +206,13 @@ def _put_text(canvas: np.ndarray, text: str, origin: tuple[int, int], scale: flo
     canvas[...] = np.asarray(picture)
 
 
-def _text_size(text: str, scale: float) -> tuple[int, int]:
+def _text_size(text: str, scale: float, font: Font | None) -> tuple[int, int]:
     """Width of a text, and its height above the baseline, in pixels."""
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-    font = None if text.isascii() else find_font(text)
     if font is None:
         return width, height
     left, top, right, _ = _face(font.path, scale).getbbox(text, anchor="ls")
-    return math.ceil(right - left), max(height, math.ceil(-top))
+    return math.ceil(right - left), math.ceil(-top)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..evaluation.thresholds import ClassCurve
-from .fonts import font_families, shown_names
+from .fonts import plot_labels
 
 _MOST_CURVES = 12  # more would not be told apart
 
@@ -17,7 +17,7 @@ _MOST_CURVES = 12  # more would not be told apart
 def plain_text(text: str) -> str:
     """Write a name so that Matplotlib shows it as it is: no formula, never left out.
 
-    Names of any script need the `font_families` beside it.
+    Names of any script need the families of `plot_labels` beside it.
     """
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
@@ -33,7 +33,7 @@ def plot_curves(curves: Sequence[ClassCurve], classes: Sequence[str], threshold:
     """Plot precision over recall, and F1 over the threshold, of the most frequent classes."""
     figure = _figure(10, 4)
     left, right = figure.subplots(1, 2)
-    names = shown_names(classes)
+    names, families = plot_labels(tuple(classes))
     known = [(c, n) for c, n in zip(curves, names, strict=True) if c.objects and len(c.scores)]
     known.sort(key=lambda pair: -pair[0].objects)
     for curve, raw in islice(known, _MOST_CURVES):
@@ -49,7 +49,7 @@ def plot_curves(curves: Sequence[ClassCurve], classes: Sequence[str], threshold:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(prop={"size": 8, "family": font_families(names)})
+            axes.legend(prop={"size": 8, "family": families})
     return figure
 
 
@@ -74,9 +74,9 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes = figure.subplots()
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    shown = shown_names(classes)
-    names = [*map(plain_text, shown)]
-    style: dict[str, Any] = {"fontfamily": font_families(shown)}
+    texts, families = plot_labels(tuple(classes))
+    names = [*map(plain_text, texts)]
+    style: dict[str, Any] = {"fontfamily": families}
     axes.set_xticks(range(len(matrix)), [*names, "missed"], rotation=90, **style)
     axes.set_yticks(range(len(matrix)), [*names, "no object"], **style)
     axes.set(xlabel="detected as", ylabel="object")

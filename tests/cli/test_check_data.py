@@ -68,6 +68,14 @@ def test_data_are_not_ready_for_a_config_that_training_refuses(folder, capsys, o
     assert "Ready to train" not in capsys.readouterr().out
 
 
+def test_test_data_are_checked_without_training_data(folder, capsys):
+    words = ["DATASETS.CUSTOM.TEST_JSON", folder / "annotations/instances_val.json"]
+    words += ["DATASETS.CUSTOM.TEST_IMAGES", folder / "images/val", "DATASETS.CUSTOM.NAME", "x"]
+    config = ["--config-file", "quick/sparse_rcnn_shapes"]
+    assert main(["check-data", *config, *map(str, words)]) == 0
+    assert "No faults. The split to train on was not checked." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("change", "kind", "shown"), [
     (set_box(5, 5, 0, 9), "box without area", "[5, 5, 0, 9]"),
     (set_box(float("nan"), 1, 5, 5), "box not finite", "nan"),

@@ -95,10 +95,11 @@ def test_another_metric_starts_anew_on_resume(caplog):
 def test_other_test_data_start_anew_on_resume(caplog):
     before = best(patience=2)
     before.data = lambda: "old"
-    assert "data" not in before.state_dict()  # nothing was evaluated
     update(before, [60.0, 50.0])
+    before.data = lambda: 1 / 0  # a checkpoint is written without the data
+    assert before.state_dict()["fingerprint"] == "old"
     same = best(patience=2)
-    same.data = before.data
+    same.data = lambda: "old"
     same.load_state_dict(before.state_dict())
     assert (same.value, same.waited) == (60.0, 1)
     resumed = best(patience=2)
@@ -111,16 +112,17 @@ def test_other_test_data_start_anew_on_resume(caplog):
 
 def test_a_fingerprint_is_of_images_and_labels_not_of_places(tmp_path):
     hashes = []
-    for name, count in (("a", 3), ("b", 3), ("c", 4), ("d", 3)):
+    changes = {"d": {"bbox": [6, 5, 30, 30]}, "e": {"iscrowd": 1}}
+    for name, count in (("a", 3), ("b", 3), ("c", 4), ("d", 3), ("e", 3)):
         cfg = load_cfg("quick/sparse_rcnn_shapes", coco_options(tmp_path / name, count))
-        if name == "d":  # after registration, which reads classes only
-            file = tmp_path / "d/annotations.json"
+        if name in changes:  # after registration, which reads classes only
+            file = tmp_path / name / "annotations.json"
             content = json.loads(file.read_text())
-            content["annotations"][0]["bbox"][0] += 1
+            content["annotations"][0] |= changes[name]
             file.write_text(json.dumps(content))
         hashes.append(data_fingerprint(cfg.DATASETS.TEST[0]))
     assert hashes[0] == hashes[1]
-    assert len(set(hashes)) == 3
+    assert len(set(hashes)) == 4
 
 
 def test_a_missing_metric_is_an_error_if_configured_and_else_a_warning(caplog):

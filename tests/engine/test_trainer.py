@@ -16,7 +16,7 @@ from dsrcnn.cli.main import main
 from dsrcnn.data.datasets.shapes import draw_scene
 from dsrcnn.data.mapper import read_image
 from dsrcnn.engine.main import evaluate, exit_status
-from dsrcnn.engine.memory import is_out_of_memory, memory_message
+from dsrcnn.engine.memory import is_out_of_memory, memory_advice, memory_keys, memory_message
 from dsrcnn.engine.resume import clear_folder, newest_first
 from dsrcnn.engine.trainer import Trainer
 from dsrcnn.errors import (
@@ -111,9 +111,47 @@ def test_memory_that_runs_out_keeps_the_model_and_names_what_helps(tmp_path):
     assert again.start_iter == 3
 
 
+@pytest.mark.parametrize("place", ["next_batch", "validation_losses"])
+def test_memory_that_runs_out_anywhere_keeps_the_model(tmp_path, monkeypatch, place):
+    def fail(*_, **__):
+        raise MemoryError
+
+    options = ["SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2, "TEST.LOSS", True, "LOG.IMAGES", 0]
+    trainer = Trainer(quick_cfg(tmp_path, *options, "SOLVER.CHECKPOINT_PERIOD", 9))
+    if place == "validation_losses":
+        monkeypatch.setattr("dsrcnn.engine.trainer.validation_losses", fail)
+    else:
+        loader = iter(trainer.data_loader)
+        batches = [next(loader), next(loader)]
+        trainer._trainer._batches = (batches.pop() if batches else fail() for _ in range(9))
+    with pytest.raises(OutOfMemoryError, match=r"Main memory ran out at iteration \d") as error:
+        trainer.train()
+    assert "after 2 iterations is saved" in str(error.value)
+
+
+@pytest.mark.parametrize(("images", "parts", "keys", "expected"), [
+    (4, 1, ["A True", "b"], "Write SOLVER.ACCUMULATE 2, A True or b."),
+    (9, 2, ["b"], "Write SOLVER.ACCUMULATE 3 or b."),
+    (1, 1, ["b"], "Write b."),
+])  # fmt: skip
+def test_advice_about_memory_names_what_is_left_to_change(images, parts, keys, expected):
+    assert memory_advice(images, parts, keys) == expected
+
+
+@pytest.mark.parametrize(("name", "opts", "expected"), [
+    ("sparse_rcnn", [], ["MODEL.ACTIVATION_CHECKPOINT \"('backbone','stages')\""]),
+    ("sparse_rcnn", ["MODEL.ACTIVATION_CHECKPOINT", ("backbone", "stages")], []),
+    ("asag_s", [], []), ("faster_rcnn", [], []),
+])  # fmt: skip
+def test_keys_that_save_memory_are_those_the_architecture_takes(name, opts, expected):
+    cfg = load_cfg(f"quick/{name}_shapes", ["MODEL.DEVICE", "cpu", *opts])
+    assert memory_keys(cfg) == [*expected, "a smaller INPUT.MIN_SIZE_TRAIN"]
+
+
 @pytest.mark.parametrize(("error", "which"), [
     (RuntimeError("CUDA error: out of memory"), "GPU memory"),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "GPU memory"),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOCATION_FAILED"), "GPU memory"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Main memory"),
     (MemoryError("Unable to allocate 9 GiB for an array"), "Main memory"),
     (RuntimeError("size mismatch"), None),

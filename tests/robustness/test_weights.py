@@ -306,8 +306,8 @@ def test_records_of_a_resumed_run_have_the_values_that_the_checkpoint_keeps(run,
 
 
 ORDERS = {
-    "moved": (["b", "a", "c"], "'a' would be another class"),
-    "inserted": (["x", "a", "b"], "'a' would be another class"),
+    "moved": (["a", "c", "b"], "Class 'b' is number 2 in the training data, but number 1"),
+    "inserted": (["x", "a", "b"], "Class 'a' is number 1 in the training data, but number 0"),
     "renamed": (["a", "B", "c"], None),
 }
 
@@ -328,7 +328,6 @@ def test_a_run_does_not_continue_with_its_classes_in_another_order(name, run, tm
         return
     message = message_of(lambda: check_resume(cfg))
     assert words in message
-    assert "DATASETS.CUSTOM.CLASSES" in message
 
 
 @pytest.mark.parametrize(("opts", "words"), [

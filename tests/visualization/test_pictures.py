@@ -5,9 +5,12 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
 
 from dsrcnn.analysis.images import save_image
 from dsrcnn.errors import DataError
+from dsrcnn.visualization import draw, fonts
 from dsrcnn.visualization.curves import draw_curves, plot_metrics, read_metrics
 from dsrcnn.visualization.draw import (
     class_color,
@@ -18,7 +21,6 @@ from dsrcnn.visualization.draw import (
     hstack,
     vstack,
 )
-from dsrcnn.visualization.fonts import common_font, font_families, shown_name, shown_names
 from dsrcnn.visualization.report_plots import plot_confusion, plot_curves
 
 
@@ -153,37 +155,76 @@ def label_of(name):
     return draw_boxes(BLANK, np.array([[20.0, 60, 200, 300]]), [0], [name])[40:60]
 
 
-def test_names_of_other_scripts_are_drawn_on_images():
-    drawn = [label_of(name) for name in ("Жук", "Жар", "???")]
-    assert not any(np.array_equal(drawn[i], drawn[j]) for i, j in ((0, 1), (0, 2)))
-    # As high as a Latin one: the colored box of the label has the height of its text.
-    rows = [(p == class_color(0)).all(2).any(1).sum() for p in (drawn[0], label_of("Bug"))]
-    assert abs(int(rows[0]) - int(rows[1])) <= 3
+@pytest.fixture
+def opencv_4(monkeypatch):
+    """OpenCV's fonts are those of version 4."""
+    caches = (fonts.image_labels, fonts.common_labels, fonts.plot_labels)
+    for cache in caches:
+        cache.cache_clear()
+    for module in (fonts, draw):
+        monkeypatch.setattr(module, "opencv_draws", str.isascii)
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_opencv_draws_ascii_and_says_what_it_does_not_have():
+    assert fonts.opencv_draws("a cell 0.5")
+    assert not fonts.opencv_draws("\u0378")  # no character
+    assert fonts.opencv_draws("Жук") == (int(cv2.__version__.split(".")[0]) >= 5)
+
+
+@pytest.mark.usefixtures("opencv_4")
+def test_names_of_other_scripts_are_drawn_on_images_by_a_font_of_the_machine():
+    (label,) = fonts.image_labels(("Жук",))
+    assert label == ("Жук", ("DejaVu Sans", font_manager.findfont("DejaVu Sans")))
+    image = Image.new("RGB", (400, 320), "white")
+    face = ImageFont.truetype(label.font.path, 12)
+    ImageDraw.Draw(image).text((21, 57), "Жук", (0, 0, 0), face, anchor="ls")
+    expected = np.asarray(image)[40:60]
+    drawn = label_of("Жук")
+    # The text is that of the font, on the color of its box.
+    letters = (expected < 40).all(2)
+    assert letters.sum() > 20
+    assert (drawn[letters] < 60).all()
     title = hstack([BLANK], ["Жук"])
-    assert (title[:24] < 128).any()
-    assert not np.array_equal(title, hstack([BLANK], ["???"]))
+    assert not np.array_equal(title, hstack([BLANK], ["Жар"]))
 
 
-def test_a_name_that_no_font_has_is_drawn_as_its_number_with_one_warning(caplog):
-    name = "\u0378"  # no character
-    shown_name.cache_clear()
-    assert np.array_equal(label_of(name), label_of("class 0"))
-    assert shown_names(["a", name, "Жук"]) == ["a", "class 1", "Жук"]
-    assert shown_names(["a", name]) == ["a", "class 1"]
-    assert caplog.text.count("as 'class 1'") == 1
-    assert "fonts-noto-cjk" in caplog.text
+@pytest.mark.usefixtures("opencv_4")
+def test_names_that_no_font_has_are_drawn_as_numbers_with_one_warning(caplog):
+    names = ("a", "\u0378", "Жук", "\u0379")  # the second and the last are no characters
+    assert [label.text for label in fonts.image_labels(names)] == ["a", "class 1", "Жук", "class 3"]
+    assert caplog.text.count("No font of this machine shows") == 1
+    assert repr(names[1]) in caplog.text
+    assert np.array_equal(label_of("\u0378"), label_of("class 0"))
+    texts, font = fonts.common_labels(names)
+    assert texts == ["a", "class 1", "Жук", "class 3"]
+    assert font.family == "DejaVu Sans"
+    assert fonts.common_labels(("a", "b")) == (["a", "b"], None)
+
+
+def test_fonts_are_regular_ones_before_bold_ones_and_never_placeholders(monkeypatch):
+    entry = SimpleNamespace
+    files = [
+        entry(name="Noto Sans", fname="/a-Bold.ttc", style="normal", weight=700),
+        entry(name="Noto Sans", fname="/b-Regular.ttc", style="normal", weight=400),
+        entry(name="Noto Sans", fname="/a-Italic.ttc", style="italic", weight="normal"),
+        entry(name="Serif", fname="/a-Regular.ttc", style="normal", weight="regular"),
+        entry(name=".LastResort", fname="/LastResort.otf", style="normal", weight=400),
+    ]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", files)
+    found = [font.path for font in fonts._fonts.__wrapped__()]
+    assert found[1:] == ["/b-Regular.ttc", "/a-Bold.ttc", "/a-Italic.ttc", "/a-Regular.ttc"]
 
 
 def test_plots_use_a_font_for_every_name():
-    figure = plot_confusion(np.eye(3), ["Жук", "bee"])
+    figure = plot_confusion(np.eye(4), ["Жук", "bee", "\u0378"])
     labels = figure.axes[0].get_xticklabels()
-    assert [text.get_text() for text in labels] == ["Жук", "bee", "missed"]
+    assert [text.get_text() for text in labels] == ["Жук", "bee", "class 2", "missed"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of missing glyphs
         figure.canvas.draw()
-    assert font_families(["Жук", "bee"]) == ["DejaVu Sans"]
-    assert common_font(("bee",)) is None
-    assert common_font(("Жук", "bee")).family == "DejaVu Sans"
 
 
 def test_a_picture_that_its_format_does_not_take_is_one_message(tmp_path):
