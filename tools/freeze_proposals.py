@@ -47,7 +47,10 @@ def main() -> None:
     if not cfg.MODEL.SparseRCNN.DPG.ENABLED:
         parser.error("MODEL.SparseRCNN.DPG.ENABLED is False: the model is static already")
     torch.save({"model": frozen_state(cfg, args.images)}, args.target)
-    print(f"{args.target}: evaluate it with MODEL.SparseRCNN.DPG.ENABLED False")
+    keys = "MODEL.SparseRCNN.DPG.ENABLED False"
+    if cfg.MODEL.META_ARCHITECTURE != "SparseRCNN":  # AdaMixer's own have no boxes
+        keys += " MODEL.SparseRCNN.PROPOSALS.NAME LearnedProposals"
+    print(f"{args.target}: evaluate it with {keys}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ def check_backbone(cfg: CfgNode, *, has_rpn: bool) -> None:
         )
     _check_windows(cfg)
     channels = {"MODEL.FPN.OUT_CHANNELS": cfg.MODEL.FPN.NORM}
+    if cfg.MODEL.SparseRCNN.DPG.ENABLED:
+        channels["MODEL.SparseRCNN.HIDDEN_DIM"] = cfg.MODEL.SparseRCNN.DPG.NORM
     if name in _RESNET_BACKBONES:
         _check_resnet(cfg, has_rpn)
         for key in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "WIDTH_PER_GROUP"):
@@ -82,6 +84,12 @@ def _check_resnet(cfg: CfgNode, has_rpn: bool) -> None:
         raise ConfigError(
             f"MODEL.FPN.IN_FEATURES is {tuple(names)}; write consecutive maps of "
             f"{key}.OUT_FEATURES {tuple(levels)}, such as ('res2', 'res3', 'res4', 'res5')."
+        )
+    if cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone" and names[-1] != "res5":
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES is {tuple(names)}, but build_resnet_fpn_backbone always pools "
+            "p5, so it needs res5. Write res5 as well, or MODEL.BACKBONE.NAME "
+            "build_resnet_neck_backbone."
         )
     if cfg.MODEL.BACKBONE.NAME != "build_retinanet_resnet_fpn_backbone":
         pyramid = [f"p{stage}" for stage in (*stages, stages[-1] + 1)]

@@ -5,6 +5,8 @@ A message names the key, the value found and what to write.
 """
 
 import logging
+import re
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -160,6 +162,7 @@ def check_sparse_rcnn(cfg: CfgNode) -> None:
             f"{key}.HIDDEN_DIM {node.HIDDEN_DIM} is not a multiple of {key}.NHEADS {node.NHEADS}; "
             "choose NHEADS so that it divides HIDDEN_DIM."
         )
+    _check_levels(cfg)
     for part in cfg.MODEL.ACTIVATION_CHECKPOINT:
         check_value("MODEL.ACTIVATION_CHECKPOINT", part, one_of("backbone", "stages"))
     if cfg.MODEL.MASK_ON:
@@ -171,6 +174,18 @@ def check_sparse_rcnn(cfg: CfgNode) -> None:
         raise ConfigError(
             f"{key} has CLASS_WEIGHT, GIOU_WEIGHT and L1_WEIGHT 0, so nothing would be learned. "
             "Write at least one above 0."
+        )
+
+
+def _check_levels(cfg: CfgNode) -> None:
+    """Check that levels named ``pN`` follow each other: boxes are assigned to them by size."""
+    key, names = "MODEL.ROI_HEADS.IN_FEATURES", list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    numbers = [int(name[1:]) for name in names if re.fullmatch(r"p\d+", name)]
+    if len(numbers) == len(names) and any(b - a != 1 for a, b in pairwise(numbers)):
+        levels = [f"p{number}" for number in range(min(numbers), max(numbers) + 1)]
+        raise ConfigError(
+            f"{key} is {tuple(names)}; levels must follow each other, finest first. Write {key} "
+            f'"{levels}".'
         )
 
 

@@ -275,13 +275,15 @@ class Evaluation(HookBase):
 def eval_loss_mode(model: nn.Module) -> Iterator[None]:
     """Let the model return the losses of the network that inference runs.
 
-    Norms use stored statistics, dropout is off, no proposals are recollected (SQR) and there is no
-    auxiliary route, so losses compare with those of other training runs.
+    Norms use stored statistics, dropout and stochastic depth are off, no proposals are recollected
+    (SQR) and there is no auxiliary route, so losses compare with those of other training runs.
     """
     before = {module: module.training for module in model.modules()}
     model.train()
     for module in before:
-        if isinstance(module, (_BatchNorm, _DropoutNd, nn.MultiheadAttention)):
+        is_random = isinstance(module, (_DropoutNd, nn.MultiheadAttention))
+        is_random = is_random or hasattr(module, "drop_prob")  # stochastic depth of timm
+        if is_random or isinstance(module, _BatchNorm):
             module.training = False
     try:
         # Detectron2's heads write scalars, which do not belong into the log of the training.

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from ..errors import CheckpointError, NonFiniteLossError
+from ..layers.norm import RunningNorm
 from ..utils.distributed import reduce_mean
 from ..utils.training import TrainingState
 from .checkpoint import Checkpointer
@@ -113,13 +114,27 @@ def precise_norms(
     cfg: CfgNode, models: list[nn.Module], build_loader: Callable[[CfgNode], Any]
 ) -> list[HookBase]:
     """Build the hooks of ``TEST.PRECISE_BN`` for several models, such as weights and EMA."""
-    if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(models[0])):
+    norms = [m for m in get_bn_modules(models[0]) if not isinstance(m, RunningNorm)]
+    if not (cfg.TEST.PRECISE_BN.ENABLED and norms):
         return []
     plain = cfg.clone()
     plain.defrost()
     plain.DATALOADER.NUM_WORKERS = 0  # rarely used, so without processes
     period, count = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER
-    return [hooks.PreciseBN(period, model, build_loader(plain), count) for model in models]
+    return [PreciseNorms(period, model, build_loader(plain), count) for model in models]
+
+
+class PreciseNorms(hooks.PreciseBN):
+    """Detectron2's hook, which leaves norms alone that normalize by running statistics."""
+
+    def update_stats(self) -> None:
+        """Compute the statistics of all other norms."""
+        norms = [m for m in self._model.modules() if isinstance(m, RunningNorm) and m.training]
+        for norm in norms:  # of which fvcore would average the variance without a correction
+            norm.training = False
+        super().update_stats()
+        for norm in norms:
+            norm.training = True
 
 
 class ProgressBar(HookBase):

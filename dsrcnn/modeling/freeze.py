@@ -28,7 +28,8 @@ def use_stored_statistics(model: nn.Module) -> None:
     if not norms:
         raise ConfigError(
             "MODEL.BACKBONE.NORM_EVAL is True, but the backbone has no batch norms with trained "
-            "factors. Write MODEL.RESNETS.NORM BN, or MODEL.BACKBONE.NORM_EVAL False."
+            "factors. Write MODEL.RESNETS.NORM BN (MODEL.TIMM.NORM '' for a network of timm that "
+            "has some), or MODEL.BACKBONE.NORM_EVAL False."
         )
     for norm in norms:
         # In place of the method, so that the class, by which others know norms, stays.

@@ -5,7 +5,9 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from dsrcnn.engine.ema import AveragedWeights
+from dsrcnn.engine.hooks import PreciseNorms
 from dsrcnn.engine.main import evaluate
+from dsrcnn.layers.norm import RunningNorm
 
 
 class Model(nn.Module):
@@ -106,3 +108,22 @@ def test_precise_norms_are_computed_for_the_average_too(tmp_path):
     for name in names:  # running averages would still be near their start, 1
         torch.testing.assert_close(average[name], weights[name], rtol=1e-3, atol=1e-4)
         assert not torch.allclose(weights[name], torch.ones_like(weights[name]), atol=0.01), name
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_precise_norms_leave_running_norms_alone(images):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.plain, self.running = nn.BatchNorm1d(3), RunningNorm(3)
+
+        def forward(self, x):
+            return self.running(self.plain(x.repeat(2, 1)))[:images]
+
+    model = Model().train()
+    model.running.running_var.fill_(4.0)
+    data = [torch.arange(3.0 * images).view(images, 3)] * 4
+    PreciseNorms(0, model, data, 2).update_stats()
+    assert model.running.running_var.tolist() == [4.0] * 3
+    assert model.running.training
+    assert model.plain.running_mean.tolist() == pytest.approx(data[0].mean(0).tolist())

@@ -306,6 +306,17 @@ def test_validation_losses_do_not_depend_on_the_draws_of_training(name, key):
     assert losses[0] == losses[1]
 
 
+def test_validation_losses_are_without_stochastic_depth():
+    pytest.importorskip("timm")
+    network = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "test_convnext"]
+    model = build_model(tiny_cfg(*network, "MODEL.TIMM.DROP_PATH", 0.5))
+    batches = [batch([(64, 96)], [2], seed=s) for s in range(3)]
+    losses = validation_losses(model, batches)
+    plain = build_model(tiny_cfg(*network))
+    plain.load_state_dict(model.state_dict())
+    assert losses == pytest.approx(validation_losses(plain, batches), rel=1e-5)
+
+
 def test_validation_losses_are_those_of_the_cascade_without_recollection():
     stages = ["MODEL.SparseRCNN.NUM_HEADS", 4]
     plain = build_model(tiny_cfg(*stages))

@@ -161,6 +161,8 @@ def test_with_recollection_the_last_group_of_every_stage_is_the_plain_cascade():
     ([*options("HIDDEN_DIM", 36, "NHEADS", 4), "MODEL.FPN.OUT_CHANNELS", 36],
      "HIDDEN_DIM is 36; AdaMixer needs a multiple of 8"),
     (["MODEL.AdaMixer.IN_POINTS", 0], "IN_POINTS is 0"),
+    (options("DROPOUT", 0.1), "DROPOUT is 0.1, which has no effect in AdaMixer"),
+    (options("PROPOSALS.BOXES", "grid"), "BOXES is 'grid', which has no effect"),
     (options("BOX_WEIGHTS", (10.0, 10.0, 5.0, 5.0)), "BOX_WEIGHTS is .* no effect in AdaMixer"),
 ])  # fmt: skip
 def test_values_that_cannot_work_are_refused(opts, words):

@@ -100,8 +100,9 @@ def test_frozen_parts_keep_parameters_and_statistics(name, count):
     assert bool(changed) == (count < 5 and "convnext" not in name)  # layer norms have none
 
 
-def test_freezing_by_name_keeps_activations_in_norms_of_timm():
-    model = build_model(with_timm("test_efficientnet"))
+@pytest.mark.parametrize("norm", ["", "SyncBN"])
+def test_freezing_by_name_keeps_activations_in_norms_of_timm(norm):
+    model = build_model(with_timm("test_efficientnet", "FPN", "MODEL.TIMM.NORM", norm))
     expected = copy.deepcopy(model).eval().backbone(torch.ones(1, 3, 64, 64))["p2"]
     freeze_modules(model, ["backbone.bottom_up"])
     level = model.train().backbone(torch.ones(1, 3, 64, 64))["p2"]
@@ -115,6 +116,12 @@ def test_norms_are_replaced_by_name(name, norm):
     kinds = {type(m).__name__ for m in backbone.modules() if "Norm" in type(m).__name__}
     assert any(word in kind for kind in kinds for word in {"GN": ["Group"]}.get(norm, [norm[:4]]))
     assert "BatchNorm2d" not in kinds
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "SyncBN"])
+def test_a_frozen_network_may_have_the_name_of_any_norm(norm):
+    backbone = TimmBackbone("test_efficientnet", norm=norm, freeze_at=5)
+    assert not any(p.requires_grad for p in backbone.parameters())
 
 
 def test_group_norms_keep_activations_in_norms_of_timm():
@@ -226,6 +233,29 @@ def test_pixel_statistics_are_those_of_the_network():
     assert plain.INPUT.FORMAT == "BGR"
 
 
+def test_pixel_statistics_of_ones_own_stay_with_a_note(caplog):
+    cfg = with_timm("test_resnet", "FPN", "MODEL.PIXEL_MEAN", [10.0, 20.0, 30.0])
+    use_pixel_statistics(cfg)
+    assert cfg.MODEL.PIXEL_MEAN == [10.0, 20.0, 30.0]
+    assert pytest.approx([127.5] * 3) == cfg.MODEL.PIXEL_STD
+    assert "MODEL.PIXEL_MEAN is [10.0, 20.0, 30.0]" in caplog.text
+    before = caplog.text
+    use_pixel_statistics(with_timm("test_resnet", "FPN", "MODEL.PIXEL_MEAN", [127.5] * 3))
+    assert caplog.text == before
+
+
+@pytest.mark.parametrize(("neck", "complete"), [("FPN", False), ("ChannelMapper", False)])
+def test_a_neck_may_leave_out_the_last_map_whose_layers_get_no_gradient(neck, complete):
+    levels = ["MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4"]]
+    used = ["MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4"]]
+    names = ["MODEL.BACKBONE.NAME", "build_resnet_neck_backbone", "MODEL.NECK.NAME", neck]
+    model = build_model(tiny_cfg(*names, *levels, *used))
+    sum(model(batch([(64, 96)], [2])).values()).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert bool(without) != complete
+    assert model.all_parameters_get_gradients == complete
+
+
 def test_layer_decay_follows_the_parts_of_the_network():
     cfg = with_timm("test_efficientnet", "FPN", "SOLVER.LAYER_DECAY", 0.5)
     model = build_model(cfg)
@@ -252,6 +282,8 @@ def test_bifpn_fuses_by_weights_that_sum_to_one():
     (["MODEL.NECK.NAME", "PAFPN"], ["build_resnet_fpn_backbone", "build_resnet_neck_backbone"]),
     (["MODEL.TIMM.DROP_PATH", 1.0], ["DROP_PATH is 1.0", "below 1"]),
     (["MODEL.TIMM.NORM", "LN"], ["'LN'", "FrozenBN, SyncBN, GN"]),
+    (["MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4"],
+      "MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4"]], ["res5", "build_resnet_neck_backbone"]),
 ])  # fmt: skip
 def test_invalid_values_are_refused(opts, words):
     with pytest.raises(ConfigError) as caught:

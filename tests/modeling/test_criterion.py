@@ -136,6 +136,14 @@ def test_softmax_loss_is_the_weighted_mean_cross_entropy():
     assert losses["loss_ce"].item() == pytest.approx(2 * numerator.item() / 1.3, rel=1e-5)
 
 
+def test_background_without_weight_has_no_loss():
+    predictions, targets = one_image(count=0, outputs=4)
+    losses = criterion(focal=False, no_object_weight=0.0)(
+        predictions, targets, background(predictions)
+    )
+    assert losses["loss_ce"].item() == 0
+
+
 def test_losses_are_divided_by_the_number_of_ground_truths_at_least_one():
     losses = []
     for count in (0, 1, 4):

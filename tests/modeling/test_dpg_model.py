@@ -102,6 +102,24 @@ def test_a_static_checkpoint_is_tiled_over_the_experts_and_detects_the_same():
     assert_same_predictions(static, dynamic, rtol=1e-4, atol=1e-3)
 
 
+def test_queries_of_adamixer_are_tiled_over_the_experts_and_detect_the_same():
+    adamixer = ["MODEL.META_ARCHITECTURE", "AdaMixer"]
+    static, dynamic = model_of(*adamixer).eval(), model_of(*adamixer, *DPG, seed=1).eval()
+    with torch.no_grad():  # as after training, not standardized
+        static.proposals.init_proposal_features.weight.mul_(3).add_(1)
+    wake(dynamic.proposals)
+    report = dynamic.load_state_dict(static.state_dict(), strict=False)
+    assert not any("expert" in k for k in report.missing_keys)
+    assert_same_predictions(static, dynamic, rtol=1e-4, atol=1e-3)
+
+
+def test_levels_coarser_than_the_padding_are_summed_as_far_as_they_go():
+    levels = ["MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]]
+    model = model_of(*enable("DPG", "HIDDEN", 16, "STAIRCASE", False), *levels)
+    losses = model(batch([(96, 96), (64, 90)], [2, 1]))  # p6 of 96 pixels stands for 128
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
 def test_tiling_noise_separates_experts_equally_on_all_processes():
     static, experts = model_of(), []
     for seed in (0, 7):  # of two processes

@@ -66,5 +66,5 @@ def test_frozen_parts_stay_frozen():
 
 
 def test_a_backbone_without_such_norms_is_refused():
-    with pytest.raises(ConfigError, match=r"MODEL\.BACKBONE\.NORM_EVAL.*NORM BN"):
+    with pytest.raises(ConfigError, match=r"MODEL\.BACKBONE\.NORM_EVAL.*NORM BN.*TIMM\.NORM"):
         Trainer.build_model(tiny_cfg("MODEL.BACKBONE.NORM_EVAL", True))

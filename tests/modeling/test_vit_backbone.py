@@ -6,6 +6,7 @@ from conftest import batch, tiny_cfg
 from detectron2.modeling import build_backbone, build_model
 
 from dsrcnn.errors import ConfigError, WeightsError
+from dsrcnn.layers import activation_checkpoint
 from dsrcnn.modeling.backbone.build import use_pixel_statistics
 from dsrcnn.modeling.backbone.vit_backbone import (
     ChannelNorm,
@@ -34,6 +35,25 @@ def test_images_of_any_size_give_finite_losses_and_gradients_everywhere(size, wi
     assert all(torch.isfinite(v) for v in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     model.eval()(batch([(64, 96)], [0]))
+
+
+def test_all_blocks_are_recomputed_under_activation_checkpointing(monkeypatch):
+    inputs, losses = batch([(224, 224)], [2]), []
+    for parts in ((), ("backbone",)):
+        torch.manual_seed(0)
+        opts = ["MODEL.TIMM.WINDOW", 4, "MODEL.ACTIVATION_CHECKPOINT", parts]
+        model = build_model(with_vit(*opts))
+        calls = []
+        checkpointed = activation_checkpoint.checkpointed
+        spy = lambda block, *rest: (calls.append(block), checkpointed(block, *rest))[1]  # noqa: E731, B023
+        with monkeypatch.context() as patch:
+            patch.setattr(activation_checkpoint, "checkpointed", spy)
+            total = sum(model(inputs).values())
+        total.backward()
+        losses.append((total.detach(), model.backbone.bottom_up.blocks[0].attn.qkv.weight.grad))
+    blocks = [id(block) for block in model.backbone.bottom_up.blocks]
+    assert [id(block) for block in calls if id(block) in blocks] == blocks
+    torch.testing.assert_close(losses[1], losses[0])
 
 
 def test_levels_have_their_shapes():

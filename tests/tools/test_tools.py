@@ -129,7 +129,7 @@ def test_a_mixture_that_is_the_same_for_all_images_can_be_frozen_without_loss(
     arguments += ["--target", str(target), "--images", "3", *map(str, TINY), *dpg]
     monkeypatch.setattr(sys, "argv", [*arguments, "MODEL.WEIGHTS", str(source)])
     freeze.main()
-    assert str(target) in capsys.readouterr().out
+    assert "evaluate it with MODEL.SparseRCNN.DPG.ENABLED False\n" in capsys.readouterr().out
     static = build_model(tiny_cfg()).eval()
     static.load_state_dict(torch.load(target)["model"], strict=True)
     inputs = batch([(64, 96)], [0])

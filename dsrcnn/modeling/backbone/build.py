@@ -1,8 +1,10 @@
 """Backbones by name, for ``MODEL.BACKBONE.NAME``."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -15,6 +17,13 @@ from ...errors import ConfigError
 from .necks import PAFPN, BiFPN, ChannelMapper, InputProjection
 from .timm_backbone import TimmBackbone, pixel_statistics
 from .vit_backbone import SimpleFeaturePyramid, VisionTransformer
+
+_LOGGER = logging.getLogger(__name__)
+# Means and standard deviations of Detectron2's default and of Base-SparseRCNN.yaml.
+_COMMON = {
+    "PIXEL_MEAN": ([103.53, 116.28, 123.675], [123.675, 116.28, 103.53]),
+    "PIXEL_STD": ([1.0, 1.0, 1.0], [58.395, 57.12, 57.375]),
+}
 
 
 @BACKBONE_REGISTRY.register()
@@ -83,8 +92,11 @@ def build_resnet_neck_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone
 def build_neck(cfg: CfgNode, bottom_up: Backbone) -> Backbone:
     """Attach ``MODEL.NECK`` to a network; ``MODEL.FPN`` has channels, norm and input maps."""
     node = cfg.MODEL.FPN
+    top = LastLevelMaxPool()
+    # Detectron2's pools p5, whatever the last map is.
+    top.in_feature = str(node.IN_FEATURES[-1]).replace("res", "p")
     necks: dict[str, Callable[..., Backbone]] = {
-        "FPN": partial(FPN, top_block=LastLevelMaxPool(), fuse_type=node.FUSE_TYPE),
+        "FPN": partial(FPN, top_block=top, fuse_type=node.FUSE_TYPE),
         "PAFPN": PAFPN,
         "BiFPN": BiFPN,
         "InputProjection": InputProjection,
@@ -96,11 +108,23 @@ def build_neck(cfg: CfgNode, bottom_up: Backbone) -> Backbone:
 
 @config_step
 def use_pixel_statistics(cfg: CfgNode) -> None:
-    """Standardize pixels as the weights of a timm backbone expect, in place."""
+    """Standardize pixels as the weights of a timm backbone expect, in place.
+
+    Statistics of one's own stay, with a note; the order of channels is RGB.
+    """
     if cfg.MODEL.BACKBONE.NAME not in BACKBONE_REGISTRY:
         return  # an error of `check_config`
     builder = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
     timm = (build_timm_backbone, build_timm_fpn_backbone, build_timm_vit_fpn_backbone)
-    if builder in timm:
-        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = pixel_statistics(cfg.MODEL.TIMM.NAME)
-        cfg.INPUT.FORMAT = "RGB"
+    if builder not in timm:
+        return
+    cfg.INPUT.FORMAT = "RGB"
+    statistics = zip(_COMMON.items(), pixel_statistics(cfg.MODEL.TIMM.NAME), strict=True)
+    for (key, common), value in statistics:
+        if list(cfg.MODEL[key]) in common:
+            cfg.MODEL[key] = value
+        elif not np.allclose(cfg.MODEL[key], value):
+            _LOGGER.warning(
+                "MODEL.%s is %s; MODEL.TIMM.NAME %s was trained with %s.",
+                *(key, list(cfg.MODEL[key]), cfg.MODEL.TIMM.NAME, value),
+            )

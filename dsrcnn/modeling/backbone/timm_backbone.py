@@ -134,7 +134,10 @@ class TimmBackbone(Backbone):
     def _replace_norms(self, norm: str) -> None:
         from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 
-        if norm and not any(isinstance(m, nn.BatchNorm2d) for m in self.body.modules()):
+        kinds = {type(module).__name__ for module in self.body.modules()}
+        has_frozen = any(kind.startswith("FrozenBatchNorm") for kind in kinds)  # by FREEZE_AT
+        has_norms = any(isinstance(m, nn.BatchNorm2d) for m in self.body.modules())
+        if norm and not (has_norms or has_frozen):
             raise ConfigError(
                 f"MODEL.TIMM.NORM is {norm!r}, but {self.name!r} has no batch norms to replace. "
                 'Write MODEL.TIMM.NORM "".'
@@ -267,7 +270,8 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
 def freeze_norms_of_timm(module: nn.Module) -> nn.Module:
     """Freeze timm's batch norms, whose activations Detectron2's conversion would drop."""
     modules = [m for m in module.modules() if type(m).__module__.startswith("timm.")]
-    if any(isinstance(m, nn.BatchNorm2d) for m in modules):
+    # Timm's synchronized norms with an activation are no `BatchNorm2d`.
+    if any(isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm)) for m in modules):
         from timm.layers import freeze_batch_norm_2d
 
         return freeze_batch_norm_2d(module)

@@ -1,5 +1,6 @@
 """Plain vision transformers with the simple feature pyramid of ViTDet (arXiv 2203.16527)."""
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -71,6 +72,10 @@ class VisionTransformer(Backbone):
         depth = len(self.blocks)
         count = min(_GLOBAL_BLOCKS, depth)
         self.global_blocks = {depth * k // count - 1 for k in range(1, count + 1)}
+        for index, block in enumerate(self.blocks):
+            if self._has_windows(index):
+                # In place of the method, so that activation checkpointing finds and wraps it.
+                block.forward = partial(apply_in_windows, block, size=window)
         for part in self.parts()[: max(freeze_at, 0)]:
             for module in part:
                 module.requires_grad_(False)
@@ -80,11 +85,14 @@ class VisionTransformer(Backbone):
         tokens = self.embeddings(images)
         height, width = tokens.shape[1:3]
         for index, block in enumerate(self.blocks):
-            if self.window and index not in self.global_blocks:
-                tokens = apply_in_windows(block, tokens, self.window)
+            if self._has_windows(index):
+                tokens = block(tokens)
             else:
                 tokens = block(tokens.flatten(1, 2)).unflatten(1, (height, width))
         return {"last": self.norm(tokens).permute(0, 3, 1, 2).contiguous()}
+
+    def _has_windows(self, index: int) -> bool:
+        return bool(self.window) and index not in self.global_blocks
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of the map."""

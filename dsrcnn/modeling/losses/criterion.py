@@ -141,7 +141,9 @@ class SetCriterion(nn.Module):
         """
         positives = torch.stack([c.num_boxes for c in counts]).sum(dim=0)
         weights = [c.class_weight_sum for c in counts if c.class_weight_sum is not None]
-        total = torch.stack(weights).sum(dim=0) if weights else None
+        # Positive also if only background, of weight 0, is there to be learned.
+        least = torch.finfo(torch.float32).eps
+        total = torch.stack(weights).sum(dim=0).clamp(min=least) if weights else None
         return LossNormalizers(reduce_mean(positives).clamp(min=1), total)
 
     def forward(

@@ -30,4 +30,6 @@ class AdaMixer(SparseRCNN):
         """Check the keys of cascades and of the decoder."""
         super().check_config(cfg)
         check_adamixer(cfg)
-        check_unused(cfg, UNUSED_KEYS)
+        check_unused(cfg, {**UNUSED_KEYS, "MODEL.SparseRCNN.DROPOUT": 0.0})
+        if not cfg.MODEL.SparseRCNN.DPG.ENABLED and not cfg.MODEL.SparseRCNN.PROPOSALS.NAME:
+            check_unused(cfg, {"MODEL.SparseRCNN.PROPOSALS.BOXES": "image"})

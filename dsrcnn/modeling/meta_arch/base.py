@@ -89,10 +89,12 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         super().__init__()
         levels = list(backbone.output_shape())
         if not set(in_features) <= set(levels):
+            is_pyramid = any(level.startswith("p") for level in levels)
+            neck = "a MODEL.BACKBONE.NAME with a neck, such as build_resnet_fpn_backbone or "
+            advice = "some of these" if is_pyramid else f"{neck}build_timm_fpn_backbone"
             raise ConfigError(
                 f"MODEL.ROI_HEADS.IN_FEATURES names {', '.join(in_features)}, but MODEL.BACKBONE "
-                f"has {', '.join(levels)}; write a MODEL.BACKBONE.NAME with a neck, such as "
-                "build_resnet_fpn_backbone or build_timm_fpn_backbone."
+                f"has {', '.join(levels)}; write {advice}."
             )
         # Same numbers, fewer passes over memory: frozen norms inside the convolutions, and the
         # memory format in which CPUs and GPUs convolve fastest.
@@ -143,12 +145,16 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
 
     @property
     def all_parameters_get_gradients(self) -> bool:
-        """Whether every level with parameters is used."""
+        """Whether every level with parameters is used, and no map of the network is left out."""
         outputs = list(self.backbone.output_shape())
         top = getattr(self.backbone, "top_block", None)  # an attribute of Detectron2's FPN
         if top is not None and not list(top.parameters()):
             outputs = outputs[: -top.num_levels]  # pooled, without parameters
-        return set(outputs) <= set(self.in_features)
+        body, read = (getattr(self.backbone, name, None) for name in ("bottom_up", "in_features"))
+        made = list(body.output_shape()) if isinstance(body, Backbone) else []
+        # A neck that does not read the last map leaves the layers of that map without gradients.
+        reads_last = not (made and read) or made[-1] in read
+        return reads_last and set(outputs) <= set(self.in_features)
 
     def raw_predictions(
         self, batched_inputs: list[dict[str, Any]], **options: Any

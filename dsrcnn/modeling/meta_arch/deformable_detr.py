@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...config import rules
 from ...config.rules import check_table
-from ...config.validate import check_name, check_unused
+from ...config.validate import check_unused
 from ...errors import ConfigError
 from ...layers.deformable_attention import TokenPyramid
 from ...structures import BOX_WEIGHTS
@@ -41,6 +41,7 @@ class DeformableDETR(SparseRCNN):
     """
 
     default_proposals = "LearnedQueries"
+    takes_queries = True
 
     @configurable
     def __init__(self, *, encoder: DeformableEncoder, **shared: Any) -> None:
@@ -105,17 +106,9 @@ class DeformableDETR(SparseRCNN):
 
 
 def check_config_of_proposals(cfg: CfgNode) -> None:
-    """Check that the source of proposals gives queries, and fits the decoder."""
+    """Check that the source of proposals fits the decoder."""
     name, key = cfg.MODEL.SparseRCNN.PROPOSALS.NAME, "MODEL.SparseRCNN.PROPOSALS.NAME"
-    if not name:
-        return
-    check_name(key, name, PROPOSALS_REGISTRY)
-    source = PROPOSALS_REGISTRY.get(name)
-    if not issubclass(source, (LearnedQueries, EncoderQueries)):
-        raise ConfigError(
-            f"{key} is {name!r}, but {cfg.MODEL.META_ARCHITECTURE} needs queries with a "
-            "position and a content. Write LearnedQueries, EncoderQueries or a subclass of one."
-        )
+    source = PROPOSALS_REGISTRY.get(name) if name else LearnedQueries
     if issubclass(source, EncoderQueries) and not cfg.MODEL.DeformableDETR.BOX_REFINEMENT:
         raise ConfigError(
             f"{key} is {name!r}, whose queries start from boxes, but MODEL.DeformableDETR."

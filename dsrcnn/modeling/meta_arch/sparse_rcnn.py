@@ -15,7 +15,7 @@ from ...utils.training import iteration_ends, training_context
 from ..decoder.cascade import Cascade, DynamicHead
 from ..losses.criterion import LossNormalizers, SetCriterion
 from ..matching.matcher import Matcher, build_matcher
-from ..proposals.build import ProposalSource, build_proposals
+from ..proposals.build import ProposalSource, build_proposals, check_proposals
 from .base import ImageBatch, SparseDetector, size_tensor
 from .routes import RouteLosses, build_route_losses
 
@@ -42,9 +42,11 @@ class SparseRCNN(SparseDetector):
 
     Attributes:
         default_proposals: name in ``PROPOSALS_REGISTRY`` for an empty ``PROPOSALS.NAME``.
+        takes_queries: see `ProposalSource.gives_queries`.
     """
 
     default_proposals: ClassVar[str] = "LearnedProposals"
+    takes_queries: ClassVar[bool] = False
 
     @configurable
     def __init__(
@@ -92,6 +94,7 @@ class SparseRCNN(SparseDetector):
         """Check the keys of sparse detectors and of cascades."""
         super().check_config(cfg)
         check_cascade(cfg)
+        check_proposals(cfg, takes_queries=cls.takes_queries)
 
     @property
     def all_parameters_get_gradients(self) -> bool:

@@ -34,9 +34,12 @@ class ProposalSource(nn.Module):
     Attributes:
         proposal_dimensions: by name of a parameter, its dimension that counts proposals; weights
             with another number of proposals are cut or tiled along it.
+        gives_queries: whether features are (B, P, 2 * D), a position and a content side by side,
+            as Deformable DETR takes them.
     """
 
     proposal_dimensions: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    gives_queries: ClassVar[bool] = False
 
     def propose(self, features: Any, sizes: Tensor) -> tuple[Proposals, Predictions | None]:
         """Return the proposals, and predictions they were selected from, which have losses too."""
@@ -76,6 +79,32 @@ def resize_proposals(value: Tensor, count: int, dimension: int) -> Tensor:
     is_copy = (torch.arange(count) >= before).to(resized)
     shape = [count if i == dimension else 1 for i in range(resized.dim())]
     return resized + _COPY_NOISE * value.std() * noise * is_copy.view(shape)
+
+
+def check_proposals(cfg: CfgNode, *, takes_queries: bool) -> None:
+    """Check that the source ``PROPOSALS.NAME`` gives what a decoder takes.
+
+    Args:
+        cfg: of the model.
+        takes_queries: see `ProposalSource.gives_queries`.
+
+    Raises:
+        ConfigError: if it is not registered, or gives something else.
+    """
+    name, key = cfg.MODEL.SparseRCNN.PROPOSALS.NAME, "MODEL.SparseRCNN.PROPOSALS.NAME"
+    if not name:
+        return
+    check_name(key, name, PROPOSALS_REGISTRY)
+    source = PROPOSALS_REGISTRY.get(name)
+    if getattr(source, "gives_queries", False) != takes_queries:
+        fitting = sorted(
+            known for known, kind in PROPOSALS_REGISTRY if kind.gives_queries == takes_queries
+        )
+        kind = "queries with a position and a content" if takes_queries else "boxes and features"
+        raise ConfigError(
+            f"{key} is {name!r}, but {cfg.MODEL.META_ARCHITECTURE} needs {kind}. Write one of "
+            f"{', '.join(fitting)}, or a subclass of one."
+        )
 
 
 def build_proposals(cfg: CfgNode, default: str = "LearnedProposals") -> ProposalSource:

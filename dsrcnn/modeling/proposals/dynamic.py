@@ -273,6 +273,8 @@ class DynamicProposals(ProposalSource):
         coarse = self.strides[-1]
         padded = (sizes[:, :2].flip(-1) / coarse).ceil() * coarse
         valid = (padded / stride).round().long()
+        # Levels that are no part of what batches are padded to, such as p6, may be smaller.
+        valid = torch.minimum(valid, valid.new_tensor(x.shape[-2:]))
         # In float32: the sum of a thousand channels exceeds the range of half precision.
         return resize_nearest(at_least_float32(x).sum(dim=1), self.resize, valid)
 
@@ -280,6 +282,12 @@ class DynamicProposals(ProposalSource):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Copy the proposals of a static model to every expert."""
+        boxes, features = (f"{prefix}init_proposal_{x}.weight" for x in ("boxes", "features"))
+        if features in state_dict and boxes not in state_dict:
+            # Content queries of AdaMixer, which are standardized in use and have the whole image.
+            queries = state_dict[features]
+            state_dict[features] = F.layer_norm(queries, queries.shape[-1:])
+            state_dict[boxes] = initial_boxes("image", len(queries)).to(queries)
         experts = {"boxes": self.expert_boxes, "features": self.expert_features}
         for part, parameter in experts.items():
             static, name = f"{prefix}init_proposal_{part}.weight", f"{prefix}expert_{part}"

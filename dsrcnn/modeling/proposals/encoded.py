@@ -32,6 +32,8 @@ class EncoderQueries(ProposalSource):
     those of the queries, and their encoding gives position and content. All tokens have losses.
     """
 
+    gives_queries = True
+
     @configurable
     def __init__(
         self,

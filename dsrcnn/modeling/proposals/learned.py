@@ -135,6 +135,8 @@ class LearnedQueries(ProposalSource):
 
     proposal_dimensions: ClassVar[Mapping[str, int]] = {"init_proposal_features.weight": 0}
 
+    gives_queries = True
+
     @configurable
     def __init__(self, *, num_proposals: int, channels: int) -> None:
         """Initialize ``P`` queries of twice ``D`` channels from N(0, 1)."""
