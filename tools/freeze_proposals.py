@@ -17,6 +17,7 @@ import torch
 
 from dsrcnn.analysis.images import load_predictor, training_images
 from dsrcnn.analysis.proposals import mixing_weights
+from dsrcnn.config.validate import architecture_of
 from dsrcnn.engine.console import progress_bar
 
 
@@ -48,7 +49,7 @@ def main() -> None:
         parser.error("MODEL.SparseRCNN.DPG.ENABLED is False: the model is static already")
     torch.save({"model": frozen_state(cfg, args.images)}, args.target)
     keys = "MODEL.SparseRCNN.DPG.ENABLED False"
-    if cfg.MODEL.META_ARCHITECTURE != "SparseRCNN":  # AdaMixer's own have no boxes
+    if architecture_of(cfg).default_proposals != "LearnedProposals":  # AdaMixer's have no boxes
         keys += " MODEL.SparseRCNN.PROPOSALS.NAME LearnedProposals"
     print(f"{args.target}: evaluate it with {keys}")
 

@@ -15,7 +15,7 @@ from ...utils.training import iteration_ends, training_context
 from ..decoder.cascade import Cascade, DynamicHead
 from ..losses.criterion import LossNormalizers, SetCriterion
 from ..matching.matcher import Matcher, build_matcher
-from ..proposals.build import ProposalSource, build_proposals, check_proposals
+from ..proposals.build import ProposalSource, build_proposals, check_config_of_source
 from .base import ImageBatch, SparseDetector, size_tensor
 from .routes import RouteLosses, build_route_losses
 
@@ -94,7 +94,7 @@ class SparseRCNN(SparseDetector):
         """Check the keys of sparse detectors and of cascades."""
         super().check_config(cfg)
         check_cascade(cfg)
-        check_proposals(cfg, takes_queries=cls.takes_queries)
+        check_config_of_source(cfg, takes_queries=cls.takes_queries)
 
     @property
     def all_parameters_get_gradients(self) -> bool:

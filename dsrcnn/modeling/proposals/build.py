@@ -81,7 +81,7 @@ def resize_proposals(value: Tensor, count: int, dimension: int) -> Tensor:
     return resized + _COPY_NOISE * value.std() * noise * is_copy.view(shape)
 
 
-def check_proposals(cfg: CfgNode, *, takes_queries: bool) -> None:
+def check_config_of_source(cfg: CfgNode, *, takes_queries: bool) -> None:
     """Check that the source ``PROPOSALS.NAME`` gives what a decoder takes.
 
     Args:
