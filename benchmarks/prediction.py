@@ -43,7 +43,8 @@ def build_loop(detector: Detector) -> Callable[[str, Path | None], int]:
             arrays = (instances.pred_boxes.tensor, instances.scores, instances.pred_classes)
             boxes, scores, labels = (array.numpy() for array in arrays)
             result = Result(boxes, scores, labels, detector.classes, (height, width))
-            drawn = draw_detections(image[..., ::-1], result.to_supervision())
+            detections = result.to_supervision()
+            drawn = draw_detections(image[..., ::-1], detections, detector.classes)
             Image.fromarray(drawn).save(folder / f"{Path(path).stem}.jpg")
         return len(instances)
 

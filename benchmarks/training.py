@@ -17,7 +17,6 @@ from benchmarks.worker import Shape, add_shape_arguments, at_least_one
 
 _AMP = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION")
 _DLA = ("MODEL.SparseRCNN.DLA.ENABLED", "True")
-_AUXILIARY = (*_DLA, "MODEL.SparseRCNN.DLA.ROUTE", "auxiliary")
 _DPG = ("MODEL.SparseRCNN.DPG.ENABLED", "True")
 _SQR = ("MODEL.SparseRCNN.SQR.ENABLED", "True", "MODEL.SparseRCNN.SQR.START")
 _DENSE = ("MODEL.SparseRCNN.PROPOSALS.NAME", "DenseDistinct", "MODEL.SparseRCNN.NUM_HEADS", "2")
@@ -33,10 +32,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "checkpoint": ("MODEL.ACTIVATION_CHECKPOINT", "('backbone', 'stages')"),
     "compile": ("MODEL.COMPILE", "True"),
     "dla": _DLA,
-    "dla-aux": _AUXILIARY,
     "dpg": _DPG,
     "dla-dpg": (*_DLA, *_DPG),
-    "dla-aux-dpg": (*_AUXILIARY, *_DPG),
     "sqr3": (*_SQR, "3"),
     "sqr1": (*_SQR, "1"),
     "dla-sqr3": (*_DLA, *_SQR, "3"),
@@ -44,7 +41,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "dense": _DENSE,
     "dense-p3": (*_DENSE, *_FROM_P3),
     "dense-dla": (*_DENSE, *_DLA),
-    "dense-dla-aux": (*_DENSE, *_AUXILIARY),
     "shared": ("MODEL.SparseRCNN.SHARE_STAGES", "True"),
 }
 

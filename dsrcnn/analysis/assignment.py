@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from torch import nn
 
-from ..config.routes import with_dla_on_main_route
 from ..modeling import SparseRCNN
 from ..modeling.matching import build_matcher
 from ..structures import Targets
@@ -74,9 +74,7 @@ def compare_assignments(
         cfg: its config.
         inputs: model inputs with ``instances``, the ground truth.
     """
-    matchers = {
-        name: build_matcher(with_dla_on_main_route(cfg, enabled=name == "DLA")) for name in MATCHERS
-    }
+    matchers = {name: _build_matcher(cfg, dla=name == "DLA") for name in MATCHERS}
     for record in inputs:
         predictions, batch = model.raw_predictions([record], all_stages=True)
         targets = Targets.from_inputs([record], batch.sizes)
@@ -107,3 +105,10 @@ def draw_assignments(cfg: CfgNode, output: str | Path, *, images: int = 4) -> li
         name = f"{number:03d}_{Path(record['file_name']).stem}.png"
         files.append(save_image(Path(output) / name, result.draw_all()))
     return files
+
+
+def _build_matcher(cfg: CfgNode, *, dla: bool) -> nn.Module:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SparseRCNN.DLA.ENABLED = dla
+    return build_matcher(cfg)

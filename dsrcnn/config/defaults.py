@@ -74,9 +74,6 @@ def _add_dla(cfg: CfgNode) -> None:
     node = cfg.MODEL.SparseRCNN.DLA = CfgNode()
     node.ENABLED = False  # use MATCHER; False: one proposal per ground truth, by Hungarian matching
     node.MATCHER = "OptimalTransportMatcher"  # name in MATCHER_REGISTRY, such as SimOTAMatcher
-    # Route that DLA trains: main, which inference uses, or auxiliary, a second route through the
-    # same stages in training only; the main route then learns one to one, without NMS
-    node.ROUTE = "main"
     node.CLASS_COST = 2.0  # weight of the class in the matching cost with DLA
     node.L1_COST = 5.0  # of the L1 distance
     node.GIOU_COST = 2.0  # of the overlap

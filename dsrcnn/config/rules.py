@@ -132,7 +132,6 @@ SPARSE_RCNN: Table = {
     "PROPOSALS.BOXES": one_of("image", "center", "grid", "random"),
     "NMS.ENABLED": Allowed(lambda v: v in (None, True, False), "True, False or None"),
     "NMS.THRESHOLD": FRACTION,
-    "DLA.ROUTE": one_of("main", "auxiliary"),
     "DLA.NORMALIZER": one_of("positives", "gt"),
     **dict.fromkeys(("DLA.TOP_Q", "DLA.ITERATIONS"), COUNT),
     **dict.fromkeys(("DLA.STATIC_UNITS", "DLA.UNIT_STEP"), at_least(0)),
@@ -163,7 +162,6 @@ ASAG: Table = {
 FIXED_IN_ASAG = {
     "MODEL.SparseRCNN.PROPOSALS.NAME": "",
     "MODEL.SparseRCNN.DLA.ENABLED": False,
-    "MODEL.SparseRCNN.DLA.ROUTE": "main",
     "MODEL.SparseRCNN.DPG.ENABLED": False,
     "MODEL.SparseRCNN.SQR.ENABLED": False,
     "MODEL.SparseRCNN.OVERLAP": "giou",

@@ -27,7 +27,6 @@ from detectron2.utils.registry import Registry
 from ..errors import ConfigError
 from . import rules
 from .backbones import check_backbone
-from .routes import check_routes
 from .rules import check_table, check_types, check_value, one_of
 
 _LOGGER = logging.getLogger(__name__)
@@ -192,7 +191,6 @@ def _check_levels(cfg: CfgNode) -> None:
 def check_cascade(cfg: CfgNode) -> None:
     """Check what only a cascade of stages uses."""
     node, sqr, key = cfg.MODEL.SparseRCNN, cfg.MODEL.SparseRCNN.SQR, "MODEL.SparseRCNN"
-    check_routes(cfg)
     if sqr.ENABLED and sqr.MODE == "selective" and not 1 <= sqr.START <= node.NUM_HEADS:
         raise ConfigError(
             f"{key}.SQR.START is {sqr.START}; write the number of plain stages, from 1 to "

@@ -275,8 +275,8 @@ class Evaluation(HookBase):
 def eval_loss_mode(model: nn.Module) -> Iterator[None]:
     """Let the model return the losses of the network that inference runs.
 
-    Norms use stored statistics, dropout and stochastic depth are off, no proposals are recollected
-    (SQR) and there is no auxiliary route, so losses compare with those of other training runs.
+    Norms use stored statistics, dropout and stochastic depth are off, and no proposals are
+    recollected (SQR), so losses compare with those of other training runs.
     """
     before = {module: module.training for module in model.modules()}
     model.train()

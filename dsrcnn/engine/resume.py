@@ -28,7 +28,7 @@ _RECORDS = ("last_checkpoint", "events.out.tfevents.*", *TRACKED_RUNS)
 _FIXED = (
     *("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.FREEZE_AT", "MODEL.FREEZE"),
     *("MODEL.SparseRCNN.NUM_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES", "SOLVER.OPTIMIZER"),
-    *("MODEL.SparseRCNN.DLA.ROUTE", "SOLVER.NO_DECAY", "SOLVER.LAYER_DECAY"),
+    *("SOLVER.NO_DECAY", "SOLVER.LAYER_DECAY"),
 )
 # Keys whose values are in the checkpoint.
 _KEPT = (

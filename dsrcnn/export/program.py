@@ -167,8 +167,7 @@ class DetectionProgram(Program):
         *,
         bgr: bool,
     ) -> None:
-        """Set limit and NMS, and remove what only training uses; see `Program` for the rest."""
-        model.head.remove_auxiliary()
+        """Set limit and NMS; see `Program` for the rest."""
         super().__init__(model, canvas, bgr=bgr)
         self.padded = model.padded_size([canvas])
         self.detection = replace(detection, dense_nms=True)

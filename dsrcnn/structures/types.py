@@ -34,7 +34,6 @@ class Predictions(NamedTuple):
         mask: (B, P) bool, False for padding, which is never assigned; None without padding.
         candidates: in training, predictions (1, B, N, .) that the proposals were selected from;
             None where they were not.
-        auxiliary: in training, predictions of the auxiliary route; None without one.
     """
 
     logits: Tensor
@@ -42,7 +41,6 @@ class Predictions(NamedTuple):
     stage: Tensor
     mask: Tensor | None = None
     candidates: "Predictions | None" = None
-    auxiliary: "Predictions | None" = None
 
     def of_sets(self, index: slice) -> "Predictions":
         """Select prediction sets."""

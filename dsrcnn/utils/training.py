@@ -24,9 +24,8 @@ class TrainingContext:
         normalizers: from `TrainableModel.loss_normalizers`, where a batch comes in several parts;
             None for a batch in one piece.
         ends_iteration: False for all parts of a batch but the last.
-        recollect: whether a cascade may refine more than the proposals that inference refines:
-            recollected ones (SQR), and those of the auxiliary route. False for validation losses,
-            which are those of the cascade that inference runs.
+        recollect: whether a cascade may refine recollected proposals (SQR); False for validation
+            losses, which are those of the cascade that inference runs.
     """
 
     normalizers: Any = None

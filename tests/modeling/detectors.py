@@ -27,7 +27,6 @@ def enable(part, *opts):
 
 
 DLA, DPG, SQR = enable("DLA"), enable("DPG", "HIDDEN", 16), enable("SQR")
-AUXILIARY = enable("DLA", "ROUTE", "auxiliary")
 
 
 def model_of(*opts, seed=0):

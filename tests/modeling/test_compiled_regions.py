@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import batch
-from detectors import AUXILIARY, DLA, SQR, deformable_detr_of, model_of, options
+from detectors import DLA, SQR, deformable_detr_of, model_of, options
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch._dynamo.utils import counters
@@ -64,7 +64,6 @@ MODELS = {
     "DLA": (model_of, DLA),
     "shared stages": (model_of, options("SHARE_STAGES", True)),
     "SQR": (model_of, SQR),
-    "two routes": (model_of, AUXILIARY),
     "dense": (model_of, options("PROPOSALS.NAME", "DenseDistinct")),
     "checkpointed": (model_of, ("MODEL.ACTIVATION_CHECKPOINT", "('stages',)")),
     "AdaMixer": (adamixer_of, ()),
@@ -90,10 +89,9 @@ def test_compiled_regions_give_the_same_losses_and_gradients_for_any_batch(name)
         torch.testing.assert_close(
             losses_and_gradients(compiled, sizes, counts), expected, rtol=1e-4, atol=1e-4
         )
-    # Sizes of images bring no new graphs, and the stages share theirs. A second route, and the
-    # candidates of an encoder, have costs and losses of their own.
-    has_more = plain.auxiliary is not None or name.startswith("two stages")
-    most = 18 if has_more else 14
+    # Sizes of images bring no new graphs, and the stages share theirs. The candidates of an encoder
+    # have costs and losses of their own.
+    most = 18 if name.startswith("two stages") else 14
     assert 4 <= counters["stats"]["unique_graphs"] <= most
     assert not counters["graph_break"]
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import batch
-from detectors import AUXILIARY, DLA, SQR, enable, model_of, options
+from detectors import DLA, SQR, enable, model_of, options
 
 from dsrcnn.engine.hooks import average_norms
 from dsrcnn.engine.processes import shutdown_distributed, wrap_ddp
@@ -24,8 +24,6 @@ IN_PROCESSES = {
     "DLA": DLA,
     "SQR": [*SQR, *options("NUM_HEADS", 4)],
     "DLA and SQR": [*DLA, *SQR, *options("NUM_HEADS", 4)],
-    "two routes": AUXILIARY,
-    "two routes and SQR": [*AUXILIARY, *SQR, *options("NUM_HEADS", 4)],
     "dense": options("PROPOSALS.NAME", "DenseDistinct"),
 }
 IN_PARTS = {
@@ -36,8 +34,6 @@ IN_PARTS = {
     "shared stages": options("SHARE_STAGES", True),
     # Without norms over the images of a batch: parts have fewer images.
     "DLA and DPG": [*DLA, *enable("DPG", "NORM", "none")],
-    "two routes, ground truths": [*AUXILIARY, *options("DLA.NORMALIZER", "gt")],
-    "two routes, softmax": [*AUXILIARY, *options("USE_FOCAL", False)],
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import batch, tiny_cfg
-from detectors import DLA, DPG, SIZES, SQR, enable, model_of, options, train_step
+from detectors import DLA, DPG, SIZES, SQR, model_of, options, train_step
 from detectron2.modeling import build_model
 
 from dsrcnn.config import read_cfg
@@ -34,10 +34,7 @@ def test_the_embedding_of_a_stage_changes_that_stage_and_later_ones_only():
     assert not torch.isclose(before["loss_ce"], after["loss_ce"])
 
 
-AUXILIARY = enable("DLA", "ROUTE", "auxiliary")
-
-
-@pytest.mark.parametrize("opts", [[], DLA, DPG, SQR, AUXILIARY])
+@pytest.mark.parametrize("opts", [[], DLA, DPG, SQR])
 def test_every_parameter_is_trained(opts):
     train_step(model_of(*SHARED, *opts), batch(SIZES, [2, 3]))
 

@@ -5,7 +5,7 @@ Notation: ``G`` groups of proposals.
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -30,8 +30,6 @@ class PositionalStage(Stage):
     Base of AdaMixer's stages and ASAG's query initializer, which call its parts. Positions are
     xyzr, `boxes_to_xyzr`.
     """
-
-    feed_forward_names: ClassVar[tuple[str, str, str]] = ("linear1", "linear2", "ffn_norm")
 
     def __init__(
         self, settings: StageSettings, *, tower_bias: bool, unit: float, ratio_scale: float
@@ -73,22 +71,13 @@ class PositionalStage(Stage):
         with torch.autocast(boxes.device.type, enabled=False):
             return boxes_to_xyzr(boxes, unit=self.unit, ratio_scale=self.ratio_scale)
 
-    def feed_forward(
-        self, features: Tensor, linear1: nn.Module, linear2: nn.Module, norm: nn.Module
-    ) -> Tensor:
-        """Apply a feed-forward network of these layers; see `Stage`."""
-        result: Tensor = norm(features + linear2(self.activation(linear1(features))))
-        return result
-
-    def feed_forward_and_move(
-        self, features: Tensor, xyzr: Tensor, *, auxiliary: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def feed_forward_and_move(self, features: Tensor, xyzr: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes (..., 4) and features (..., D) of the next stage.
 
-        Centers move in units of the scale ``2^z``; deltas of z and r are added. `auxiliary` is
-        that of `feed_forward_of_routes`.
+        Centers move in units of the scale ``2^z``; deltas of z and r are added.
         """
-        features = self.feed_forward_of_routes(features, auxiliary=auxiliary)
+        hidden = self.linear2(self.activation(self.linear1(features)))
+        features = self.ffn_norm(features + hidden)
         tower = self.reg_fcs(features)
         with torch.autocast(tower.device.type, enabled=False):
             deltas = self.fc_reg(tower.to(self.fc_reg.weight.dtype)).to(xyzr.dtype)
@@ -162,7 +151,6 @@ class AdaMixerStage(PositionalStage):
         mask: Tensor | None = None,
         *,
         classify: bool = True,
-        auxiliary: bool = False,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Refine every proposal once.
 
@@ -172,7 +160,6 @@ class AdaMixerStage(PositionalStage):
             features: (B, G, P, D).
             mask: (B, P) or (B, P, P) bool, False for keys to ignore; with one group.
             classify: False leaves the logits out.
-            auxiliary: whether the last group is that of the auxiliary route.
 
         Returns:
             Logits (B, G, P, C) or None, boxes (B, G, P, 4) and features (B, G, P, D).
@@ -180,8 +167,7 @@ class AdaMixerStage(PositionalStage):
         xyzr = self.positions(boxes)
         flat = (x.flatten(0, 1) for x in (features, xyzr, boxes))
         features = self.attention(*flat, mask).view_as(features)  # residual and norm included
-        mixed = self._mix(pyramid, xyzr, features)
-        boxes, features = self.feed_forward_and_move(mixed, xyzr, auxiliary=auxiliary)
+        boxes, features = self.feed_forward_and_move(self._mix(pyramid, xyzr, features), xyzr)
         return self.classify(features) if classify else None, boxes, features
 
     def _mix(self, pyramid: GroupedPyramid, xyzr: Tensor, features: Tensor) -> Tensor:
@@ -239,7 +225,6 @@ class AdaMixerDecoder(Cascade):
         states: Tensor,
         *,
         classify: bool,
-        auxiliary: bool = False,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Refine the proposals by sampling the pyramid."""
-        return stage(pyramid, boxes, states, classify=classify, auxiliary=auxiliary)
+        return stage(pyramid, boxes, states, classify=classify)

@@ -12,7 +12,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...config.routes import has_auxiliary_route
 from ...layers.activation_checkpoint import checkpointed
 from ...layers.roi_align import FeatureTable
 from ...structures import Predictions, Proposals
@@ -49,7 +48,6 @@ class Cascade(nn.Module):
         windows: Sequence[Window] | None = None,
         chunk: int = 0,
         checkpoint_recollection: bool = False,
-        auxiliary: bool = False,
     ) -> None:
         """Copy `stage` `num_stages` times, each copy with its own initial weight matrices.
 
@@ -65,8 +63,7 @@ class Cascade(nn.Module):
             compile_mode: of ``torch.compile`` for the stages; empty: not compiled.
             windows: of SQR, see `build_windows`; None for the plain cascade.
             chunk: groups a stage refines at once; 0 for all.
-            checkpoint_recollection: like `checkpoint`, for stages that recollect only.
-            auxiliary: add an auxiliary route, with a feed-forward network of its own in each stage.
+            checkpoint_recollection: like `checkpoint`, for stages of several groups only.
         """
         super().__init__()
         self.deep_supervision = deep_supervision
@@ -85,10 +82,6 @@ class Cascade(nn.Module):
         self.windows = self.plain_windows if windows is None else tuple(windows)
         self.chunk = chunk
         self.checkpoint_recollection = checkpoint_recollection
-        self.has_auxiliary = auxiliary
-        if auxiliary:
-            for member in self.head_series:
-                cast(Stage, member).add_auxiliary()
         if compile_mode:
             for member in self.head_series:
                 member.compile(mode=compile_mode)
@@ -106,34 +99,18 @@ class Cascade(nn.Module):
             "checkpoint": "stages" in cfg.MODEL.ACTIVATION_CHECKPOINT,
             "compile_mode": compile_mode(cfg),
             "windows": build_windows(cfg) if node.SQR.ENABLED else None,
-            "chunk": node.SQR.CHUNK if node.SQR.ENABLED else 0,
+            "chunk": node.SQR.CHUNK,
             "checkpoint_recollection": node.SQR.ACTIVATION_CHECKPOINT,
-            "auxiliary": has_auxiliary_route(cfg),
         }
 
     def prepare(self, features: list[Tensor]) -> Any:
         """Lay out pyramid levels (B, D, H_l, W_l) once for all stages."""
         raise NotImplementedError
 
-    def remove_auxiliary(self) -> None:
-        """Remove what only the auxiliary route uses: inference does not need it."""
-        self.has_auxiliary = False
-        for member in self.head_series:
-            cast(Stage, member).remove_auxiliary()
-
     def run_stage(
-        self,
-        stage: nn.Module,
-        pyramid: Any,
-        boxes: Tensor,
-        states: Tensor,
-        *,
-        classify: bool,
-        auxiliary: bool = False,
+        self, stage: nn.Module, pyramid: Any, boxes: Tensor, states: Tensor, *, classify: bool
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Refine boxes (B, G, P, 4) and features (B, G, P, D) once.
-
-        With `auxiliary` the last group is that of the auxiliary route.
 
         Returns:
             Logits, None unless `classify`; boxes; features.
@@ -160,19 +137,17 @@ class Cascade(nn.Module):
             proposals: initial boxes (B, P, 4) and features (B, P, D).
             all_stages: return all stages in evaluation mode or without deep supervision, too.
             stages: to run in evaluation mode; None for `inference_stages`.
-            recollect: refine the groups of `windows` and the auxiliary route; False runs the plain
-                cascade.
+            recollect: refine the groups of `windows`; False runs the plain cascade.
 
         Returns:
             The predictions of all stages in order, or of the last one (of `inference_stages`) in
             evaluation mode and without deep supervision. Of the groups of a stage the plain cascade
-            is the last. Those of the auxiliary route are apart.
+            is the last.
         """
         pyramid = self.prepare(features)
         windows = self.windows if recollect else self.plain_windows
-        auxiliary = self.has_auxiliary and recollect
         boxes, states = (x.unsqueeze(1) for x in proposals)  # one group: (B, 1, P, .)
-        memory = GroupMemory(windows, boxes, states, detach=self.refines_boxes, auxiliary=auxiliary)
+        memory = GroupMemory(windows, boxes, states, detach=self.refines_boxes)
         exit_early = not (self.training or all_stages)
         used = (stages or self.inference_stages) if exit_early else self.num_stages
         keep_all = all_stages or (self.training and self.deep_supervision)
@@ -182,15 +157,12 @@ class Cascade(nn.Module):
             is_kept = keep_all or number == used - 1
             before, states = memory.window(number)
             states = self._name_stage(number, states)
-            refine = partial(self._refine, classify=is_kept, auxiliary=auxiliary)
-            logits, boxes, states = refine(self.stages[number], pyramid, before, states)
+            arguments = (self.stages[number], pyramid, before, states)
+            logits, boxes, states = self._refine(*arguments, classify=is_kept)
             if logits is not None:
                 outputs.append(_Output(number, logits, boxes))
             memory.add(number, boxes if self.refines_boxes else before, states)
-        if not auxiliary:
-            return _stack(outputs)
-        main, last = (_stack([x.groups(part) for x in outputs]) for part in _ROUTES)
-        return main._replace(auxiliary=last)
+        return _stack(outputs)
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -205,25 +177,15 @@ class Cascade(nn.Module):
         return states + self.stage_embedding.weight[number]
 
     def _refine(
-        self,
-        stage: nn.Module,
-        pyramid: Any,
-        boxes: Tensor,
-        states: Tensor,
-        *,
-        classify: bool,
-        auxiliary: bool,
+        self, stage: nn.Module, pyramid: Any, boxes: Tensor, states: Tensor, *, classify: bool
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Run a stage in chunks of groups."""
         groups = boxes.shape[1]
-        recollects = groups > (2 if auxiliary else 1)
-        recompute = self.checkpoint or (self.checkpoint_recollection and recollects)
+        recompute = self.checkpoint or (self.checkpoint_recollection and groups > 1)
         size = self.chunk or groups
-        pieces = list(zip(boxes.split(size, dim=1), states.split(size, dim=1), strict=True))
+        run = partial(self.run_stage, classify=classify)
         chunks = []
-        for number, arguments in enumerate(pieces, start=1):
-            has_last = auxiliary and number == len(pieces)
-            run = partial(self.run_stage, classify=classify, auxiliary=has_last)
+        for arguments in zip(boxes.split(size, dim=1), states.split(size, dim=1), strict=True):
             if recompute and torch.is_grad_enabled():
                 chunks.append(checkpointed(stage, run, stage, pyramid, *arguments))
             else:
@@ -242,13 +204,6 @@ class _Output(NamedTuple):
     stage: int
     logits: Tensor
     boxes: Tensor
-
-    def groups(self, part: slice) -> "_Output":
-        """Select groups."""
-        return _Output(self.stage, self.logits[:, part], self.boxes[:, part])
-
-
-_ROUTES = slice(None, -1), slice(-1, None)  # groups of the main route, and of the auxiliary one
 
 
 class DynamicHead(Cascade):
@@ -283,11 +238,10 @@ class DynamicHead(Cascade):
         states: Tensor,
         *,
         classify: bool,
-        auxiliary: bool = False,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Pool RoI features at the boxes and refine them."""
         pooled = self.roi_features(pyramid, boxes.detach().flatten(1, 2))
-        return stage(pooled, boxes, states, classify=classify, auxiliary=auxiliary)
+        return stage(pooled, boxes, states, classify=classify)
 
 
 def _stack(outputs: list[_Output]) -> Predictions:

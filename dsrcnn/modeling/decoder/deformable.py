@@ -80,13 +80,7 @@ class DeformableStage(Stage):
         cast(nn.Linear, self.bbox_embed[-1]).bias[2:].fill_(_SMALL)
 
     def forward(
-        self,
-        pyramid: TokenPyramid,
-        boxes: Tensor,
-        states: Tensor,
-        *,
-        classify: bool = True,
-        auxiliary: bool = False,
+        self, pyramid: TokenPyramid, boxes: Tensor, states: Tensor, *, classify: bool = True
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Refine every query once.
 
@@ -95,7 +89,6 @@ class DeformableStage(Stage):
             boxes: (B, G, P, 4) xyxy in pixels, points of no size.
             states: (B, G, P, 2 * D) position and content of the queries.
             classify: False leaves the logits out.
-            auxiliary: whether the last group is that of the auxiliary route.
 
         Returns:
             Logits (B, G, P, C) or None, boxes (B, G, P, 4) and states with the new content.
@@ -111,20 +104,13 @@ class DeformableStage(Stage):
         queries = (content + position).flatten(1, 2)
         attended = self.cross_attn(queries, references, pyramid).view_as(content)
         content = self.norm1(content + self.dropout(attended))
-        content = self.feed_forward_of_routes(content, auxiliary=auxiliary)
+        hidden = self.linear2(self.dropout(self.activation(self.linear1(content))))
+        content = self.norm3(content + self.dropout(hidden))
         logits = self.class_embed(content) if classify else None
         with torch.autocast(boxes.device.type, enabled=False):
             moved = move_boxes(self.bbox_embed, content, fractions)
             boxes = box_cxcywh_to_xyxy(moved) * sizes
         return logits, boxes, torch.cat([position, content.to(position.dtype)], dim=-1)
-
-    def feed_forward(
-        self, features: Tensor, linear1: nn.Module, linear2: nn.Module, norm: nn.Module
-    ) -> Tensor:
-        """Apply a feed-forward network of these layers; see `Stage`."""
-        hidden = linear2(self.dropout(self.activation(linear1(features))))
-        result: Tensor = norm(features + self.dropout(hidden))
-        return result
 
     def _attend(self, position: Tensor, content: Tensor) -> Tensor:
         """Self-attention among the queries of one group of one image."""
@@ -233,7 +219,6 @@ class DeformableDecoder(Cascade):
         states: Tensor,
         *,
         classify: bool,
-        auxiliary: bool = False,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Refine the queries by attention to the pyramid."""
-        return stage(pyramid, boxes, states, classify=classify, auxiliary=auxiliary)
+        return stage(pyramid, boxes, states, classify=classify)

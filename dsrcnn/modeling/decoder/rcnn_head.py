@@ -3,9 +3,8 @@
 Notation: ``G`` groups of proposals (1, or more with SQR), ``K`` positions of a RoI.
 """
 
-import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -130,19 +129,7 @@ class StageSettings:
 
 
 class Stage(nn.Module):
-    """Base of the stages of all decoders.
-
-    Attributes:
-        feed_forward_names: of the layers of the feed-forward network: two linear ones and a norm.
-        auxiliary: layers of these names for the auxiliary route, which has all others in common
-            with the main route; None without one.
-    """
-
-    feed_forward_names: ClassVar[tuple[str, str, str]] = ("linear1", "linear2", "norm3")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.auxiliary: nn.ModuleDict | None = None
+    """Base of the stages of all decoders."""
 
     def initialize(self, prior_probability: float | None) -> None:
         """Initialize the parameters.
@@ -151,47 +138,6 @@ class Stage(nn.Module):
             prior_probability: class score of an untrained model, None for softmax classification.
         """
         raise NotImplementedError
-
-    def feed_forward(
-        self, features: Tensor, linear1: nn.Module, linear2: nn.Module, norm: nn.Module
-    ) -> Tensor:
-        """Apply a feed-forward network of these layers, with residual and norm, to (..., D)."""
-        raise NotImplementedError
-
-    def feed_forward_of_routes(self, features: Tensor, *, auxiliary: bool) -> Tensor:
-        """Apply the feed-forward network of its route to every group.
-
-        Args:
-            features: (B, G, P, D), of any shape (..., D) without an auxiliary route.
-            auxiliary: whether the last group is that of the auxiliary route.
-        """
-        own = [getattr(self, name) for name in self.feed_forward_names]
-        if not auxiliary:
-            return self.feed_forward(features, *own)
-        assert self.auxiliary is not None
-        layers = [self.auxiliary[name] for name in self.feed_forward_names]
-        main, last = features[:, :-1], features[:, -1:]
-        parts = [self.feed_forward(main, *own), self.feed_forward(last, *layers)]
-        return torch.cat(parts, dim=1)
-
-    def add_auxiliary(self) -> None:
-        """Add a feed-forward network for the auxiliary route, which starts as a copy."""
-        layers = {name: copy.deepcopy(getattr(self, name)) for name in self.feed_forward_names}
-        self.auxiliary = nn.ModuleDict(layers)
-
-    def remove_auxiliary(self) -> None:
-        """Remove it: inference does not need it."""
-        self.auxiliary = None
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        """Start the auxiliary route from the weights of the main one if a file has no others."""
-        for name in self.auxiliary.state_dict() if self.auxiliary is not None else ():
-            key, own = f"{prefix}auxiliary.{name}", f"{prefix}{name}"
-            if key not in state_dict and own in state_dict:
-                state_dict[key] = state_dict[own].clone()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class RCNNHead(Stage):
@@ -274,7 +220,6 @@ class RCNNHead(Stage):
         mask: Tensor | None = None,
         *,
         classify: bool = True,
-        auxiliary: bool = False,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Refine every proposal once.
 
@@ -284,7 +229,6 @@ class RCNNHead(Stage):
             proposal_features: (B, G, P, D).
             mask: (B, P) or (B, P, P) bool, False for keys to ignore; with one group.
             classify: False leaves the logits out.
-            auxiliary: whether the last group is that of the auxiliary route.
 
         Returns:
             Logits (B, G, P, C) or None, boxes (B, G, P, 4) and object features (B, G, P, D), the
@@ -294,21 +238,14 @@ class RCNNHead(Stage):
         features = self.norm1(proposal_features + self.dropout1(attended))
         interaction = self.inst_interact(features.flatten(0, 2), roi_features).view_as(features)
         features = self.norm2(features + self.dropout2(interaction))
-        features = self.feed_forward_of_routes(features, auxiliary=auxiliary)
+        hidden = self.dropout(self.activation(self.linear1(features)))
+        features = self.norm3(features + self.dropout3(self.linear2(hidden)))
         logits = self.class_logits(self.cls_module(features)) if classify else None
         tower = self.reg_module(features)
         # The deltas stay float32 under autocast, as the boxes do.
         with torch.autocast(tower.device.type, enabled=False):
             deltas = self.bboxes_delta(tower.to(self.bboxes_delta.weight.dtype))
         return logits, apply_deltas(deltas, boxes, self.box_weights), features
-
-    def feed_forward(
-        self, features: Tensor, linear1: nn.Module, linear2: nn.Module, norm: nn.Module
-    ) -> Tensor:
-        """Apply a feed-forward network of these layers; see `Stage`."""
-        hidden = self.dropout(self.activation(linear1(features)))
-        result: Tensor = norm(features + self.dropout3(linear2(hidden)))
-        return result
 
     def _attend(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """Self-attention among the proposals of one group of one image."""

@@ -73,22 +73,13 @@ class GroupMemory:
     """The groups of one pass through the cascade, kept as long as a later stage needs them."""
 
     def __init__(
-        self,
-        windows: Sequence[Window],
-        boxes: Tensor,
-        features: Tensor,
-        *,
-        detach: bool = True,
-        auxiliary: bool = False,
+        self, windows: Sequence[Window], boxes: Tensor, features: Tensor, *, detach: bool = True
     ) -> None:
         """Begin with the initial group: boxes (B, 1, P, 4) and features (B, 1, P, D).
 
-        `detach` is False where all stages share the initial boxes, and all train them. With
-        `auxiliary` the initial group also begins the auxiliary route: a group beside those of the
-        windows, the last that a stage gets and returns, from which no other group begins.
+        `detach` is False where all stages share the initial boxes, and all train them.
         """
         self.windows, self._detach = windows, detach
-        self._auxiliary = (boxes, features) if auxiliary else None
         self._blocks: list[tuple[int, Tensor, Tensor]] = [(0, boxes, features)]
         self._count = 1
 
@@ -96,8 +87,6 @@ class GroupMemory:
         """Return the input of `stage`, 0-based: boxes (B, G, P, 4) and features (B, G, P, D)."""
         window = range(*self.windows[stage])  # of whole outputs of stages
         parts = [(boxes, features) for first, boxes, features in self._blocks if first in window]
-        if self._auxiliary is not None:
-            parts.append(self._auxiliary)
         if len(parts) == 1:  # the plain cascade copies nothing
             return parts[0]
         boxes, features = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
@@ -112,9 +101,6 @@ class GroupMemory:
             _, first_boxes, first_features = self._blocks[0]
             self._blocks[0] = (0, first_boxes.detach(), first_features)
         boxes = boxes.detach() if self._detach else boxes
-        if self._auxiliary is not None:
-            self._auxiliary = boxes[:, -1:], features[:, -1:]
-            boxes, features = boxes[:, :-1], features[:, :-1]
         self._blocks.append((self._count, boxes, features))
         # Not in place: while tracing, sizes are tensors, and the stored count would change as well.
         self._count = self._count + int(boxes.shape[1])

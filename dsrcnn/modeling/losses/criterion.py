@@ -6,7 +6,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...config.routes import trains_main_route_by_dla
 from ...structures import Predictions, Targets, TermWeights, at_least_float32
 from ...utils.compilation import compile_mode, in_region
 from ...utils.distributed import reduce_mean
@@ -52,7 +51,6 @@ class SetCriterion(nn.Module):
         l1_of_centers: bool = False,
         log: ScalarLog | None = None,
         compile_mode: str = "",
-        is_stored: bool = True,
     ) -> None:
         """Initialize the criterion.
 
@@ -75,7 +73,6 @@ class SetCriterion(nn.Module):
             l1_of_centers: see `box_losses`.
             log: with recollection (SQR), for the losses of the plain cascade (``plain/*``).
             compile_mode: of ``torch.compile`` for `set_losses`; empty: not compiled.
-            is_stored: whether weight files have the class weights, which exist with softmax.
         """
         super().__init__()
         self.num_classes, self.num_stages = num_classes, num_stages
@@ -91,11 +88,11 @@ class SetCriterion(nn.Module):
         if not focal:  # only then part of official checkpoints
             class_weights = torch.ones(num_classes + 1)
             class_weights[-1] = no_object_weight
-            self.register_buffer("empty_weight", class_weights, persistent=is_stored)
+            self.register_buffer("empty_weight", class_weights)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read `MODEL.SparseRCNN`, for the main route."""
+        """Read `MODEL.SparseRCNN`."""
         node = cfg.MODEL.SparseRCNN
         return {
             "num_classes": node.NUM_CLASSES,
@@ -106,7 +103,7 @@ class SetCriterion(nn.Module):
             "alpha": node.ALPHA,
             "gamma": node.GAMMA,
             "no_object_weight": node.NO_OBJECT_WEIGHT,
-            "normalizer": node.DLA.NORMALIZER if trains_main_route_by_dla(cfg) else "gt",
+            "normalizer": node.DLA.NORMALIZER if node.DLA.ENABLED else "gt",
             "overlap": node.OVERLAP,
             "log": ScalarLog(cfg.LOG.PERIOD if node.SQR.ENABLED else 0),
             "compile_mode": compile_mode(cfg),

@@ -9,7 +9,6 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ...config.routes import trains_main_route_by_dla
 from ...structures import (
     Predictions,
     Targets,
@@ -47,10 +46,10 @@ class CostSettings(NamedTuple):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "CostSettings":
-        """Read `MODEL.SparseRCNN`; the weights are those of the losses unless DLA has its own."""
+        """Read `MODEL.SparseRCNN`; without DLA the weights are those of the losses."""
         node = cfg.MODEL.SparseRCNN
         weights = TermWeights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT)
-        if trains_main_route_by_dla(cfg):
+        if node.DLA.ENABLED:
             weights = TermWeights(node.DLA.CLASS_COST, node.DLA.L1_COST, node.DLA.GIOU_COST)
         focal = (node.USE_FOCAL, node.ALPHA, node.GAMMA)
         return cls(weights, *focal, node.OVERLAP)

@@ -8,7 +8,6 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from ...config.routes import trains_main_route_by_dla
 from ...config.validate import check_name
 from ...structures import Predictions, Targets
 from ...utils.compilation import compile_mode, in_region
@@ -51,7 +50,7 @@ class Matcher(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.SparseRCNN`; statistics are logged with DLA."""
-        period = cfg.LOG.PERIOD if trains_main_route_by_dla(cfg) else 0
+        period = cfg.LOG.PERIOD if cfg.MODEL.SparseRCNN.DLA.ENABLED else 0
         return {
             "costs": CostSettings.from_config(cfg),
             "log": ScalarLog(period),
@@ -113,13 +112,13 @@ class Matcher(nn.Module):
 
 
 def matcher_class(cfg: CfgNode) -> type[Matcher]:
-    """Return the matcher class of the main route, Hungarian matching unless DLA trains it.
+    """Return the matcher class of ``MODEL.SparseRCNN.DLA``, Hungarian matching without DLA.
 
     Raises:
         ConfigError: if no matcher of the name is registered.
     """
-    is_dla = trains_main_route_by_dla(cfg)
-    name = cfg.MODEL.SparseRCNN.DLA.MATCHER if is_dla else "HungarianMatcher"
+    dla = cfg.MODEL.SparseRCNN.DLA
+    name = dla.MATCHER if dla.ENABLED else "HungarianMatcher"
     check_name("MODEL.SparseRCNN.DLA.MATCHER", name, MATCHER_REGISTRY)
     matcher: type[Matcher] = MATCHER_REGISTRY.get(name)
     return matcher

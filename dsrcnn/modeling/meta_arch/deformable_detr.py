@@ -20,7 +20,6 @@ from ..proposals.build import PROPOSALS_REGISTRY, build_proposals
 from ..proposals.encoded import EncoderQueries
 from ..proposals.learned import LearnedQueries
 from .base import ImageBatch
-from .routes import build_route_losses
 from .sparse_rcnn import SparseRCNN
 
 UNUSED_KEYS = {
@@ -66,7 +65,6 @@ class DeformableDETR(SparseRCNN):
             "head": DeformableDecoder(cfg),
             "matcher": build_matcher(cfg, l1_of_centers=True),
             "criterion": SetCriterion(cfg, l1_of_centers=True),
-            "auxiliary": build_route_losses(cfg, l1_of_centers=True),
         }
 
     @classmethod

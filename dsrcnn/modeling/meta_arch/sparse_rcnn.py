@@ -17,7 +17,6 @@ from ..losses.criterion import LossNormalizers, SetCriterion
 from ..matching.matcher import Matcher, build_matcher
 from ..proposals.build import ProposalSource, build_proposals, check_config_of_source
 from .base import ImageBatch, SparseDetector, size_tensor
-from .routes import RouteLosses, build_route_losses
 
 
 class CascadeNormalizers(NamedTuple):
@@ -26,12 +25,10 @@ class CascadeNormalizers(NamedTuple):
     Attributes:
         stages: of the stages.
         candidates: of what the proposals were selected from.
-        auxiliary: of the auxiliary route.
     """
 
     stages: LossNormalizers | None = None
     candidates: Any = None
-    auxiliary: LossNormalizers | None = None
 
 
 @META_ARCH_REGISTRY.register()
@@ -56,7 +53,6 @@ class SparseRCNN(SparseDetector):
         head: Cascade,
         matcher: Matcher,
         criterion: SetCriterion,
-        auxiliary: RouteLosses | None = None,
         **shared: Any,
     ) -> None:
         """Assemble the detector.
@@ -66,7 +62,6 @@ class SparseRCNN(SparseDetector):
             head: levels and `Proposals` to `Predictions`.
             matcher: `Predictions` and `Targets` to an assignment (Q, B, P).
             criterion: `Predictions`, `Targets` and assignment to a dictionary of losses.
-            auxiliary: matching and losses of the auxiliary route; None without one.
             **shared: see `SparseDetector`.
         """
         super().__init__(**shared)
@@ -74,7 +69,6 @@ class SparseRCNN(SparseDetector):
         self.head = head
         self.matcher = matcher
         self.criterion = criterion
-        self.auxiliary = auxiliary
         _use_official_keys(self)
 
     @classmethod
@@ -86,7 +80,6 @@ class SparseRCNN(SparseDetector):
             "head": DynamicHead(cfg),
             "matcher": build_matcher(cfg),
             "criterion": SetCriterion(cfg),
-            "auxiliary": build_route_losses(cfg),
         }
 
     @classmethod
@@ -128,7 +121,7 @@ class SparseRCNN(SparseDetector):
     def losses(
         self, predictions: Predictions, targets: Targets, normalizers: Any
     ) -> dict[str, Tensor]:
-        """Compute the weighted losses by name; those of the auxiliary route end with ``_aux``.
+        """Compute the weighted losses by name.
 
         Args:
             predictions: of all stages; with candidates, these have the losses of their source.
@@ -140,8 +133,6 @@ class SparseRCNN(SparseDetector):
         losses: dict[str, Tensor] = self.criterion(
             predictions, targets, assignment, divisors.stages
         )
-        if self.auxiliary is not None and predictions.auxiliary is not None:
-            losses |= self.auxiliary(predictions.auxiliary, targets, divisors.auxiliary)
         if predictions.candidates is not None:
             losses |= self.proposals.losses(predictions.candidates, targets, divisors.candidates)
         return losses
@@ -153,24 +144,19 @@ class SparseRCNN(SparseDetector):
         If losses are divided by positives, every part must be matched beforehand, which takes a
         second forward pass; without DLA the ground truth is enough.
         """
-        route = self.auxiliary if training_context().recollect else None
-        criteria = [self.criterion, *([] if route is None else [route.criterion])]
-        only_targets = all(criterion.counts_targets_only for criterion in criteria)
-        of_stages, of_route, targets = [], [], []
+        criterion = self.criterion
+        counts, targets = [], []
         with preserve_bn_stats(self):
             for inputs in parts:
                 sizes = [x["instances"].image_size for x in inputs]
                 targets.append(Targets.from_inputs(inputs, size_tensor(sizes, self.device)))
-                predictions = None if only_targets else self.raw_predictions(inputs)[0]
-                of_stages.append(_count(self.matcher, self.criterion, predictions, targets[-1]))
-                if route is not None:
-                    predictions = predictions and predictions.auxiliary
-                    counted = _count(route.matcher, route.criterion, predictions, targets[-1])
-                    of_route.append(counted)
+                assignment = None
+                if not criterion.counts_targets_only:
+                    predictions, _ = self.raw_predictions(inputs)
+                    assignment = self.matcher(predictions, targets[-1])
+                counts.append(criterion.count(targets[-1], assignment))
         return CascadeNormalizers(
-            self.criterion.normalizers(of_stages),
-            self.proposals.loss_normalizers(targets),
-            None if route is None else route.criterion.normalizers(of_route),
+            criterion.normalizers(counts), self.proposals.loss_normalizers(targets)
         )
 
     def predict(
@@ -203,15 +189,6 @@ class SparseRCNN(SparseDetector):
 @META_ARCH_REGISTRY.register()
 class DynamicSparseRCNN(SparseRCNN):
     """`SparseRCNN` under the name of arXiv 2205.02101; its configs enable DLA and DPG."""
-
-
-def _count(
-    matcher: Matcher, criterion: SetCriterion, predictions: Predictions | None, targets: Targets
-) -> LossNormalizers:
-    """Count what a part of a batch adds to the normalizers of a route, matched only if needed."""
-    if predictions is None or criterion.counts_targets_only:
-        return criterion.count(targets)
-    return criterion.count(targets, matcher(predictions, targets))
 
 
 # Official checkpoints have the learned proposals at the top level, and what DPG adds is stored
