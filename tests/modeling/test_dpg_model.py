@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import batch
+from conftest import batch, tiny_cfg
 from detectors import (
     DPG,
     SIZES,
@@ -20,6 +20,7 @@ from detectors import (
 )
 from detectron2.utils.events import EventStorage
 
+from dsrcnn.config import check_config
 from dsrcnn.errors import ConfigError
 from dsrcnn.modeling import DynamicSparseRCNN
 from dsrcnn.modeling.proposals import (
@@ -159,6 +160,15 @@ def test_losses_train_experts_and_network_with_every_norm(norm):
     train_step(model, INPUTS)
     for name, parameter in model.proposals.named_parameters():
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_group_norms_of_the_staircase_need_channels_of_whole_groups():
+    width = [*options("HIDDEN_DIM", 48, "NHEADS", 4), "MODEL.FPN.OUT_CHANNELS", 48]
+    cfg = tiny_cfg(*enable("DPG", "NORM", "GN"), *width)
+    with pytest.raises(ConfigError, match="HIDDEN_DIM is 48, but GN needs a multiple of 32"):
+        check_config(cfg)
+    cfg.MODEL.SparseRCNN.DPG.NORM = "BN"
+    check_config(cfg)
 
 
 def test_images_of_equal_padded_size_have_the_same_proposals_alone_and_in_a_batch():
