@@ -27,9 +27,10 @@ _EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    parser.usage = "%(prog)s [FOLDER] [options] [KEY VALUE ...]"
     text = "in COCO, Pascal VOC or YOLO layout (default: DATASETS.CUSTOM.FOLDER)"
     parser.add_argument("folder", nargs="?", type=Path, help=text)
-    text = "config of the training, a YAML file or a shipped name: its sizes, splits and classes"
+    text = "config of the training, a YAML file or a shipped name, which KEY VALUE pairs change"
     parser.add_argument("--config-file", metavar="FILE", help=text)
     parser.add_argument("--splits", nargs="+", help="splits to check (default: all)")
     text = "also draw a sheet of images to this file"

@@ -153,9 +153,12 @@ def _explain(cfg: CfgNode, text: str, path: Path) -> str:
         return f"{where} cannot be used: {text}"
     key = text.rsplit(_UNKNOWN, 1)[-1].strip()
     close = difflib.get_close_matches(key, list(config_keys(cfg)), n=3, cutoff=0.6)
-    return f"Unknown config key {key!r} (in {where})." + (
-        f" Did you mean {', '.join(close)}?" if close else ""
-    )
+    text = f"Unknown config key {key!r} (in {where})."
+    if close:
+        text += f" Did you mean {', '.join(close)}?"
+    if path.name == "config.yaml":  # of a run
+        text += " If it is a key of an earlier version, delete its line; CHANGELOG.md names these."
+    return text
 
 
 def _explain_type(cfg: CfgNode, text: str, path: Path) -> str:
