@@ -9,14 +9,14 @@ from detectron2.modeling import build_model
 from dsrcnn.analysis.recollection import best_stage, match_objects, route_dots, route_line
 from dsrcnn.modeling.decoder.sqr import recollection_windows, routes_of
 
-SQR = ["MODEL.SparseRCNN.SQR.ENABLED", True]
+DROPOUT = ["MODEL.SparseRCNN.DROPOUT", 0.5]
+SQR = ["MODEL.SparseRCNN.SQR.ENABLED", True, *DROPOUT]
 
 
-@pytest.mark.parametrize("opts", [[], SQR, ["MODEL.META_ARCHITECTURE", "AdaMixer"]])
+@pytest.mark.parametrize("opts", [DROPOUT, SQR, ["MODEL.META_ARCHITECTURE", "AdaMixer"]])
 @torch.no_grad()
 def test_predictions_of_all_stages_end_with_those_of_inference(opts):
-    stages = ["MODEL.SparseRCNN.NUM_HEADS", 3, "MODEL.SparseRCNN.DROPOUT", 0.5]
-    model = build_model(tiny_cfg(*stages, *opts)).eval()
+    model = build_model(tiny_cfg("MODEL.SparseRCNN.NUM_HEADS", 3, *opts)).eval()
     inputs = batch([(64, 96)], [2])
     last, _ = model.raw_predictions(inputs)
     predictions, _ = model.raw_predictions(inputs, all_stages=True)
