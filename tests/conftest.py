@@ -12,7 +12,7 @@ import dsrcnn  # patches Detectron2 before anything else imports it
 import json
 import logging
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -27,6 +27,7 @@ from PIL import Image
 
 from dsrcnn.config import load_cfg, read_cfg
 from dsrcnn.engine.trainer import Trainer
+from dsrcnn.errors import DsrcnnError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -74,6 +75,16 @@ def clean_catalogs():
     for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
         for name in set(catalog.list()) - names:
             catalog.pop(name)
+
+
+def message_of(call: Callable[[], object]) -> str:
+    """Return the message of an error of this package: one line that does not contain itself."""
+    with pytest.raises(DsrcnnError) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.count("Weights '") <= 1
+    return text
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:

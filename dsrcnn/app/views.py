@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
-import cv2
 import numpy as np
 from detectron2.config import CfgNode
 
 from ..analysis.assignment import Assignments, compare_assignments
-from ..analysis.images import require_architecture, training_images
+from ..analysis.images import require_architecture, shrunk, training_images
 from ..data.images import read_image
 from ..errors import DataError
 from ..inference import Detector, Result
@@ -73,16 +72,8 @@ def show(result: Result, threshold: float, stage: int) -> Shown:
     summary = f"{len(part)} detections in {width} x {height} pixels"
     if counts:
         summary += f": {', '.join(counts)}"
-    return Shown(_displayable(np.asarray(part.plot())), rows, summary)
-
-
-def _displayable(picture: np.ndarray) -> np.ndarray:
-    """Shrink a picture that browsers do not show."""
-    scale = _MOST / max(picture.shape[:2])
-    if scale >= 1:
-        return picture
-    width, height = (max(round(scale * side), 1) for side in picture.shape[1::-1])
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    picture, _ = shrunk(np.asarray(part.plot()), _MOST)
+    return Shown(picture, rows, summary)
 
 
 class AssignmentView:

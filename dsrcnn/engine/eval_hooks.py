@@ -89,7 +89,7 @@ class BestModel:
             patience=node.PATIENCE,
             checkpointer=checkpointer,
             weights=weights,
-            data=functools.cache(functools.partial(data_fingerprint, own)),
+            data=functools.partial(data_fingerprint, own),
         )
 
     def update(self, results: dict[str, float], iteration: int) -> None:

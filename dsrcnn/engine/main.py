@@ -223,7 +223,7 @@ def launch(args: argparse.Namespace) -> int:
 
 def _main(args: argparse.Namespace) -> None:
     """Train or evaluate; runs in every process."""
-    advice = "before training or prediction began. Use fewer images at once or a smaller model."
+    advice = "outside of training and evaluation. Use another MODEL.DEVICE or a smaller model."
     with plain_system_errors("A file cannot be read or written"), explain_memory(lambda: advice):
         if args.eval_only:
             cfg = setup_run(args.config_file, args.opts, resume=args.resume, eval_only=True)

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..config.validate import architecture_of
-from ..errors import OutOfMemoryError
+from ..errors import DsrcnnError, OutOfMemoryError
 from ..modeling import SparseRCNN
 
 # What torch and the libraries below it raise as a plain RuntimeError.
@@ -53,7 +53,7 @@ def explain_memory(explain: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except OutOfMemoryError:
+    except DsrcnnError:  # explained already
         raise
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

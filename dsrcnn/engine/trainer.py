@@ -251,7 +251,10 @@ class Trainer(DefaultTrainer):
         """Train, and save the state if something ends it; return the number of iterations done."""
         done = max(self.start_iter, self.max_iter)
         try:
-            with explain_dead_workers(), explain_memory(lambda: f"at iteration {self.iter}."):
+            with (
+                explain_dead_workers(),
+                explain_memory(lambda: f"at iteration {self.iter}. Use smaller images."),
+            ):
                 super().train()
         except TrainingInterrupted as stop:
             raise self._interrupted(stop) from None
