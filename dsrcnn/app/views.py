@@ -14,7 +14,7 @@ from ..data.images import read_image
 from ..errors import DataError
 from ..inference import Detector, Result
 from ..inference.saving import open_video, write_frame
-from ..inference.sources import is_video, video_info
+from ..inference.videos import is_live, is_video, video_info
 from ..modeling import SparseRCNN
 from ..modeling.meta_arch.base import SparseDetector
 
@@ -135,7 +135,7 @@ def detect_video(
     Raises:
         DataError: if the video cannot be read or written.
     """
-    if not is_video(path):
+    if not is_video(path) or is_live(path):
         raise DataError(f"{Path(path).name} is no video that can be read; upload an MP4 or WebM.")
     info = video_info(path)
     writer = open_video(output, info.fps, (info.width, info.height))

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     missing = f"; {parity.missing} are missing or added" if parity.missing else ""
     print(
         f"Compared on {export.images}: {parity.detections} detections differ by at most "
-        f"{parity.pixels:.2g} pixels and {parity.score:.2g} in score{missing}."
+        f"{parity.pixels:.2g} pixels of the network input and {parity.score:.2g} in "
+        f"score{missing}."
     )
     ratio = export.model_seconds / export.seconds
     print(

@@ -26,8 +26,9 @@ from ..inference.saving import (
     build_writers,
     check_kinds,
 )
-from ..inference.sources import is_video, source_files, video_info
+from ..inference.sources import source_files
 from ..inference.targets import check_targets, prepare_output, without_earlier
+from ..inference.videos import is_live, is_video, video_info
 from .options import (
     add_detector_arguments,
     fraction,
@@ -43,7 +44,7 @@ _USAGE = "%(prog)s SOURCE ... --model MODEL [options] [KEY VALUE ...]"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.usage = _USAGE
-    text = "image, folder, pattern such as 'photos/*.jpg', video, or the number of a camera"
+    text = "image, folder, pattern such as 'photos/*.jpg', video, camera by number, or rtsp://..."
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help=text)
     add_detector_arguments(parser, more=", or an exported ONNX file")
     text = "folder to write to (default: RUN/detections, or detections)"
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tile", type=positive_int, metavar="N", help=text)
     text = "overlap of tiles, as a fraction of their side (default: 0.2)"
     parser.add_argument("--overlap", type=fraction, default=0.2, metavar="X", help=text)
-    text = "detections per image (default: TEST.DETECTIONS_PER_IMAGE)"
+    text = "detections per image (default: TEST.DETECTIONS_PER_IMAGE; of each tile with --tile)"
     parser.add_argument("--max-detections", type=positive_int, metavar="N", help=text)
     parser.add_argument("--tta", action="store_true", help="test-time augmentation; slower")
     parser.add_argument("--show", action="store_true", help="show pictures in a window; q ends")
@@ -184,7 +185,7 @@ class _Job:
         """Number of images, as far as it is known without reading them; None for cameras."""
         total = 0
         for source in self.sources:
-            if isinstance(source, int):
+            if isinstance(source, int) or is_live(source):
                 return None
             if is_video(source):
                 with suppress(DataError):  # reported when it is read

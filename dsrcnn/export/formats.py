@@ -72,10 +72,12 @@ class Format(ABC):
     Attributes:
         suffix: of its files.
         dynamic_batch: whether files can take any number of images.
+        needs_torchvision: whether deformable convolutions are operators of torchvision in it.
     """
 
     suffix: ClassVar[str]
     dynamic_batch: ClassVar[bool] = True
+    needs_torchvision: ClassVar[bool] = True
 
     def check(self) -> None:
         """Raise a `MissingPackageError` if a package is missing or too old."""
@@ -87,7 +89,7 @@ class Format(ABC):
 
     @abstractmethod
     def open(self, path: Path) -> Session:
-        """Open an exported file."""
+        """Open an exported file, to compare it with the model."""
 
 
 class TorchExport(Format):
@@ -147,6 +149,7 @@ class Onnx(Format):
     """ONNX, for onnxruntime, OpenVINO, TensorRT and others."""
 
     suffix = ".onnx"
+    needs_torchvision = False
 
     def check(self) -> None:
         """Look for the packages that torch's exporter needs, for onnxruntime and a recent torch."""
@@ -156,7 +159,7 @@ class Onnx(Format):
                 f"{torch.__version__}. Install it, pip install --upgrade torch torchvision, or "
                 "export to torch-export or torchscript."
             )
-        for name in ("onnx", "onnxscript", "onnxruntime"):
+        for name in ("onnx", "onnxscript", "onnx_ir", "onnxruntime"):
             _import(name)
 
     def write(self, program: Program, info: ModelInfo, path: Path) -> None:
@@ -165,7 +168,7 @@ class Onnx(Format):
         # Half precision comes afterwards: the exporter does not know autocast.
         layers = program.half_layers(example) if info.half else set[str]()
         program.half_precision = False
-        opset = _DEFORMABLE_OPSET if _has_deformable(program) else _OPSET
+        opset = _DEFORMABLE_OPSET if has_deformable(program) else _OPSET
         with _quiet(), torch.no_grad():
             exported = torch.onnx.export(
                 program,
@@ -188,7 +191,7 @@ class Onnx(Format):
 
     def open(self, path: Path) -> Session:
         """Open a file on all cores of the CPU, or on the GPU of onnxruntime-gpu."""
-        return OnnxSession(path)
+        return OnnxSession(path, use_gpu=False)  # on a GPU its convolutions would be TF32
 
 
 FORMATS: dict[str, Format] = {
@@ -213,11 +216,12 @@ class OnnxSession(Session):
         on_gpu: whether it runs on a GPU.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, use_gpu: bool = True) -> None:
         """Open a file on the GPU of onnxruntime-gpu, or on all cores of the CPU.
 
         Args:
             path: of the file.
+            use_gpu: where there is one.
 
         Raises:
             MissingPackageError: if onnxruntime is not installed.
@@ -231,7 +235,7 @@ class OnnxSession(Session):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         available = runtime.get_available_providers()
         names = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        providers = [name for name in names if name in available]
+        providers = [name for name in names[not use_gpu :] if name in available]
         if not path.is_file():
             raise ExportError(f"{path} does not exist. Correct the path.")
         try:
@@ -265,7 +269,8 @@ def _example(program: Program, info: ModelInfo) -> Tensor:
     return torch.zeros((count, height, width, 3), dtype=torch.uint8, device=device)
 
 
-def _has_deformable(program: Program) -> bool:
+def has_deformable(program: Program) -> bool:
+    """Whether a program has deformable convolutions."""
     layers = (DeformConv, ModulatedDeformConv, OurDeformConv)
     return any(isinstance(module, layers) for module in program.modules())
 

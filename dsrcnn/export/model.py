@@ -1,16 +1,19 @@
 """Export of a trained model to a file that needs none of its code."""
 
 import copy
+import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN
 from torch import nn
@@ -20,13 +23,14 @@ from ..errors import ConfigError, DsrcnnError, ExportError, plain_system_errors
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
 from ..utils.files import prepare_folder
 from ..version import __version__
-from .formats import FORMATS, LARGEST, Format, Session
+from .formats import FORMATS, LARGEST, Format, Session, has_deformable
 from .info import ModelInfo
 from .parity import FLOAT16, FLOAT32, Detections, Parity, compare
 from .program import DetectionProgram, Program
 from .resize import check_resizing
 from .two_stage import TwoStageProgram
 
+_LOGGER = logging.getLogger(__name__)
 _REPEATS = 5  # of timings; their median counts
 
 
@@ -132,6 +136,11 @@ def export_model(
         seconds = _median(lambda: session.run(images[0][None]))
         with part.open("rb") as content:
             write_atomically(target, lambda file: shutil.copyfileobj(content, file))
+    if kind.needs_torchvision and has_deformable(program):
+        _LOGGER.warning(
+            "%s has deformable convolutions of torchvision: import torchvision before it is "
+            "loaded, or link libtorchvision in C++.", target,
+        )  # fmt: skip
     text = f"{len(images)} image{'s' * (len(images) > 1)} {images_name}".strip()
     return Export(target, info, text, parity, seconds, model_seconds)
 
@@ -200,17 +209,46 @@ def _program(
 def _compare(
     reference: Callable[[np.ndarray], Detections], session: Session, images: Sequence[np.ndarray]
 ) -> Parity:
-    """Compare images one by one, and a batch of two if the file takes batches."""
+    """Compare images one by one, and a batch of two if the file takes batches.
+
+    Boxes are compared in pixels of the network input: the same difference of the network is many
+    pixels of a large image, and few of a small one.
+    """
     batches = [image[None] for image in images]
     if session.info.dynamic_batch:
         batches.append(np.stack([images[0], images[0][:, ::-1]]))
     expected: list[Detections] = []
     actual: list[Detections] = []
-    for batch in batches:
-        for image in batch:
-            expected.append(reference(image))
-        actual += session.run(batch)
+    with _exact_float32():
+        for batch in batches:
+            scale = _scale(batch[0], session.info)
+            expected += [_scaled(reference(image), scale) for image in batch]
+            actual += [_scaled(detections, scale) for detections in session.run(batch)]
     return compare(expected, actual, FLOAT16 if session.info.half else FLOAT32)
+
+
+def _scale(image: np.ndarray, info: ModelInfo) -> float:
+    """Pixels of the network input per pixel of an image."""
+    return min(info.height / image.shape[0], info.width / image.shape[1])
+
+
+def _scaled(detections: Detections, scale: float) -> Detections:
+    boxes, scores, labels = detections
+    return boxes * scale, scores, labels
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Turn off TF32, with which a GPU rounds the inputs of convolutions to 11 bits."""
+    convolutions = torch.backends.cudnn.allow_tf32
+    products = torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 def _median(function: Callable[[], object]) -> float:

@@ -81,6 +81,12 @@ def load(
                 f"The model {path!r} is an exported one; write dsrcnn.load_exported(...) or "
                 "dsrcnn predict --model."
             )
+        elif path.endswith((".pt2", ".torchscript")):
+            raise ConfigError(
+                f"The model {path!r} is an exported one, which torch loads without dsrcnn "
+                "(docs/EXPORT.md). Give the run folder or weight file that it was made of, or an "
+                "ONNX file to dsrcnn.load_exported(...)."
+            )
         elif path.endswith(_WEIGHT_FILES):
             if weights is not None or "MODEL.WEIGHTS" in opts:
                 raise ConfigError(

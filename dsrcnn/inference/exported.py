@@ -68,9 +68,6 @@ class ExportedDetector(Predictor):
     def _default_batch(self) -> int:
         return super()._default_batch() if self.info.dynamic_batch else 1
 
-    def _most_detections(self) -> int:
-        return self.info.detections
-
     def _prepare(self, frame: Frame, settings: Settings) -> Prepared:
         image = frame.image
         assert image is not None

@@ -44,9 +44,6 @@ class ModelPredictor(Predictor):
                 "opts=['TEST.DETECTIONS_PER_IMAGE', ...]."
             )
 
-    def _most_detections(self) -> int:
-        return int(self.cfg.TEST.DETECTIONS_PER_IMAGE)
-
     def _prepare(self, frame: Frame, settings: Settings) -> Prepared:
         """Resize an image as evaluation does."""
         image = frame.image

@@ -16,7 +16,7 @@ from ..data.images import allow_large_images
 from ..errors import ConfigError, DataError
 from .batching import map_ahead, map_batches
 from .results import Result, StageDetections
-from .sources import Frame, Reader, is_single, readers
+from .sources import Frame, Reader, has_live, is_single, readers
 from .tiling import make_tiles, merge_tiles
 
 _LOGGER = logging.getLogger(__name__)
@@ -106,10 +106,6 @@ class Predictor(ABC):
     ) -> list[tuple[Arrays, list[Arrays] | None]]:
         """Run the model; returns the detections of each image, and those of its stages."""
 
-    @abstractmethod
-    def _most_detections(self) -> int:
-        """Return the limit of detections per image; negative for none."""
-
     def _default_batch(self) -> int:
         return 1 if self.on_cpu else 4
 
@@ -134,7 +130,8 @@ class Predictor(ABC):
 
         Args:
             source: see `readers`: a path of an image or video, a pattern, a folder, a PIL image, an
-                array, a tensor, the number of a camera, or an iterable of any of them.
+                array, a tensor, the number of a camera, the address of a stream, or an iterable of
+                any of them.
             threshold: least score.
             batch: images at once; None for 4, and 1 on a CPU, where images run side by side. Only
                 images of equal padded size share a batch, so results do not depend on it.
@@ -144,7 +141,8 @@ class Predictor(ABC):
                 tiles, images of up to 2**30 pixels are read, from then on in the whole process.
             overlap: of neighboring tiles, as a fraction of their side.
             tta: test-time augmentation (``TEST.AUG``); much slower.
-            max_detections: of an image; None for ``TEST.DETECTIONS_PER_IMAGE``.
+            max_detections: of an image; None for ``TEST.DETECTIONS_PER_IMAGE``, or with tiles for
+                that many in each tile.
             stages: also return the detections of every stage of a cascade.
             bgr: channel order of arrays.
             stream: return an iterator, for videos, cameras and more images than fit into memory.
@@ -167,8 +165,10 @@ class Predictor(ABC):
             allow_large_images()
         if stream:
             return self._stream(source, settings)
-        if isinstance(source, int) and not isinstance(source, bool):
-            raise ConfigError("A camera has no end; write stream=True and stop the loop yourself.")
+        if has_live(source):
+            raise ConfigError(
+                "A camera or stream has no end; write stream=True and stop the loop yourself."
+            )
         results = list(self._stream(source, settings))
         return results[0] if is_single(source) else results
 
@@ -189,7 +189,7 @@ class Predictor(ABC):
         """Predict images in order; skip and report those that cannot be read."""
         prepare = self._prepare_whole if settings.tile is None else self._read
         count = 0
-        is_camera = isinstance(source, int)
+        is_camera = has_live(source)
         if is_camera:  # what it shows now, not seconds ago
             settings, ahead = settings._replace(batch=1), 1
         else:
@@ -300,8 +300,7 @@ class Predictor(ABC):
         parts = list(self._predict_whole(keyed, settings, threads))
         arrays = [(part.boxes, part.scores, part.labels) for part in parts]
         boxes, scores, labels = merge_tiles(tiles, arrays, (height, width))
-        most = settings.max_detections or self._most_detections()
-        kept = slice(most if most >= 0 else None)
+        kept = slice(settings.max_detections)  # None: each tile has the limit of the model
         whole = lightened(whole)
         return self._result(whole, (boxes[kept], scores[kept], labels[kept]), settings)
 
@@ -322,6 +321,7 @@ class Predictor(ABC):
             size=(item.record["height"], item.record["width"]),
             path=frame.path,
             frame=frame.number,
+            seconds=frame.seconds,
             stages=stages,
             _image=image,
         )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import supervision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no truth value
 class StageDetections:
     """Detections of one stage of a cascade: boxes (K, 4), scores and labels (K,)."""
 
@@ -27,7 +27,7 @@ class StageDetections:
     labels: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no truth value
 class Result:
     """Detections of an image, best first.
 
@@ -39,6 +39,7 @@ class Result:
         size: height and width of the image in pixels.
         path: file of the image or video; None for an image in memory or a camera.
         frame: number of the frame in a video or camera, from 0; None for other images.
+        seconds: since the first frame of a camera or stream; None for others.
         stages: detections of every stage of a cascade, if they were asked for.
     """
 
@@ -49,6 +50,7 @@ class Result:
     size: tuple[int, int]
     path: str | None = None
     frame: int | None = None
+    seconds: float | None = None
     stages: list[StageDetections] | None = None
     _image: np.ndarray | None = field(default=None, repr=False)
 

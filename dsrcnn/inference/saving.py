@@ -13,8 +13,8 @@ import numpy as np
 from ..engine.weight_io import write_atomically
 from ..errors import ConfigError, DataError
 from .results import Result
-from .sources import video_info
 from .targets import PICTURES, Names, identity_of, mark_of, video_path
+from .videos import video_info
 
 KINDS = ("pictures", "video", "coco", "csv")
 _CODECS = {".mp4": "mp4v", ".webm": "VP80"}
@@ -106,14 +106,23 @@ def _source(result: Result) -> str | None:
     return result.path if result.path or result.frame is None else "camera"
 
 
+_LIVE_FPS = 25.0
+
+
 class VideoWriter:
-    """Draws the frames of every video or camera into an MP4 file."""
+    """Draws the frames of every video or camera into an MP4 file.
+
+    A camera gives frames when the model is ready for one, so its frames are repeated until the
+    next, and the file plays as fast as things happened.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._names, self._files = Names(), list[Path]()
         self._source: str | None = None
         self._video: cv2.VideoWriter | None = None
+        self._picture: np.ndarray | None = None  # of a camera, the last one
+        self._count = 0  # of frames in the file
 
     def write(self, result: Result) -> None:
         """Draw one frame; the first of another video begins another file."""
@@ -123,21 +132,34 @@ class VideoWriter:
         if source != self._source:
             self._source = source
             self._open(source, result)
-        if self._video is not None:  # the first frame reported the fault of a file
+        if self._video is None:  # the first frame reported the fault of a file
+            return
+        if result.seconds is None:
             write_frame(self._video, result)
+            return
+        self._repeat(round(result.seconds * _LIVE_FPS))
+        self._picture = _drawn(result)
+
+    def _repeat(self, count: int) -> None:
+        """Write the last picture of a camera until the file has that many frames."""
+        assert self._video is not None
+        while self._picture is not None and self._count < count:
+            self._video.write(self._picture)
+            self._count += 1
 
     def _open(self, source: str, result: Result) -> None:
         self._release()
         path = video_path(self.folder, self._names(source))
-        fps = video_info(source).fps if result.path else 25.0
+        fps = video_info(source).fps if result.seconds is None else _LIVE_FPS
         height, width = result.size
         self._video = open_video(path, fps, (width, height))
         self._files.append(path)
 
     def _release(self) -> None:
         if self._video is not None:
+            self._repeat(self._count + 1)  # the last picture
             self._video.release()
-            self._video = None
+        self._video, self._picture, self._count = None, None, 0
 
     def close(self) -> list[Path]:
         """Finish the last video."""
@@ -165,7 +187,12 @@ def open_video(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWriter
 
 def write_frame(video: cv2.VideoWriter, result: Result) -> None:
     """Draw a result into a video."""
-    video.write(np.ascontiguousarray(np.asarray(result.plot())[..., ::-1]))
+    video.write(_drawn(result))
+
+
+def _drawn(result: Result) -> np.ndarray:
+    """Draw a result as OpenCV writes it, (H, W, 3) BGR."""
+    return np.ascontiguousarray(np.asarray(result.plot())[..., ::-1])
 
 
 class CocoWriter:
@@ -236,7 +263,7 @@ class ResultsWriter:
         self._images: dict[str, list[tuple[tuple[str, ...], Any]]] = {}  # by the last part
         for name, number in images.items():
             for spelled in dict.fromkeys((name, name.replace("\\", "/"))):  # as on Windows
-                parts = Path(os.path.normpath(spelled)).parts
+                parts = Path(os.path.normpath(spelled)).parts or ("",)
                 self._images.setdefault(parts[-1], []).append((parts, number))
         self._ids = [categories[name] for name in classes]
         self._results: list[dict[str, Any]] = []

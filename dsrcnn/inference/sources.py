@@ -1,28 +1,23 @@
 """Images to predict: files, folders, patterns, images in memory, videos and cameras."""
 
 import glob
-import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 
 from ..data.images import pixels_of, read_image
 from ..errors import DataError
-from .batching import iterate_ahead
-
-_LOGGER = logging.getLogger(__name__)
+from .videos import VideoFrame, decode, is_live, is_video, latest
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2",
 )  # fmt: skip
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 _EXPECTED = (
     "a path, a pattern, a folder, a PIL image, an array (H, W, 3), a tensor (3, H, W), the number "
     "of a camera, or a list of them"
@@ -36,11 +31,13 @@ class Frame(NamedTuple):
         image: (H, W, 3) uint8 RGB; None for a large file that need not be kept.
         path: file of the image or video; None for an image in memory or a camera.
         number: of the frame in a video or camera, from 0; None for other images.
+        seconds: since the first frame of a camera or stream; None for others.
     """
 
     image: np.ndarray | None
     path: str | None = None
     number: int | None = None
+    seconds: float | None = None
 
 
 Reader = Callable[[], Frame]  # reads an image, maybe in another thread; may raise a `DataError`
@@ -56,32 +53,34 @@ def is_single(source: Any) -> bool:
     return isinstance(source, Image.Image)
 
 
-def is_video(path: str) -> bool:
-    """Whether a path or address is that of a video, by its ending or protocol."""
-    return path.lower().endswith(VIDEO_SUFFIXES) or path.startswith(("rtsp://", "rtmp://"))
+def has_live(source: Any) -> bool:
+    """Whether a source is, or a list of sources has, a camera or stream, which has no end."""
+    parts = source if isinstance(source, (list, tuple)) else [source]
+    return any(is_live(part) for part in parts)
 
 
 def readers(source: Any, *, bgr: bool = False) -> Iterator[Reader]:
     """List the images of a source, in order, as functions that read them.
 
-    Frames of videos and cameras are decoded by this iterator, one after the other.
+    Frames of videos and cameras are decoded by this iterator, one after the other. Of a camera or
+    stream it takes the newest one when it is asked.
 
     Args:
         source: a path of an image or video, a pattern such as ``photos/*.jpg``, a folder (all
             images in it and below, sorted), a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of
-            uint8, a tensor (3, H, W) of uint8 or of floats in 0..1, the number of a camera, or an
-            iterable of any of them.
+            uint8, a tensor (3, H, W) of uint8 or of floats in 0..1, the number of a camera, the
+            address of a stream (``rtsp://...``), or an iterable of any of them.
         bgr: channel order of arrays.
 
     Raises:
         DataError: for a source of another type, or one that has no images.
     """
-    if isinstance(source, (str, os.PathLike)):
+    if is_live(source):
+        yield from _frames(latest(source), source)
+    elif isinstance(source, (str, os.PathLike)):
         yield from _readers_of_path(os.fspath(source))
     elif isinstance(source, (bool, float, bytes, dict)) or source is None:
         raise DataError(f"The source is {source!r}; give {_EXPECTED}.")
-    elif isinstance(source, int):
-        yield from _frames(source)
     elif isinstance(source, (Image.Image, np.ndarray, torch.Tensor)):
         if not isinstance(source, Image.Image) and source.ndim == 4:
             for image in source:
@@ -118,7 +117,7 @@ def _readers_of_path(path: str) -> Iterator[Reader]:
             except DataError as error:  # the others are predicted
                 yield _failing(error)
     elif is_video(path):
-        yield from _frames(path)
+        yield from _frames(decode(path), path)
     else:
         yield _reader_of_file(path)
 
@@ -135,9 +134,16 @@ def source_files(path: str) -> list[str]:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Image files in a folder and below, links followed, sorted, without hidden ones."""
+    """Image files in a folder and below, links followed, sorted, without hidden ones.
+
+    Folders that cannot be listed are among them, so that they are reported when they are read.
+    """
     found, visited = list[str](), set[tuple[int, int]]()
-    for place, folders, names in os.walk(folder, followlinks=True):
+
+    def add_unreadable(error: OSError) -> None:
+        found.append(str(error.filename))
+
+    for place, folders, names in os.walk(folder, onerror=add_unreadable, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in visited:  # a link to a folder that is read already
             folders.clear()
@@ -235,80 +241,16 @@ def _pixels_of_tensor(image: torch.Tensor) -> np.ndarray:
     return image.detach().cpu().numpy()
 
 
-class VideoInfo(NamedTuple):
-    """Size of a video.
-
-    Attributes:
-        frames: by the file's header, 0 if unknown.
-        fps: frames per second.
-    """
-
-    width: int
-    height: int
-    frames: int
-    fps: float
-
-
-def video_info(path: str | int) -> VideoInfo:
-    """Read the header of a video, or ask a camera.
-
-    Raises:
-        DataError: if it cannot be opened.
-    """
-    capture = _open(path)
-    try:
-        keys = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_COUNT)
-        width, height, frames = (int(capture.get(key)) for key in keys)
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        return VideoInfo(width, height, max(frames, 0), fps if 0 < fps < 1000 else 25.0)
-    finally:
-        capture.release()
-
-
-def _open(path: str | int) -> cv2.VideoCapture:
-    if isinstance(path, str) and "://" not in path and not os.path.isfile(path):
-        raise DataError(f"Video {path} does not exist. Correct the path.")
-    # OpenCV prints a warning of its own for every absent camera.
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        capture = cv2.VideoCapture(path)
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-    if not capture.isOpened():
-        capture.release()
-        if isinstance(path, int):
-            raise DataError(f"Camera {path} cannot be opened. Check its number and permissions.")
-        raise DataError(f"Video {path} cannot be opened; the file is damaged or no video.")
-    return capture
-
-
-def _decode(path: str | int) -> Generator[np.ndarray, None, None]:
-    """Decode frames (H, W, 3) RGB."""
-    capture = _open(path)
-    try:
-        while True:
-            complete, image = capture.read()
-            if not complete:
-                return
-            yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    finally:
-        capture.release()
-
-
-def _frames(path: str | int) -> Iterator[Reader]:
-    """Decode a video or camera frame by frame; a file that is cut short ends with a warning."""
-    expected = video_info(path).frames if isinstance(path, str) else 0
-    number = 0
-    images = _decode(path)
-    # Files are decoded while the model runs; a camera shows what is there when it is asked.
-    stream = iterate_ahead(images, ahead=4) if isinstance(path, str) else images
-    with closing(stream):
-        for image in stream:
-            frame = Frame(image, path if isinstance(path, str) else None, number)
-            yield lambda frame=frame: frame  # type: ignore[misc]
-            number += 1
-    if number == 0:
-        raise DataError(f"Video {path} has no frame that can be decoded.")
-    if number < expected - 1:  # headers may count one too many
-        _LOGGER.warning("Video %s ends after %d of %d frames.", path, number, expected)
+def _frames(images: Generator[VideoFrame, None, None], source: str | int) -> Iterator[Reader]:
+    """Number the frames of a video, camera or stream; a fault is one more reader, which fails."""
+    path = source if isinstance(source, str) else None
+    with closing(images):
+        number = 0
+        try:
+            for number, (image, seconds) in enumerate(images, start=1):
+                frame = Frame(image, path, number - 1, seconds)
+                yield lambda frame=frame: frame  # type: ignore[misc]
+        except DataError as error:
+            if not number:
+                raise
+            yield _failing(error)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..errors import ConfigError, DataError
 from ..utils.files import prepare_folder
-from .sources import is_video, source_files
+from .sources import source_files
+from .videos import is_video
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -347,3 +347,12 @@ def test_an_image_larger_than_the_canvas_gets_boxes_in_its_own_pixels(exported):
     count = min(3, len(small), len(large))
     assert count
     np.testing.assert_allclose(large.boxes[:count] / 10, small.boxes[:count], atol=1)
+
+
+def test_files_with_operators_of_torchvision_say_so(dynamic, photos, tmp_path, monkeypatch, caplog):
+    options = {"size": (64, 96), "images": photos / "a.png"}
+    dynamic.export(tmp_path / "plain.torchscript", "torchscript", **options)
+    assert "torchvision" not in caplog.text
+    monkeypatch.setattr("dsrcnn.export.model.has_deformable", lambda program: True)
+    dynamic.export(tmp_path / "model.torchscript", "torchscript", **options)
+    assert "model.torchscript has deformable convolutions of torchvision: import" in caplog.text

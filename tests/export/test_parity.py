@@ -1,9 +1,13 @@
 """Comparison of detections: what counts as equal, and what the error says."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from dsrcnn.errors import ExportError
+from dsrcnn.export.model import _compare
 from dsrcnn.export.parity import FLOAT16, FLOAT32, Tolerance, compare
 
 BOXES = np.array([[10, 10, 50, 50], [60, 10, 90, 40], [0, 0, 5, 5]], dtype=np.float32)
@@ -77,3 +81,34 @@ def test_a_model_that_detects_nothing_cannot_be_compared():
     nothing = (BOXES[:0], SCORES[:0], LABELS[:0])
     with pytest.raises(ExportError, match="detects nothing"):
         compare([nothing], [nothing], FLOAT32)
+
+
+def test_of_few_detections_half_precision_may_decide_one_otherwise():
+    boxes = np.arange(4)[:, None] * 100 + np.array([[0, 0, 50, 50]], dtype=np.float32)
+    scores, labels = np.linspace(0.9, 0.5, 4), np.zeros(4, dtype=int)
+    one, moved = (boxes, scores, labels), boxes.copy()
+    moved[0] += 30
+    assert compare([one], [(moved, scores, labels)], FLOAT16).missing == 2
+    with pytest.raises(ExportError, match="disagree in 2 of 8"):
+        compare([one], [(moved, scores, labels)], FLOAT32)
+    moved[1] += 30
+    with pytest.raises(ExportError, match="disagree in 4 of 8"):
+        compare([one], [(moved, scores, labels)], FLOAT16)
+
+
+def test_boxes_are_compared_in_pixels_of_the_network_and_without_tf32():
+    seen = []
+
+    def detect(image, shift=0.0):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+        return BOXES + np.float32(shift), SCORES, LABELS
+
+    info = SimpleNamespace(height=64, width=96, half=False, dynamic_batch=False)
+    session = SimpleNamespace(info=info, run=lambda images: [detect(images[0], 0.5)])
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    large = np.zeros((400, 400, 3), np.uint8)  # 0.16 pixels of the network each
+    assert _compare(detect, session, [large]).pixels == pytest.approx(0.5 * 0.16, rel=1e-3)
+    assert set(seen) == {(False, "highest")}
+    assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+    with pytest.raises(ExportError, match=r"0\.1 pixels of the network input"):
+        _compare(detect, session, [large[:100, :100]])

@@ -171,6 +171,8 @@ def test_names_of_the_coco_classes_are_known_to_owners_of_official_weights(tmp_p
     ("no_such_model", None, ConfigError, "Config file 'no_such_model' does not exist"),
     ("coco/sparse_rcnn_R50_100pro_3x", None, ConfigError, "is a config; give weights, too"),
     ("{tmp}", None, ConfigError, "config.yaml does not exist. Give the output folder"),
+    ("model.onnx", None, ConfigError, "is an exported one; write dsrcnn.load_exported"),
+    ("model.pt2", None, ConfigError, "is an exported one, which torch loads without dsrcnn"),
     ("{tmp}/missing.pth", None, WeightsError, "do not exist"),
     ("{tmp}/bare.pth", None, WeightsError, "has weights but no config"),
     ("coco/sparse_rcnn_R50_100pro_3x", "{tmp}/bare.pth", WeightsError, "weights do not fit"),

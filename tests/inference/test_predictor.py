@@ -156,6 +156,14 @@ def test_tiles_of_the_whole_image_change_nothing_and_small_ones_find_more(detect
     assert (np.diff(small.scores) <= 0).all()
 
 
+def test_the_limit_of_detections_is_that_of_a_tile_unless_it_is_given(model_file, photos):
+    detector = dsrcnn.load(model_file, device="cpu", opts=["TEST.DETECTIONS_PER_IMAGE", 5])
+    image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    assert len(detector.predict(image, threshold=0)) == 5
+    assert len(detector.predict(image, threshold=0, tile=100)) > 10
+    assert len(detector.predict(image, threshold=0, tile=100, max_detections=4)) == 4
+
+
 def test_a_large_image_is_predicted_in_tiles_of_the_batch(detector, monkeypatch):
     shapes = []
     run = detector._run
@@ -332,11 +340,6 @@ def test_frames_of_a_video_are_decoded_ahead_and_stay_in_order(detector, tmp_pat
     next(stream)
     stream.close()
     assert threading.active_count() <= before
-
-
-def test_a_camera_needs_a_stream(detector):
-    with pytest.raises(ConfigError, match="A camera has no end; write stream=True"):
-        detector.predict(0)
 
 
 def test_detectors_without_cascade_predict_but_have_no_stages(tmp_path, photos):

@@ -1,15 +1,15 @@
 """Sources of images: kinds, order, formats, and what is refused."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import gray_frames, write_clip
 from PIL import Image
 
 from dsrcnn.errors import DataError
-from dsrcnn.inference.sources import is_single, readers, source_files, to_rgb, video_info
+from dsrcnn.inference.sources import is_single, readers, source_files, to_rgb
 
 
 def frames(source, **options):
@@ -150,45 +150,18 @@ def test_faults_in_a_list_do_not_hide_the_others(photos, tmp_path):
     assert todo[3]().path == str(photos / "c.png")
 
 
-@pytest.fixture
-def video(tmp_path):
-    """Seven frames of growing brightness."""
-    return write_clip(tmp_path / "clip.mkv", gray_frames(range(0, 210, 30)), fps=5)
+def test_a_folder_that_cannot_be_listed_is_reported(photos, monkeypatch):
+    closed, scandir = str(photos / "more"), os.scandir
 
+    def refuse(path):
+        if str(path) == closed:
+            raise PermissionError(13, "Permission denied", closed)
+        return scandir(path)
 
-def test_videos_give_their_frames(video):
-    assert not is_single(video)
-    decoded = frames(video)
-    assert [f.number for f in decoded] == list(range(7))
-    assert decoded[3].path == video
-    for i, frame in enumerate(decoded):
-        assert abs(frame.image.mean() - 30 * i) < 3
-    assert video_info(video) == (64, 48, 7, 5.0)
-
-
-def test_patterns_of_videos_and_folders_named_like_videos_are_read(video, tmp_path):
-    pattern, folder = f"{tmp_path}/*.mkv", tmp_path / "clips.mov"
-    folder.mkdir()
-    Image.new("RGB", (4, 3)).save(folder / "a.png")
-    assert source_files(pattern) == [video]
-    assert [f.number for f in frames(pattern)] == list(range(7))
-    assert source_files(str(folder)) == [f.path for f in frames(folder)] == [f"{folder}/a.png"]
-    assert not is_single("rtsp://host/stream?list=[1]")
-    assert source_files("rtsp://host/stream?list=[1]") == ["rtsp://host/stream?list=[1]"]
-
-
-def test_a_video_that_is_cut_short_gives_what_it_has_with_a_warning(video, caplog):
-    content = Path(video).read_bytes()
-    Path(video).write_bytes(content[: len(content) * 2 // 3])
-    decoded = frames(video)
-    assert 0 < len(decoded) < 7
-    assert f"Video {video} ends after {len(decoded)} of 7 frames." in caplog.text
-
-
-def test_files_that_are_no_videos_and_absent_cameras_are_refused(tmp_path):
-    path = tmp_path / "text.mp4"
-    path.write_text("no video")
-    with pytest.raises(DataError, match=r"text.mp4 cannot be opened; the file is damaged"):
-        frames(path)
-    with pytest.raises(DataError, match="Camera 97 cannot be opened"):
-        frames(97)
+    monkeypatch.setattr(os, "scandir", refuse)
+    todo = list(readers(photos))
+    assert len(todo) == 5
+    for reader in todo[:-1]:
+        reader()
+    with pytest.raises(DataError, match="more"):
+        todo[-1]()

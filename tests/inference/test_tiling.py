@@ -77,10 +77,72 @@ def test_detections_of_one_tile_never_remove_each_other():
     assert merge(parts, []) == parts
 
 
-def test_a_part_in_each_tile_is_one_detection_if_one_part_covers_the_other():
-    # An object from x = 70 to 120: 30 pixels of it left, 40 right; 20 in both.
-    left, right = (70, 10, 100, 50, 0.9, 0), (0, 10, 40, 50, 0.8, 0)
-    assert merge([left], [right]) == [left]
+@pytest.mark.parametrize(
+    ("extent", "width"),
+    # Tiles of 1000 pixels begin at 0 and 800, or at 0, 800 and 1600 (or 700 and 1400).
+    [((750, 1050), 1800), ((550, 1250), 1800), ((100, 1700), 1800), ((150, 2300), 2600)],
+)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_object_that_no_tile_sees_as_a_whole_is_one_box(extent, width, axis):
+    box = np.array([extent[0], 100, extent[1], 200], np.float32)
+    size = (1000, width)
+    if axis:
+        box, size = box[[1, 0, 3, 2]], size[::-1]
+    boxes, scores, _ = merge_tiles(*seen(box[None], size), size)
+    assert boxes.tolist() == [box.tolist()]
+    assert scores.tolist() == pytest.approx([0.9])
+
+
+def seen(boxes, size, side=1000):
+    """Tiles and what each of them sees of the objects; the first tile is the surest."""
+    tiles, found = make_tiles(*size, side), []
+    for number, tile in enumerate(tiles):
+        low, high = np.array(tile[:2] * 2, np.float32), np.array(tile[2:] * 2, np.float32)
+        clipped = boxes.clip(low, high) - low
+        clipped = clipped[(clipped[:, 2:] > clipped[:, :2]).all(axis=1)]
+        scores = np.full(len(clipped), 0.9 - 0.01 * number, np.float32)
+        found.append((clipped, scores, np.zeros(len(clipped), int)))
+    return tiles, found
+
+
+def test_an_object_over_four_tiles_is_one_box():
+    box = np.array([[300, 400, 1500, 1600]], np.float32)
+    assert merge_tiles(*seen(box, (1800, 1800)), (1800, 1800))[0].tolist() == box.tolist()
+
+
+def test_long_neighbors_are_joined_each_with_its_own_parts():
+    boxes = np.array([[300, 100, 1500, 200], [320, 150, 1480, 250]], np.float32)  # extents agree
+    merged = merge_tiles(*seen(boxes, (1000, 1800)), (1000, 1800))[0]
+    assert sorted(merged.tolist()) == boxes.tolist()
+
+
+def test_parts_that_are_of_two_objects_are_not_joined():
+    # Each ends within what the tiles share (80 to 100), so a neighbor would see it as a whole.
+    assert len(merge([(90, 10, 100, 50, 0.9, 0)], [(0, 10, 10, 50, 0.8, 0)])) == 2
+    # Other rows, other classes.
+    assert len(merge([(40, 10, 100, 50, 0.9, 0)], [(0, 55, 60, 95, 0.8, 0)])) == 2
+    assert len(merge([(40, 10, 100, 50, 0.9, 0)], [(0, 10, 60, 50, 0.8, 1)])) == 2
+
+
+def test_thousands_of_small_objects_in_hundreds_of_tiles_are_found_once():
+    generator = np.random.default_rng(0)
+    size = (2000, 2000)
+    corners = generator.uniform(0, 1980, (2000, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + generator.uniform(5, 19, (2000, 2))], axis=1)
+    tiles, found = seen(boxes.astype(np.float32), size, side=100)
+    merged = merge_tiles(tiles, found, size)[0]
+    # No object is larger than the overlap, so each is whole in a tile: all are found.
+    near = (np.abs(merged[:, None] - boxes[None]) < 1e-3).all(axis=-1)
+    distinct = ~((overlaps(boxes, boxes) > 0.5) & ~np.eye(len(boxes), dtype=bool)).any(axis=1)
+    assert near.any(axis=0)[distinct].all()
+    assert len(merged) < 1.01 * len(boxes)  # parts of an object that a better one removed stay
+
+
+def overlaps(a, b):
+    corner = np.maximum(a[:, None, :2], b[None, :, :2])
+    shared = (np.minimum(a[:, None, 2:], b[None, :, 2:]) - corner).clip(min=0).prod(axis=-1)
+    areas = [(x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b)]
+    return shared / (areas[0][:, None] + areas[1][None] - shared)
 
 
 def test_small_objects_within_large_ones_stay_where_no_edge_cuts_them():
