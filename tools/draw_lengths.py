@@ -1,6 +1,5 @@
 """Chart of schedules: AP over the images seen, and over minutes, a line per variant."""
 
-import shlex
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,16 +67,21 @@ def draw_lengths(
     figure.savefig(output, dpi=110)
 
 
+def words_of(row: dict[str, str]) -> list[str]:
+    """Split the overrides of a row, which single spaces join; values may be empty."""
+    return row["opts"].split(" ") if row["opts"] else []
+
+
 def _variant(row: dict[str, str]) -> str:
     """Config without its folder, overrides but the length, machine."""
-    words = shlex.split(row["opts"])
+    words = words_of(row)
     pairs = zip(words[::2], words[1::2], strict=True)
     rest = [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in pairs if key != _LENGTH]
     return ", ".join([row["config"].rsplit("/", 1)[-1], *rest, row["machine"]])
 
 
 def _images_seen(row: dict[str, str], images: Callable[[str, Sequence[str]], int]) -> int:
-    return int(row["iterations"]) * images(row["config"], shlex.split(row["opts"]))
+    return int(row["iterations"]) * images(row["config"], words_of(row))
 
 
 def _draw_line(

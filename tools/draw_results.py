@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from draw_lengths import words_of
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def draw_results(rows: Rows, output: str | Path, metrics: Sequence[str] = ("AP",
 
 def _label(row: dict[str, str]) -> str:
     """Name of the config without its folder, then the overrides without the paths of the keys."""
-    words = row["opts"].split()
+    words = words_of(row)
     pairs = zip(words[::2], words[1::2], strict=True)
     overrides = ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in pairs)
     return row["config"].rsplit("/", 1)[-1] + (f"\n{overrides}" if overrides else "")

@@ -66,7 +66,9 @@ class Experiment(NamedTuple):
         variant = "_".join(self.opts).replace("/", "-") if self.opts else "plain"
         if len(variant) > 100:  # file systems limit names
             variant = f"{variant[:90]}_{zlib.crc32(variant.encode()):08x}"
-        return ROOT / "output/experiments" / self.set / self.config / variant / f"seed{self.seed}"
+        config = Path(self.config)
+        name = config.relative_to(config.anchor).with_suffix("") if config.suffix else config
+        return ROOT / "output/experiments" / self.set / name / variant / f"seed{self.seed}"
 
 
 def run(experiment: Experiment, data: Path) -> list[dict[str, object]]:

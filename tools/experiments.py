@@ -78,11 +78,25 @@ def read_results(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def check_header(path: Path, fields: Sequence[str] = FIELDS) -> None:
+    """End the program if a CSV file exists and has other columns, as one of another version."""
+    if not path.is_file():
+        return
+    with path.open(newline="") as file:
+        header = next(csv.reader(file), [])
+    if header != list(fields):
+        raise SystemExit(
+            f"{path} has the columns {', '.join(header)}, not {', '.join(fields)}. Write another "
+            "file."
+        )
+
+
 def append_rows(
     path: Path, rows: Sequence[dict[str, object]], fields: Sequence[str] = FIELDS
 ) -> None:
     """Append rows to a CSV file, below a header in a new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_header(path, fields)
     is_new = not path.is_file()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
@@ -190,6 +204,7 @@ def run_all(
         # Also in the background, where shells let programs ignore Ctrl-C.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
+    check_header(results)  # before hours of training
     waiting = unfinished(experiments, results)
     end, failed, total = time.monotonic() + seconds, 0, len(waiting)
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -198,8 +213,7 @@ def run_all(
     try:
         while (waiting or running) and time.monotonic() < end:
             while waiting and len(running) < jobs:
-                running.append(Job(waiting.pop(0), data, threads))
-                _say(f"started {running[-1].experiment}")
+                failed += _start(waiting.pop(0), running, data, threads)
             time.sleep(0.2)
             failed += _collect(running, results, stopped=False)
     finally:  # at the limit, or Ctrl-C
@@ -214,6 +228,17 @@ def run_all(
     left = len(unfinished(experiments, results))
     _say(f"{total - left} of {total} done, {failed} failed")
     return failed
+
+
+def _start(experiment: Experiment, running: list[Job], data: Path, threads: int) -> int:
+    """Add an experiment to `running`; return 1 if it cannot start, which must not end others."""
+    try:
+        running.append(Job(experiment, data, threads))
+    except OSError as error:
+        _say(f"failed: {experiment}: {error}")
+        return 1
+    _say(f"started {experiment}")
+    return 0
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -243,16 +268,17 @@ def _say(text: str) -> None:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Format mean and standard deviation over seeds as Markdown, a line per variant."""
+    """Format mean and standard deviation over seeds as Markdown, a line per variant and machine."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
-        groups[row["set"], f"{row['config']} {row['opts']}".strip(), row["nms"]].append(row)
-    headers = ["data", "config", "NMS", "seeds", *MEASURED, "minutes"]
+        variant = f"{row['config']} {row['opts']}".strip()
+        groups[row["set"], variant, row["nms"], row["machine"]].append(row)
+    headers = ["data", "config", "NMS", "machine", "seeds", *MEASURED, "minutes"]
     lines = ["| " + " | ".join(headers) + " |", "|---" * len(headers) + "|"]
     for key, members in groups.items():
         seeds = ", ".join(sorted(m["seed"] for m in members))
         cells = [
-            _mean_and_deviation([float(m[k] or "nan") for m in members], k) for k in headers[4:]
+            _mean_and_deviation([float(m[k] or "nan") for m in members], k) for k in headers[5:]
         ]
         lines.append("| " + " | ".join([*key, seeds, *cells]) + " |")
     return "\n".join(lines)

@@ -57,10 +57,13 @@ def time_to_ap(entries: Sequence[dict[str, float]], target: float) -> Reached:
         SystemExit: if no evaluation has it.
     """
     evaluated = [e for e in entries if "bbox/AP" in e]
+    trained = [e for e in entries if "time" in e]
+    last = max((e["iteration"] for e in trained), default=0)
     for entry in evaluated:
         if entry["bbox/AP"] >= target:
-            seconds = median(e["time"] for e in entries if "time" in e)
-            return Reached(entry["bbox/AP"], int(entry["iteration"]) + 1, seconds)
+            # Iterations count from 0; the last evaluation has the number of all of them.
+            iterations = int(entry["iteration"]) + (entry["iteration"] <= last)
+            return Reached(entry["bbox/AP"], iterations, median(e["time"] for e in trained))
     best = max((e["bbox/AP"] for e in evaluated), default=float("nan"))
     raise SystemExit(
         f"No evaluation has an AP of {target:g}; the best of {len(evaluated)} has {best:.1f}. "

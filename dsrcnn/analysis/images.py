@@ -90,8 +90,10 @@ def encode_image(image: np.ndarray, ending: str, quality: int = 95) -> bytes:
     Raises:
         DataError: if the format does not take it, such as more than 65,500 pixels a side.
     """
+    is_jpeg = ending.lower() in (".jpg", ".jpeg")  # others do not know the option
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if is_jpeg else []
     try:
-        done, content = cv2.imencode(ending, image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        done, content = cv2.imencode(ending, image, options)
         reason = "the format does not take this size"
     except cv2.error as error:  # an unknown ending
         done, reason = False, " ".join(str(error).split())

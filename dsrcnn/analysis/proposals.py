@@ -21,7 +21,14 @@ from ..visualization.curves import draw_curves
 from ..visualization.draw import draw_proposals, hstack, vstack
 from ..visualization.fonts import plot_labels
 from ..visualization.report_plots import plain_text
-from .images import Report, as_bgr, load_predictor, save_image, training_images
+from .images import (
+    Report,
+    as_bgr,
+    load_predictor,
+    require_architecture,
+    save_image,
+    training_images,
+)
 from .mixtures import annotated_test_images, draw_permutation_test, permutation_test
 
 
@@ -45,6 +52,7 @@ def draw_initial_proposals(
     `num_images` test images with their own mixtures to that with mixtures of other images, see
     `permutation_test`.
     """
+    require_architecture(cfg, SparseRCNN, "The drawing of mixtures")
     if not cfg.MODEL.SparseRCNN.DPG.ENABLED:
         raise ConfigError(
             "MODEL.SparseRCNN.DPG.ENABLED is False, so this model has no mixtures of proposals to "

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..data.build import build_test_loader
 from ..data.images import read_image
 from ..engine.console import progress_bar
-from ..engine.setup import describe_environment
+from ..engine.setup import describe_environment, set_numerics
 from ..engine.weight_io import write_atomically
 from ..errors import DataError
 from ..evaluation.build import build_evaluator
@@ -107,6 +107,7 @@ def evaluate_in_detail(cfg: CfgNode) -> Evaluation:
             f"Dataset {name!r} has no labels, so nothing can be measured. Write dsrcnn eval "
             "without --report, which stores the detections."
         )
+    set_numerics(cfg)
     model = load_predictor(cfg).model
     paths: dict[Any, str] = {}
     loader = progress_bar(build_test_loader(cfg, name), desc=name, unit="batch")

@@ -54,6 +54,11 @@ def run(args: argparse.Namespace) -> int:
     node = cfg.DATASETS.CUSTOM
     files = {part: pair for part, pair in _json_files(node).items() if pair[0]}
     absent: list[str] = []
+    if args.splits and not node.FOLDER:
+        raise ConfigError(
+            f"--splits is {' '.join(args.splits)}, but the config names json files and no folder "
+            "of splits. Leave --splits out."
+        )
     if node.FOLDER:
         train, tests, absent = _used_splits(Path(node.FOLDER), node, args.splits)
     else:

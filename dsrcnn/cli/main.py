@@ -131,7 +131,7 @@ def _weights(args: argparse.Namespace) -> int:
     return 0
 
 
-_DEMO = "quick/sparse_rcnn_shapes"
+_DEMO, _DEMO_FOLDER = "quick/sparse_rcnn_shapes", "output/demo"
 
 
 def _declare_demo(parser: argparse.ArgumentParser) -> None:
@@ -145,9 +145,11 @@ def _demo(args: argparse.Namespace) -> int:
     from ..visualization.curves import draw_curves
     from .draw import describe_predictions
 
+    if args.config_file == _DEMO and "OUTPUT_DIR" not in args.opts:
+        # Not the config's own, where a training may be.
+        args.opts = [*args.opts, "OUTPUT_DIR", _DEMO_FOLDER]
+        args.overwrite = args.overwrite or not args.resume
     folder = Path(load_cfg(args.config_file, args.opts).OUTPUT_DIR)
-    is_own_folder = args.config_file == _DEMO and "OUTPUT_DIR" not in args.opts
-    args.overwrite = args.overwrite or (is_own_folder and not args.resume)
     if status := launch(args):
         return status
     args.run, args.config_file, args.opts = str(folder), None, []

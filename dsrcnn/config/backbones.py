@@ -16,6 +16,7 @@ _RESNET_BACKBONES = (
     "build_resnet_neck_backbone",
 )
 _WINDOWED_BACKBONE = "build_timm_vit_fpn_backbone"
+_TIMM_LEVELS = ("res2", "res3", "res4", "res5")
 _GROUPS_OF_GN = 32
 
 
@@ -45,6 +46,8 @@ def check_backbone(cfg: CfgNode, *, has_rpn: bool) -> None:
         _check_resnet(cfg, has_rpn)
         for key in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "WIDTH_PER_GROUP"):
             channels[f"MODEL.RESNETS.{key}"] = cfg.MODEL.RESNETS.NORM
+    if name == "build_timm_fpn_backbone":
+        _pyramid(cfg, list(_TIMM_LEVELS), f"MODEL.TIMM {_TIMM_LEVELS}")
     for key, norm in channels.items():
         if norm == "GN" and (value := rules.value_of(cfg, key)) % _GROUPS_OF_GN:
             raise ConfigError(
@@ -76,15 +79,10 @@ def _check_resnet(cfg: CfgNode, has_rpn: bool) -> None:
                     f"Write {key}.{name} {value}."
                 )
     _check_deformable(node, key)
-    names, levels = list(cfg.MODEL.FPN.IN_FEATURES), list(node.OUT_FEATURES)
     if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":  # without a pyramid
         return
-    stages = [int(name.removeprefix("res")) for name in names if name in levels and name != "stem"]
-    if not names or len(stages) < len(names) or any(b - a != 1 for a, b in pairwise(stages)):
-        raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES is {tuple(names)}; write consecutive maps of "
-            f"{key}.OUT_FEATURES {tuple(levels)}, such as ('res2', 'res3', 'res4', 'res5')."
-        )
+    levels = list(node.OUT_FEATURES)
+    names, stages = _pyramid(cfg, levels, f"{key}.OUT_FEATURES {tuple(levels)}")
     if cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone" and names[-1] != "res5":
         raise ConfigError(
             f"MODEL.FPN.IN_FEATURES is {tuple(names)}, but build_resnet_fpn_backbone always pools "
@@ -102,6 +100,18 @@ def _check_resnet(cfg: CfgNode, has_rpn: bool) -> None:
                 rules.value_of(cfg, key),
                 rules.each(one_of(*pyramid), f"some of {', '.join(pyramid)}"),
             )
+
+
+def _pyramid(cfg: CfgNode, levels: list[str], described: str) -> tuple[list[str], list[int]]:
+    """Names and numbers of the maps that enter the pyramid, which must follow each other."""
+    names = list(cfg.MODEL.FPN.IN_FEATURES)
+    stages = [int(name.removeprefix("res")) for name in names if name in levels and name != "stem"]
+    if not names or len(stages) < len(names) or any(b - a != 1 for a, b in pairwise(stages)):
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES is {tuple(names)}; write consecutive maps of {described}, such "
+            "as ('res2', 'res3', 'res4', 'res5')."
+        )
+    return names, stages
 
 
 def _check_deformable(node: CfgNode, key: str) -> None:

@@ -6,7 +6,7 @@ A message names the key, the value found and what to write.
 
 import logging
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, ClassVar
 
 import torch
@@ -297,6 +297,7 @@ def _check_generalized_rcnn(cfg: CfgNode) -> None:
     heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
     if issubclass(heads, StandardROIHeads):
         check_name("MODEL.ROI_BOX_HEAD.NAME", cfg.MODEL.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY)
+    check_unused(cfg, {f"MODEL.SparseRCNN.{part}.ENABLED": False for part in ("DLA", "DPG", "SQR")})
     check_table(cfg, rules.GENERALIZED_RCNN, "MODEL")
     levels = len(cfg.MODEL.RPN.IN_FEATURES)
     for name in ("SIZES", "ASPECT_RATIOS"):
@@ -305,8 +306,24 @@ def _check_generalized_rcnn(cfg: CfgNode) -> None:
                 f"MODEL.ANCHOR_GENERATOR.{name} has {len(values)} entries for the {levels} maps of "
                 "MODEL.RPN.IN_FEATURES; write one for each, or a single one for all."
             )
+    _check_anchors(cfg.MODEL.ANCHOR_GENERATOR)
     if issubclass(heads, ChecksConfig):
         heads.check_config(cfg)
+
+
+def _check_anchors(node: CfgNode) -> None:
+    """Check that all maps have the same number of anchors, as one head predicts for them."""
+    sizes, ratios = (
+        values if isinstance(values[0], (list, tuple)) else [values]  # a list for all maps
+        for values in (node.SIZES, node.ASPECT_RATIOS)
+    )
+    pairs = zip(sizes, ratios, strict=True) if len(sizes) == len(ratios) else product(sizes, ratios)
+    if len({len(of_map) * len(shapes) for of_map, shapes in pairs}) > 1:
+        raise ConfigError(
+            f"MODEL.ANCHOR_GENERATOR has SIZES {list(sizes)} and ASPECT_RATIOS {list(ratios)}, so "
+            "that locations of the maps have different numbers of anchors, but one head predicts "
+            "for all. Write as many for each map."
+        )
 
 
 def _check_training(cfg: CfgNode) -> None:

@@ -18,11 +18,18 @@ _REPEAT = 1.0  # seconds in which a signal is the same one, sent to the parent p
 def handled_by(
     handler: Callable[[int, FrameType | None], object], signals: Iterable[int]
 ) -> Iterator[None]:
-    """Handle signals in a block; only the main thread can, in others nothing changes."""
+    """Handle signals in a block; only the main thread can, in others nothing changes.
+
+    SIGHUP stays ignored where it is, so that ``nohup`` keeps its promise.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in signals}
+    before = {
+        number: signal.signal(number, handler)
+        for number in signals
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ from .checkpoint_series import evaluate_checkpoints
 from .memory import explain_memory, is_out_of_memory, memory_message
 from .processes import Processes, run_processes, started_by_torchrun
 from .resume import clear_folder
-from .setup import setup_run, write_config
+from .setup import set_numerics, setup_run, write_config
 from .trainer import Trainer
 
 _ADDRESS = re.compile(r"tcp://(?:[^\s/:]+|\[[^\s/]+\]):(\d{1,5})")
@@ -265,6 +265,7 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     Raises:
         WeightsError: if the weights are missing or do not fill the whole model.
     """
+    set_numerics(cfg)
     model, node = Trainer.build_model(cfg), cfg.MODEL
     options = {"prefer_average": node.EMA.ENABLED, "trust": node.TRUST_WEIGHTS}
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=True, **options)

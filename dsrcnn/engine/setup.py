@@ -83,17 +83,22 @@ def setup_run(
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not eval_only:  # evaluation has too many sizes
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    set_numerics(cfg)
+    if comm.is_main_process():
+        _record(cfg)
+        if eval_only and not (Path(cfg.OUTPUT_DIR) / "config.yaml").is_file():
+            write_config(cfg)
+    return cfg
+
+
+def set_numerics(cfg: CfgNode) -> None:
+    """Set what `FLOAT32_PRECISION` and `DETERMINISTIC` say, in the whole process."""
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     if cfg.DETERMINISTIC:  # for GPUs; CPU results are the same for the same number of threads
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
-    if comm.is_main_process():
-        _record(cfg)
-        if eval_only and not (Path(cfg.OUTPUT_DIR) / "config.yaml").is_file():
-            write_config(cfg)
-    return cfg
 
 
 def write_config(cfg: CfgNode) -> None:

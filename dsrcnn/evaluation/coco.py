@@ -6,7 +6,6 @@ Computed by faster-coco-eval where it is installed, else by pycocotools, with th
 import contextlib
 import io
 import itertools
-import json
 import logging
 from collections import OrderedDict
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..data.datasets.custom import require_class_names
 from ..data.datasets.fields import show
 from ..data.datasets.validate import box_fault, is_learnable, to_xyxy
 from ..errors import DataError
+from .files import write_detections
 
 _LOGGER = logging.getLogger(__name__)
 _AREAS = {"AP": 0, "APs": 1, "APm": 2, "APl": 3}
@@ -204,11 +204,7 @@ class CocoEvaluator(DatasetEvaluator):
             return {}
         if self.output_folder:
             path = self.output_folder / "coco_instances_results.json"
-            try:
-                self.output_folder.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(detections))
-            except OSError as error:  # must not end a training
-                _LOGGER.error("%s cannot be written: %s.", path, error.strerror)
+            write_detections(path, detections)
         if all(a["iscrowd"] for a in self._ground_truth["annotations"]):
             place = f"; the predictions are in {path}" if self.output_folder else ""
             _LOGGER.warning("%s has no labels: metrics are left out%s.", self.name, place)

@@ -1,7 +1,6 @@
 """CrowdHuman's metrics: AP, log-average miss rate (mMR), recall and Jaccard index (JI)."""
 
 import itertools
-import json
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from detectron2.utils import comm
 from scipy.optimize import linear_sum_assignment
 
 from ..data.datasets.coco import read_coco_json
+from .files import write_detections
 
 _IOU = 0.5
 _EPSILON = 1e-6
@@ -185,9 +185,8 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         # By image: samplers may repeat images to give all processes the same number.
         detections = dict(itertools.chain(*(part.items() for part in gathered)))
         if self.output_folder:
-            self.output_folder.mkdir(parents=True, exist_ok=True)
-            path = self.output_folder / "detections.json"
-            path.write_text(json.dumps({str(k): v for k, v in detections.items()}))
+            content = {str(k): v for k, v in detections.items()}
+            write_detections(self.output_folder / "detections.json", content)
         images = [self._image(i, *detections.get(i, ([], []))) for i in self._images]
         return OrderedDict(bbox=crowdhuman_metrics(images))
 

@@ -172,16 +172,19 @@ def judge(image: ImageDetections) -> Judged:
 
 
 def _kind_of(overlap: np.ndarray, same: np.ndarray) -> tuple[int, int]:
-    """Kind of an error with IoUs (M,), and the object it means."""
+    """Kind of an error with IoUs (M,), and the object it means.
+
+    Several kinds may fit; the order in which they are tried is that of TIDE's code.
+    """
     if not overlap.size:
         return KINDS.index("background"), -1
     own, other = np.where(same, overlap, 0.0), np.where(same, 0.0, overlap)
-    if own.max() >= _FOREGROUND:
-        return KINDS.index("duplicate"), int(own.argmax())
+    if _BACKGROUND < own.max() < _FOREGROUND:
+        return KINDS.index("place"), int(own.argmax())
     if other.max() >= _FOREGROUND:
         return KINDS.index("class"), int(other.argmax())
-    if own.max() > _BACKGROUND:
-        return KINDS.index("place"), int(own.argmax())
+    if own.max() >= _FOREGROUND:
+        return KINDS.index("duplicate"), int(own.argmax())
     if other.max() > _BACKGROUND:
         return KINDS.index("class and place"), int(other.argmax())
     return KINDS.index("background"), -1

@@ -68,6 +68,14 @@ def test_data_are_not_ready_for_a_config_that_training_refuses(folder, capsys, o
     assert "Ready to train" not in capsys.readouterr().out
 
 
+def test_splits_need_a_folder(folder, capsys):
+    words = ["DATASETS.CUSTOM.TEST_JSON", folder / "annotations/instances_val.json"]
+    words += ["DATASETS.CUSTOM.TEST_IMAGES", folder / "images/val", "--splits", "val"]
+    assert "--splits is val, but the config names json files" in refusal(
+        capsys, "check-data", "--config-file", "quick/sparse_rcnn_shapes", *map(str, words)
+    )
+
+
 def test_test_data_are_checked_without_training_data(folder, capsys):
     words = ["DATASETS.CUSTOM.TEST_JSON", folder / "annotations/instances_val.json"]
     words += ["DATASETS.CUSTOM.TEST_IMAGES", folder / "images/val", "DATASETS.CUSTOM.NAME", "x"]

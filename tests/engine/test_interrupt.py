@@ -7,7 +7,7 @@ import torch
 from conftest import quick_cfg
 from detectron2.engine import hooks
 
-from dsrcnn.engine.interrupt import StopSignals
+from dsrcnn.engine.interrupt import StopSignals, handled_by
 from dsrcnn.engine.main import exit_status
 from dsrcnn.engine.trainer import Trainer
 from dsrcnn.errors import TrainingInterrupted
@@ -103,3 +103,18 @@ def test_the_exit_status_is_that_of_shells(error, status, text, capsys):
 
     assert exit_status(work) == status
     assert capsys.readouterr().err == text
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    seen, before = [], signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handled_by(lambda number, _: seen.append(number), (signal.SIGHUP, signal.SIGTERM)):
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert seen == [signal.SIGTERM]
+        with handled_by(lambda number, _: seen.append(number), (signal.SIGHUP,)):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert seen == [signal.SIGTERM, signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -4,9 +4,11 @@ import pytest
 import torch
 from conftest import QUICK, SMALL, coco_options, quick_cfg
 
+from dsrcnn.analysis.report import evaluate_in_detail
 from dsrcnn.config import load_cfg
-from dsrcnn.engine.main import run
+from dsrcnn.engine.main import evaluate, run
 from dsrcnn.engine.setup import resolve_solver, setup_run
+from dsrcnn.engine.trainer import Trainer
 from dsrcnn.errors import ConfigError
 
 
@@ -48,6 +50,10 @@ def test_every_start_of_a_run_is_recorded(tmp_path):
     assert "(backbone)" in (output / "model.txt").read_text()
 
 
+def stop_here(*_):
+    raise InterruptedError
+
+
 def test_the_precision_of_matrix_products_is_set(tmp_path, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
@@ -55,5 +61,13 @@ def test_the_precision_of_matrix_products_is_set(tmp_path, monkeypatch):
         words = [*SMALL, "OUTPUT_DIR", str(tmp_path / str(len(opts))), *opts]
         setup_run("quick/sparse_rcnn_shapes", words)
     assert chosen == ["high"]
+    cfg = load_cfg("quick/sparse_rcnn_shapes", [*SMALL, "FLOAT32_PRECISION", "medium"])
+    monkeypatch.setattr(Trainer, "build_model", stop_here)
+    with pytest.raises(InterruptedError):  # evaluation without `setup_run`
+        evaluate(cfg)
+    monkeypatch.setattr("dsrcnn.analysis.report.load_predictor", stop_here)
+    with pytest.raises(InterruptedError):
+        evaluate_in_detail(cfg)
+    assert chosen == ["high", "medium", "medium"]
     with pytest.raises(ConfigError, match=r"FLOAT32_PRECISION is 'tf32'"):
         load_cfg("quick/sparse_rcnn_shapes", ["FLOAT32_PRECISION", "tf32"])

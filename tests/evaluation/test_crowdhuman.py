@@ -265,3 +265,12 @@ def test_only_the_main_process_has_the_result(registered, monkeypatch):
     monkeypatch.setattr(crowdhuman_evaluation.comm, "gather", lambda _: [])
     monkeypatch.setattr(crowdhuman_evaluation.comm, "is_main_process", lambda: False)
     assert evaluator_of([1]).evaluate() == {}
+
+
+def test_detections_that_cannot_be_written_do_not_end_a_training(registered, tmp_path, caplog):
+    convert(registered, "val")
+    evaluator = evaluator_of([1, 2])
+    evaluator.output_folder = tmp_path / "file"
+    (tmp_path / "file").write_text("in the way")
+    assert evaluator.evaluate()["bbox"]["Recall"] > 0
+    assert "detections.json cannot be written" in caplog.text

@@ -57,6 +57,9 @@ def test_iou_of_pairs():
     ([(0, BOX)], [(0, BOX), (0, [0, 0, 10, 9])], ["", "duplicate"], [False]),
     ([], [(0, BOX)], ["background"], []),
     ([(0, BOX), (1, OTHER)], [], [], [True, True]),
+    # Of several kinds that fit, the first in the order of TIDE's code: place, class, duplicate.
+    ([(0, BOX), (1, [6, 0, 16, 10])], [(0, NEAR)], ["place"], [False, True]),
+    ([(0, BOX), (1, [0, 0, 10, 9])], [(0, BOX), (0, BOX)], ["", "class"], [False, False]),
     # The second best takes the object that the best one left.
     ([(0, BOX), (0, [0, 0, 10, 8])], [(0, BOX), (0, BOX)], ["", ""], [False, False]),
 ])  # fmt: skip

@@ -199,13 +199,17 @@ def test_an_overwriting_run_that_cannot_start_leaves_the_other_one(tmp_path, cap
 @pytest.mark.parametrize("words", [[], ["--config-file", "quick/sparse_rcnn_shapes"]])
 def test_the_demo_overwrites_only_its_own_folder(tmp_path, monkeypatch, words):
     seen = []
-    monkeypatch.setattr("dsrcnn.cli.main.launch", lambda args: seen.append(args.overwrite) or 3)
+    monkeypatch.setattr(
+        "dsrcnn.cli.main.launch", lambda args: seen.append((args.overwrite, args.opts)) or 3
+    )
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"OUTPUT_DIR: {tmp_path}\n")
     assert main(["demo", *words]) == 3
     assert main(["demo", "--config-file", str(mine)]) == 3
     assert main(["demo", *words, "OUTPUT_DIR", str(tmp_path)]) == 3
-    assert seen == [True, False, False]
+    own = ["OUTPUT_DIR", "output/demo"]  # no folder of a config: dsrcnn train writes to those
+    given = ["OUTPUT_DIR", str(tmp_path)]
+    assert seen == [(True, own), (False, []), (False, given)]
 
 
 @pytest.mark.parametrize(("words", "config", "place", "opts"), [

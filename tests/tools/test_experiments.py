@@ -72,7 +72,7 @@ def test_experiments_run_once_each_and_are_averaged_over_seeds(experiments, tmp_
         output = capsys.readouterr().out
         assert output.count("started") == started
     assert [r["AP"] for r in rows_of(tmp_path)] == ["10.00", "10.00", "30.00", "30.00"]
-    assert "| a | c | on | 1, 3 | 20.0 ± 14.1 |" in output
+    assert "| a | c | on | m | 1, 3 | 20.0 ± 14.1 |" in output
     picture = tmp_path / "results.png"
     run(experiments, tmp_path, "--plot", picture)
     assert cv2.imread(str(picture)).std() > 5
@@ -159,6 +159,38 @@ def test_a_failed_run_is_reported_and_others_go_on(experiments, tmp_path, capsys
     assert "failed: a c 1 FAIL 1: error: no such key (" in output
     assert "1 of 2 done, 1 failed" in output
     assert [r["seed"] for r in rows_of(tmp_path)] == ["2", "2"]
+
+
+def test_an_experiment_that_cannot_start_does_not_end_the_others(experiments, tmp_path, capsys):
+    (tmp_path / "output/experiments/a").mkdir(parents=True)
+    (tmp_path / "output/experiments/a/broken").write_text("a file in the place of the folder")
+    file = tmp_path / "list.txt"
+    file.write_text("a c 1\na broken 1\na c 2\n")
+    assert run(experiments, tmp_path, "--list", file, "--jobs", 2) == 1
+    assert "failed: a broken 1: " in capsys.readouterr().out
+    assert {r["seed"] for r in rows_of(tmp_path)} == {"1", "2"}
+
+
+def test_a_config_may_be_a_file_anywhere(experiments, tmp_path):
+    folder = experiments.Experiment("a", "/data/mine.yaml", 1).folder
+    assert folder == tmp_path / "output/experiments/a/data/mine/plain/seed1"
+
+
+def test_results_with_other_columns_are_refused_before_training(experiments, tmp_path):
+    (tmp_path / "results.csv").write_text("set,config,AP\n")
+    with pytest.raises(SystemExit, match="has the columns set, config, AP, not set, config, opts"):
+        run(experiments, tmp_path, "--sets", "a", "--configs", "c")
+    assert not (tmp_path / "output").exists()
+
+
+def test_machines_are_lines_of_their_own(experiments):
+    row = {"set": "a", "config": "c", "opts": "", "nms": "on", "minutes": "30"}
+    row |= dict.fromkeys(experiments.MEASURED, "5")
+    rows = [{**row, "seed": "1", "machine": "cpu"}, {**row, "seed": "2", "machine": "gpu"}]
+    assert [line.split(" | ")[3] for line in experiments.table(rows).splitlines()[2:]] == [
+        "cpu",
+        "gpu",
+    ]
 
 
 def test_threads_of_the_machine_are_shared_by_the_jobs(experiments, tmp_path, monkeypatch):

@@ -80,6 +80,13 @@ def row(config, seed, nms, ap, opts=""):
         [(-0.18, 10), (0.18, 20), (1, 30)],
         [[10], [20], [30]],
     ),
+    # Values may be empty or have quotes.
+    (
+        [row("one", 1, "on", 10, "A.B  C.D 3"), row("one", 1, "on", 20, "A.B ['x','y']")],
+        ["one\nB , D 3", "one\nB ['x','y']"],
+        [(0, 10), (1, 20)],
+        [[10], [20]],
+    ),
 ])  # fmt: skip
 def test_results_are_drawn_as_bars_and_dots(monkeypatch, tmp_path, load, rows, labels, bars, dots):
     saved = []
@@ -110,6 +117,27 @@ def test_lengths_of_a_variant_are_a_line_of_means_over_images_and_minutes(
     for axes, expected in ((over_images, [400, 800]), (over_minutes, [2, 6])):
         assert list(axes.lines[0].get_xdata()) == expected
         assert list(axes.lines[0].get_ydata()) == [20, 45]
+
+
+def test_the_options_of_lengths_keep_their_quotes(monkeypatch, tmp_path, load):
+    seen = []
+
+    def images(config, opts):
+        seen.append(list(opts))
+        return 4
+
+    opts = ["MODEL.FPN.IN_FEATURES", "['res3','res4']", "MODEL.WEIGHTS", "", "SOLVER.MAX_ITER"]
+    rows = [
+        {
+            **row("one", 1, "on", 10, " ".join([*opts, n])),
+            "iterations": n,
+            "minutes": n,
+            "machine": "m",
+        }
+        for n in ("100", "200")
+    ]
+    load("draw_lengths").draw_lengths(rows, tmp_path / "x.png", images=images)
+    assert seen == [[*opts, "100"], [*opts, "200"]]
     with pytest.raises(SystemExit, match=r"SOLVER\.MAX_ITER"):
         load("draw_lengths").draw_lengths(rows[:1], tmp_path / "x.png", images=lambda *_: 4)
 
@@ -143,7 +171,7 @@ def test_a_mixture_that_is_the_same_for_all_images_can_be_frozen_without_loss(
 def test_the_time_to_a_target_ap_is_that_of_the_iterations_before_the_first_evaluation_with_it(
     tmp_path, capsys, load
 ):
-    times = [{"iteration": i, "time": 2.0 if i % 40 else 9.0, "total_loss": 1.0} for i in (19, 29)]
+    times = [{"iteration": i, "time": 2.0 if i % 40 else 9.0, "total_loss": 1.0} for i in (19, 299)]
     results = {99: 12.0, 149: 45.3, 199: 44.0, 249: 50.0}
     entries = [*times, *({"iteration": i, "bbox/AP": ap} for i, ap in results.items())]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, entries)))
@@ -155,5 +183,8 @@ def test_the_time_to_a_target_ap_is_that_of_the_iterations_before_the_first_eval
     assert first.startswith("version,revision,config,target,AP,iterations")
     assert len(rows) == 2
     assert all(",small/mine,45,45.30,150," in row for row in rows)
+    # The evaluation at the end has the number of all iterations.
+    entries = [{"iteration": 99, "time": 2.0}, {"iteration": 100, "bbox/AP": 46.0}]
+    assert script.time_to_ap(entries, 45).iterations == 100
     with pytest.raises(SystemExit, match=r"AP of 60; the best of 4 has 50.0. Train longer"):
         script.main([str(tmp_path), "--config", "small/mine", "--target", "60"])
