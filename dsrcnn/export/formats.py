@@ -88,8 +88,8 @@ class Format(ABC):
         """Export a program to a file."""
 
     @abstractmethod
-    def open(self, path: Path) -> Session:
-        """Open an exported file, to compare it with the model."""
+    def open(self, path: Path, *, exact: bool = False) -> Session:
+        """Open an exported file; `exact` for float32 that no device rounds."""
 
 
 class TorchExport(Format):
@@ -108,7 +108,7 @@ class TorchExport(Format):
                 node.meta.pop("stack_trace", None)  # has the folders of this machine
         torch.export.save(exported, path, extra_files={KEY: info.to_json()})
 
-    def open(self, path: Path) -> Session:
+    def open(self, path: Path, *, exact: bool = False) -> Session:
         """Open a file; those of others can run code."""
         extra = {KEY: ""}
         exported = torch.export.load(path, extra_files=extra)
@@ -134,7 +134,7 @@ class TorchScript(Format):
             traced = torch.jit.trace(program, (_example(program, info),), check_trace=False)
             torch.jit.save(traced, path, _extra_files={KEY: info.to_json()})
 
-    def open(self, path: Path) -> Session:
+    def open(self, path: Path, *, exact: bool = False) -> Session:
         """Open a file."""
         extra = {KEY: ""}
         with warnings.catch_warnings():
@@ -189,9 +189,9 @@ class Onnx(Format):
             norms = {name for name, m in program.named_modules() if isinstance(m, _NORMS)}
             to_half(path, layers, norms)
 
-    def open(self, path: Path) -> Session:
+    def open(self, path: Path, *, exact: bool = False) -> Session:
         """Open a file on all cores of the CPU, or on the GPU of onnxruntime-gpu."""
-        return OnnxSession(path, use_gpu=False)  # on a GPU its convolutions would be TF32
+        return OnnxSession(path, use_gpu=not exact)  # a GPU's convolutions are TF32
 
 
 FORMATS: dict[str, Format] = {

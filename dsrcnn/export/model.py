@@ -6,14 +6,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN
 from torch import nn
@@ -22,6 +20,7 @@ from ..engine.weight_io import write_atomically
 from ..errors import ConfigError, DsrcnnError, ExportError, plain_system_errors
 from ..modeling.meta_arch.sparse_rcnn import SparseRCNN
 from ..utils.files import prepare_folder
+from ..utils.precision import exact_float32
 from ..version import __version__
 from .formats import FORMATS, LARGEST, Format, Session, has_deformable
 from .info import ModelInfo
@@ -130,8 +129,8 @@ def export_model(
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / target.name
         _write(kind, program, info, part, options)
+        parity = _compare(reference, kind.open(part, exact=True), images)
         session = kind.open(part)
-        parity = _compare(reference, session, images)
         model_seconds = _median(lambda: reference(images[0]))
         seconds = _median(lambda: session.run(images[0][None]))
         with part.open("rb") as content:
@@ -219,7 +218,7 @@ def _compare(
         batches.append(np.stack([images[0], images[0][:, ::-1]]))
     expected: list[Detections] = []
     actual: list[Detections] = []
-    with _exact_float32():
+    with exact_float32():
         for batch in batches:
             scale = _scale(batch[0], session.info)
             expected += [_scaled(reference(image), scale) for image in batch]
@@ -235,20 +234,6 @@ def _scale(image: np.ndarray, info: ModelInfo) -> float:
 def _scaled(detections: Detections, scale: float) -> Detections:
     boxes, scores, labels = detections
     return boxes * scale, scores, labels
-
-
-@contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Turn off TF32, with which a GPU rounds the inputs of convolutions to 11 bits."""
-    convolutions = torch.backends.cudnn.allow_tf32
-    products = torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.set_float32_matmul_precision(products)
 
 
 def _median(function: Callable[[], object]) -> float:

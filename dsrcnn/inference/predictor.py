@@ -197,26 +197,30 @@ class Predictor(ABC):
         skipped: list[DataError] = []  # other predictions may run in other threads
         self.skipped = skipped
 
-        def prepared() -> Iterator[tuple[object, Prepared]]:
-            todo = readers(source, bgr=settings.bgr)
+        def prepared() -> Generator[tuple[object, Prepared], None, None]:
             work = partial(prepare, settings=settings)
-            for future in map_ahead(work, todo, workers=2, ahead=ahead):
-                error = future.exception()
-                if isinstance(error, DataError):
-                    skipped.append(error)
-                    if not is_single(source):
-                        _LOGGER.warning("Skipped: %s", error)
-                    continue
-                item = future.result()
-                yield None if settings.tile else self._batch_key(item), item
+            with (
+                closing(readers(source, bgr=settings.bgr)) as todo,
+                closing(map_ahead(work, todo, workers=2, ahead=ahead)) as futures,
+            ):
+                for future in futures:
+                    error = future.exception()
+                    if isinstance(error, DataError):
+                        skipped.append(error)
+                        if not is_single(source):
+                            _LOGGER.warning("Skipped: %s", error)
+                        continue
+                    item = future.result()
+                    yield None if settings.tile else self._batch_key(item), item
 
         is_one = settings.tile is None and (is_camera or is_single(source))
         with (
             self._threads(one=is_one) as threads,
+            closing(prepared()) as items,  # an error would keep a camera open
             closing(
-                self._predict_whole(prepared(), settings, threads)
+                self._predict_whole(items, settings, threads)
                 if settings.tile is None
-                else (self._predict_tiles(item, settings, threads) for _, item in prepared())
+                else (self._predict_tiles(item, settings, threads) for _, item in items)
             ) as results,
         ):
             for result in results:
@@ -227,15 +231,14 @@ class Predictor(ABC):
 
     @contextmanager
     def _threads(self, *, one: bool) -> Iterator[Threads]:
-        """Threads of the model; `one` image gets all cores.
+        """Threads of the model; `one` image at a time gets all cores, and no thread of its own.
 
         On a CPU images run side by side, which keeps its cores busier than one image on all. One
         image runs in the thread that calls: OpenMP lets the cores of a second one sleep after each
         operator, as if there were too many.
         """
         before = torch.get_num_threads()
-        side_by_side = 0 if one else min(before, _WORKERS)
-        workers = side_by_side if self.on_cpu else 1
+        workers = 0 if one else min(before, _WORKERS) if self.on_cpu else 1
         try:
             yield Threads(workers, max(before // max(workers, 1), 1))
         finally:

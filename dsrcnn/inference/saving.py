@@ -110,7 +110,7 @@ _LIVE_FPS = 25.0
 
 
 class VideoWriter:
-    """Draws the frames of every video or camera into an MP4 file.
+    """Draws the frames of every video, and of every connection to a camera, into an MP4 file.
 
     A camera gives frames when the model is ready for one, so its frames are repeated until the
     next, and the file plays as fast as things happened.
@@ -120,6 +120,7 @@ class VideoWriter:
         self.folder = folder
         self._names, self._files = Names(), list[Path]()
         self._source: str | None = None
+        self._frame = -1
         self._video: cv2.VideoWriter | None = None
         self._picture: np.ndarray | None = None  # of a camera, the last one
         self._count = 0  # of frames in the file
@@ -128,10 +129,12 @@ class VideoWriter:
         """Draw one frame; the first of another video begins another file."""
         if result.frame is None:
             return
-        source = result.path or "camera"
-        if source != self._source:
+        source, is_live = result.path or "camera", result.seconds is not None
+        is_again = is_live and result.frame <= self._frame  # connected again, or another camera
+        if source != self._source or is_again:
             self._source = source
             self._open(source, result)
+        self._frame = result.frame
         if self._video is None:  # the first frame reported the fault of a file
             return
         if result.seconds is None:
@@ -149,7 +152,10 @@ class VideoWriter:
 
     def _open(self, source: str, result: Result) -> None:
         self._release()
-        path = video_path(self.folder, self._names(source))
+        name = self._names(source)
+        if result.seconds is not None:  # a file for each connection
+            name = self._names.unique(name, (source, len(self._files)))
+        path = video_path(self.folder, name)
         fps = video_info(source).fps if result.seconds is None else _LIVE_FPS
         height, width = result.size
         self._video = open_video(path, fps, (width, height))

@@ -55,11 +55,14 @@ def is_single(source: Any) -> bool:
 
 def has_live(source: Any) -> bool:
     """Whether a source is, or a list of sources has, a camera or stream, which has no end."""
-    parts = source if isinstance(source, (list, tuple)) else [source]
-    return any(is_live(part) for part in parts)
+    if isinstance(source, (list, tuple)):
+        return any(map(has_live, source))
+    if isinstance(source, str) and _is_pattern(source):
+        return any(map(is_live, glob.glob(source, recursive=True)))
+    return is_live(source)
 
 
-def readers(source: Any, *, bgr: bool = False) -> Iterator[Reader]:
+def readers(source: Any, *, bgr: bool = False) -> Generator[Reader, None, None]:
     """List the images of a source, in order, as functions that read them.
 
     Frames of videos and cameras are decoded by this iterator, one after the other. Of a camera or
@@ -88,8 +91,14 @@ def readers(source: Any, *, bgr: bool = False) -> Iterator[Reader]:
         else:
             yield _reader_of_image(source, bgr)
     elif isinstance(source, Iterable):
+        is_list = isinstance(source, (list, tuple))
         for part in source:
             try:
+                if not is_list and has_live(part):  # unknown before, so images would be read ahead
+                    raise DataError(
+                        f"The source {part!r} comes from an iterator; give cameras and streams "
+                        "alone or in a list."
+                    )
                 yield from readers(part, bgr=bgr)
             except DataError as error:  # the others are predicted
                 yield _failing(error)
@@ -116,6 +125,8 @@ def _readers_of_path(path: str) -> Iterator[Reader]:
                 yield from _readers_of_path(match)
             except DataError as error:  # the others are predicted
                 yield _failing(error)
+    elif is_live(path):  # matched by a pattern
+        yield from _frames(latest(path), path)
     elif is_video(path):
         yield from _frames(decode(path), path)
     else:

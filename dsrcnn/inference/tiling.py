@@ -13,6 +13,7 @@ from ..errors import ConfigError
 
 _EDGE, _EDGE_SHARE = 2.0, 0.01  # pixels, share of the side: so near to an edge a box is cut
 _AGREEMENT = 0.5  # least IoU, along the edge, of the parts of an object
+_DUPLICATE = 0.7  # least IoU of two parts of an object in one tile
 _SLACK = 0.1  # of the overlap of two tiles that a part need not reach over
 
 
@@ -146,6 +147,17 @@ class _Found:
             self._of_tile[tile] = np.append(self._of_tile[tile], index)
         return index
 
+    def remove_duplicates(self, group: list[int], single: set[int]) -> None:
+        """Remove single parts that nearly equal those of an object in the same tiles."""
+        for index in group:
+            near = self.left_in(min(self.members[index]))
+            is_single = np.array([int(other) in single for other in near], dtype=bool)
+            near = near[is_single & (self.labels[near] == self.labels[index])]
+            overlap = _overlap(
+                self.boxes[index], False, self.boxes[near], np.zeros(len(near), bool)
+            )
+            self.removed[near[overlap > _DUPLICATE]] = True
+
     def suppress(self, candidates: np.ndarray, threshold: float) -> list[int]:
         """Let detections, whole ones first, best first, remove others; returns those that stay."""
         kept = list[int]()
@@ -154,7 +166,8 @@ class _Found:
                 continue
             kept.append(int(index))
             near = self._near(int(index))
-            overlap = _overlap(self.boxes[index], bool(self.is_cut[index]), self, near)
+            is_cut = bool(self.is_cut[index])
+            overlap = _overlap(self.boxes[index], is_cut, self.boxes[near], self.is_cut[near])
             for other in near[(overlap > threshold) & (self.labels[near] == self.labels[index])]:
                 if self.members[index].isdisjoint(self.members[other]):
                     self.removed[other] = True
@@ -175,13 +188,12 @@ def _cut_edges(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int]) -> n
     return np.asarray((np.abs(boxes - tiles) < near) & is_inner)
 
 
-def _overlap(box: np.ndarray, is_cut: bool, found: _Found, near: np.ndarray) -> np.ndarray:
+def _overlap(box: np.ndarray, is_cut: bool, boxes: np.ndarray, are_cut: np.ndarray) -> np.ndarray:
     """IoU of a box with others; with the part of an object: its share in the larger box."""
-    boxes = found.boxes[near]
     corner = np.maximum(box[:2], boxes[:, :2])
     intersection = (np.minimum(box[2:], boxes[:, 2:]) - corner).clip(min=0).prod(axis=1)
     area, areas = (box[2:] - box[:2]).prod(), (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    is_part = np.where(areas < area, found.is_cut[near], is_cut)  # is the smaller one cut?
+    is_part = np.where(areas < area, are_cut, is_cut)  # is the smaller one cut?
     whole = np.where(is_part, np.minimum(area, areas), area + areas - intersection)
     return np.asarray(intersection / whole.clip(min=1e-6))
 
@@ -193,7 +205,7 @@ def _join(found: _Found) -> np.ndarray:
     its tile and the second begins at the left edge of its own, both reach over what the tiles
     share, and their vertical extents agree; in a column likewise. An object that does not reach
     over the overlap is whole in one of the tiles. The pairs that agree most are joined first, and a
-    tile has one part of an object at most.
+    tile has one part of an object at most; models without NMS may repeat it, which goes.
 
     Returns:
         Indices of the remaining parts and the new boxes.
@@ -209,9 +221,12 @@ def _join(found: _Found) -> np.ndarray:
         for index in joined:
             groups[index], tiles[index] = joined, seen
     unique = {group[0]: group for group in groups.values()}
-    return np.array(
-        [found.add(group) if len(group) > 1 else group[0] for group in unique.values()], dtype=int
-    )
+    several = [group for group in unique.values() if len(group) > 1]
+    single = {index for index, group in unique.items() if len(group) == 1}
+    for group in several:
+        found.remove_duplicates(group, single)
+    rest = [index for index in sorted(single) if not found.removed[index]]
+    return np.array([*map(found.add, several), *rest], dtype=int)
 
 
 def _pairs(found: _Found, parts: dict[int, list[int]]) -> Iterator[tuple[float, int, int]]:
@@ -236,6 +251,7 @@ def _pairs_of(found: _Found, tile: int, other: int, axis: int) -> Iterator[tuple
     shared = np.minimum(a[..., high], b[..., high]) - np.maximum(a[..., low], b[..., low])
     extent = np.maximum(a[..., high], b[..., high]) - np.minimum(a[..., low], b[..., low])
     agreement = shared / extent.clip(min=1e-6)
-    is_same = found.labels[first][:, None] == found.labels[second][None]
-    for i, j in zip(*np.nonzero(is_same & (agreement > _AGREEMENT)), strict=True):
+    is_one = found.labels[first][:, None] == found.labels[second][None]
+    is_one &= b[..., axis] - a[..., 2 + axis] <= _EDGE  # nothing lies between them
+    for i, j in zip(*np.nonzero(is_one & (agreement > _AGREEMENT)), strict=True):
         yield float(agreement[i, j]), int(first[i]), int(second[j])

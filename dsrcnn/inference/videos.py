@@ -21,7 +21,7 @@ _LOGGER = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 _LIVE_SUFFIXES = (".m3u8", ".mjpg", ".mjpeg")  # of addresses
 _LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp", "mms")
-_LOST = 0.05  # of the frames of a healthy file: some headers only estimate their number
+_LOST = 0.02  # of the frames of a healthy file: some headers only estimate their number
 _PATIENCE = 2.0  # seconds to wait for a camera that is being closed
 
 
@@ -95,7 +95,7 @@ def decode(path: str) -> Generator[VideoFrame, None, None]:
     """Decode a video file in a thread, a few frames ahead.
 
     Raises:
-        DataError: if it cannot be opened, has no frame, or ends far before its end.
+        DataError: if it cannot be opened or has no frame.
     """
     expected = video_info(path).frames
     number = 0
@@ -105,11 +105,12 @@ def decode(path: str) -> Generator[VideoFrame, None, None]:
             number += 1
     if not number:
         raise DataError(f"Video {path} has no frame that can be decoded.")
-    fault = f"Video {path} ends after {number} of {expected} frames."
     if expected - number > max(1, _LOST * expected):
-        raise DataError(f"{fault} The file is damaged; copy or convert it again.")
-    if expected - number > 1:  # headers may count one too many
-        _LOGGER.warning(fault)
+        # No error: headers count the frames that a trimmed file hides.
+        _LOGGER.warning(
+            "Video %s ends after %d of the %d frames of its header: it is damaged, or was trimmed "
+            "without being encoded again.", path, number, expected,
+        )  # fmt: skip
 
 
 def latest(source: str | int) -> Generator[VideoFrame, None, None]:

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from dsrcnn.errors import ExportError
 from dsrcnn.export.model import _compare
 from dsrcnn.export.parity import FLOAT16, FLOAT32, Tolerance, compare
+from dsrcnn.utils.precision import float32_precision
 
 BOXES = np.array([[10, 10, 50, 50], [60, 10, 90, 40], [0, 0, 5, 5]], dtype=np.float32)
 SCORES = np.array([0.9, 0.6, 0.2], dtype=np.float32)
@@ -100,15 +100,15 @@ def test_boxes_are_compared_in_pixels_of_the_network_and_without_tf32():
     seen = []
 
     def detect(image, shift=0.0):
-        seen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+        seen.append(float32_precision())
         return BOXES + np.float32(shift), SCORES, LABELS
 
     info = SimpleNamespace(height=64, width=96, half=False, dynamic_batch=False)
     session = SimpleNamespace(info=info, run=lambda images: [detect(images[0], 0.5)])
-    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    before = float32_precision()
     large = np.zeros((400, 400, 3), np.uint8)  # 0.16 pixels of the network each
     assert _compare(detect, session, [large]).pixels == pytest.approx(0.5 * 0.16, rel=1e-3)
-    assert set(seen) == {(False, "highest")}
-    assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+    assert set(seen) <= {("ieee", "ieee"), ("highest", "False")}  # before torch 2.9
+    assert before == float32_precision()
     with pytest.raises(ExportError, match=r"0\.1 pixels of the network input"):
         _compare(detect, session, [large[:100, :100]])

@@ -124,6 +124,27 @@ def test_parts_that_are_of_two_objects_are_not_joined():
     assert len(merge([(40, 10, 100, 50, 0.9, 0)], [(0, 10, 60, 50, 0.8, 1)])) == 2
 
 
+def test_neighbors_on_both_sides_of_an_edge_are_no_parts_of_one_object():
+    # Tiles that share nothing; boxes within 1 % of the side from the edge, 8 pixels apart.
+    tiles = make_tiles(640, 1280, 640, overlap=0.0)
+    left = detections((616, 10, 636, 30, 0.9, 0))
+    right = detections((4, 10, 24, 30, 0.8, 0))
+    assert len(merge_tiles(tiles, [left, right], (640, 1280))[0]) == 2
+    left, right = detections((616, 10, 640, 30, 0.9, 0)), detections((0, 10, 24, 30, 0.8, 0))
+    boxes = merge_tiles(tiles, [left, right], (640, 1280))[0]
+    assert boxes.tolist() == [[616, 10, 664, 30]]
+
+
+def test_a_part_that_the_model_repeats_in_a_tile_is_no_further_object():
+    size, box = (1000, 1800), np.array([[300, 100, 1500, 400]], np.float32)
+    tiles, (first, (parts, scores, labels)) = seen(box, size)
+    repeated = np.concatenate([parts, parts + np.float32([[0, 5, -8, -5]])])
+    second = repeated, np.append(scores, np.float32(0.6)), np.append(labels, 0)
+    boxes, scores, _ = merge_tiles(tiles, [first, second], size)
+    assert boxes.tolist() == box.tolist()
+    assert scores.tolist() == pytest.approx([0.9])
+
+
 def test_thousands_of_small_objects_in_hundreds_of_tiles_are_found_once():
     generator = np.random.default_rng(0)
     size = (2000, 2000)

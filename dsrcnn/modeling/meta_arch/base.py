@@ -16,6 +16,7 @@ from ...layers.activation_checkpoint import checkpoint_blocks
 from ...layers.norm import fold_frozen_norms
 from ...structures import Predictions
 from ...structures.buckets import smallest_bucket
+from ...utils.precision import float32_precision
 from ...utils.training import TrainableModel
 from ..cuda_graphs import CudaGraphs
 from ..postprocessing import (
@@ -221,7 +222,7 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
 
     def graph_key(self) -> Hashable:
         """Return the settings that a CUDA graph has from its capture on."""
-        return torch.get_float32_matmul_precision()
+        return float32_precision()
 
     def train(self, mode: bool = True) -> "SparseDetector":
         """Set the mode; training discards the graphs, whose memory it needs."""
