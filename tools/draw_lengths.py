@@ -40,15 +40,16 @@ def draw_lengths(
         SystemExit: if no variant has two lengths.
     """
     lines: dict[tuple[str, str], dict[int, list[dict[str, str]]]] = defaultdict(dict)
+    is_one_machine = len({row["machine"] for row in rows}) == 1
     for row in rows:
         if row["nms"] == "on":
-            lengths = lines[row["set"], _variant(row)]
+            lengths = lines[row["set"], _variant(row, with_machine=not is_one_machine)]
             lengths.setdefault(int(row["iterations"]), []).append(row)
     lines = {key: lengths for key, lengths in lines.items() if len(lengths) > 1}
     if not lines:
         raise SystemExit(f"No variant has results of two lengths; run some with {_LENGTH}.")
     sets = list(dict.fromkeys(name for name, _ in lines))
-    figure = Figure(figsize=(12, 4.5 * len(sets)), layout="constrained")
+    figure = Figure(figsize=(14, 4.5 * len(sets)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(sets), 2, squeeze=False, sharey="row")
     for (name, variant), lengths in lines.items():
@@ -62,8 +63,8 @@ def draw_lengths(
         over_minutes.set(title=name, xlabel="minutes")
     for axes in panels.flat:
         axes.grid(alpha=0.3)
-    for axes in panels[:, 0]:
-        axes.legend(loc="lower right", fontsize="small")
+    for axes in panels[:, 1]:  # beside the lines, which it would hide
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize="small")
     figure.savefig(output, dpi=110)
 
 
@@ -72,12 +73,13 @@ def words_of(row: dict[str, str]) -> list[str]:
     return row["opts"].split(" ") if row["opts"] else []
 
 
-def _variant(row: dict[str, str]) -> str:
+def _variant(row: dict[str, str], *, with_machine: bool) -> str:
     """Config without its folder, overrides but the length, machine."""
     words = words_of(row)
     pairs = zip(words[::2], words[1::2], strict=True)
     rest = [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in pairs if key != _LENGTH]
-    return ", ".join([row["config"].rsplit("/", 1)[-1], *rest, row["machine"]])
+    machine = [row["machine"]] if with_machine else []
+    return "\n".join([row["config"].rsplit("/", 1)[-1], ", ".join([*rest, *machine])]).strip()
 
 
 def _images_seen(row: dict[str, str], images: Callable[[str, Sequence[str]], int]) -> int:

@@ -113,7 +113,7 @@ def test_lengths_of_a_variant_are_a_line_of_means_over_images_and_minutes(
     rows += [trained("100", "3", 1, 30, "A.B 3 "), {**trained("300", "9", 1, 60), "nms": "off"}]
     load("draw_lengths").draw_lengths(rows, tmp_path / "x.png", images=lambda *_: 4)
     over_images, over_minutes = saved[0].axes
-    assert [t.get_text() for t in over_images.get_legend().get_texts()] == ["one, CPU"]
+    assert [t.get_text() for t in over_minutes.get_legend().get_texts()] == ["one"]
     for axes, expected in ((over_images, [400, 800]), (over_minutes, [2, 6])):
         assert list(axes.lines[0].get_xdata()) == expected
         assert list(axes.lines[0].get_ydata()) == [20, 45]
