@@ -57,7 +57,8 @@ def has_live(source: Any) -> bool:
     """Whether a source is, or a list of sources has, a camera or stream, which has no end."""
     if isinstance(source, (list, tuple)):
         return any(map(has_live, source))
-    if isinstance(source, str) and _is_pattern(source):
+    # Others match no camera, and may be slow to search.
+    if isinstance(source, str) and source.startswith("/dev/") and _is_pattern(source):
         return any(map(is_live, glob.glob(source, recursive=True)))
     return is_live(source)
 

@@ -66,8 +66,8 @@ def merge_tiles(
     From the best down, a detection removes those of its class in other tiles with an IoU above
     `threshold`. A box that the inner edge of a tile cuts is also the same object as a larger one
     that covers more than `threshold` of it: a part has a small IoU with the whole, which a neighbor
-    sees. Parts of an object that no tile sees as a whole are joined, see `_join`. Detections of one
-    tile never remove each other; the model has chosen them.
+    sees. Parts of an object that no tile sees as a whole are joined, see `_join`. Otherwise
+    detections of one tile never remove each other; the model has chosen them.
 
     Args:
         tiles: parts of the image.
