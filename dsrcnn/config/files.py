@@ -23,7 +23,7 @@ _TAGS = "tag:yaml.org,2002:"
 _PYTHON = f"{_TAGS}python/"
 _KEY_TAGS = (f"{_TAGS}str", f"{_TAGS}merge")
 # Limits that no config comes near; beyond them reading would take minutes or all memory.
-_MAX_BYTES = 1_000_000
+_MAX_BYTES = 5_000_000
 _MAX_NODES = 100_000  # with every alias replaced by what it stands for
 _MAX_DEPTH = 40
 _MAX_FILES = 50
@@ -42,6 +42,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: naming the file, if it or a base cannot be used.
     """
     return _read(Path(path), (), [])
+
+
+def check_yaml(text: str, where: str) -> None:
+    """Check that a text would be read as a config file.
+
+    Raises:
+        ConfigError: naming `where`.
+    """
+    _check_size(text.encode(), where)
+    _parse(text, where)
+
+
+def _check_size(content: bytes, where: str) -> None:
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"{where} has more than {_MAX_BYTES} bytes; it is no config.")
 
 
 def _read(path: Path, parents: tuple[Path, ...], files: list[Path]) -> dict[str, Any]:
@@ -88,8 +103,7 @@ def _read_text(path: Path, where: str) -> str:
     except (OSError, ValueError) as error:  # ValueError for names with a NUL
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{where} cannot be read: {reason}.") from error
-    if len(content) > _MAX_BYTES:
-        raise ConfigError(f"{where} has more than {_MAX_BYTES} bytes; it is no config.")
+    _check_size(content, where)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

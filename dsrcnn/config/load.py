@@ -1,5 +1,6 @@
 """Reading of configs: a path or a shipped name, plus ``KEY VALUE`` overrides."""
 
+import ast
 import difflib
 import logging
 import os
@@ -113,10 +114,12 @@ def _merge_file(cfg: CfgNode, loaded: CfgNode, path: Path) -> None:
             f"{cfg.VERSION}."
         )
     if version == cfg.VERSION:
+        _quote_texts(loaded, cfg)
         cfg.merge_from_other_cfg(loaded)
         return
     _LOGGER.warning("%s is a v1 config; it is upgraded to v%d.", path, cfg.VERSION)
     old = downgrade_config(cfg, to_version=version)
+    _quote_texts(loaded, old)
     old.merge_from_other_cfg(loaded)
     upgraded = upgrade_config(old)
     cfg.clear()
@@ -126,6 +129,25 @@ def _merge_file(cfg: CfgNode, loaded: CfgNode, path: Path) -> None:
 def _node(cfg: CfgNode, name: str) -> CfgNode:
     node = cfg.get(name)
     return node if isinstance(node, CfgNode) else CfgNode()
+
+
+def _quote_texts(loaded: CfgNode, cfg: CfgNode) -> None:
+    """Quote values of a file, in place, that are text and that yacs would read as another type."""
+    for key, value in loaded.items():
+        default = cfg.get(key)
+        if isinstance(value, CfgNode) and isinstance(default, CfgNode):
+            _quote_texts(value, default)
+        elif isinstance(value, str) and isinstance(default, str):
+            loaded[key] = _as_text(value)
+
+
+def _as_text(value: str) -> str:
+    """Quote a text that looks like a Python value, such as the name ``2024_06_12`` of a folder."""
+    try:
+        is_text = isinstance(ast.literal_eval(value), str)
+    except (ValueError, SyntaxError):  # no Python value
+        return value
+    return value if is_text else repr(value)
 
 
 def _like_defaults(cfg: CfgNode, opts: Sequence[object]) -> list[object]:
@@ -138,11 +160,13 @@ def _like_defaults(cfg: CfgNode, opts: Sequence[object]) -> list[object]:
         default: object = cfg
         for part in str(words[index]).split("."):
             default = default.get(part) if isinstance(default, CfgNode) else None
-        word = str(words[index + 1])
-        if isinstance(default, float) and re.fullmatch(r"[+-]?(\d+|inf)", word):
+        word = words[index + 1]
+        if isinstance(word, bool) or not isinstance(word, (str, int, float)):
+            continue
+        if isinstance(default, float) and re.fullmatch(r"[+-]?(\d+|inf)", str(word)):
             words[index + 1] = float(word)
-        elif isinstance(default, str) and re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", word):
-            words[index + 1] = repr(word)
+        elif isinstance(default, str):
+            words[index + 1] = _as_text(str(word))
     return words
 
 
@@ -176,6 +200,8 @@ def _explain_type(cfg: CfgNode, text: str, path: Path) -> str:
     if isinstance(default, CfgNode):
         expected = f"its keys, such as {key}.{next(iter(default))}"
     hint = " Write the number with a decimal point." if _INT_FOR_FLOAT in text else ""
+    if isinstance(default, str):
+        hint = " Text that looks like a number or a date stands in quotes."
     return f"{key} is {shortened(value)} (in {where}); write {expected}.{hint}"
 
 

@@ -20,6 +20,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 
 from ..config import load_cfg, read_cfg
+from ..config.files import check_yaml
 from ..data.buckets import choose_buckets
 from ..data.build import load_records, training_records
 from ..data.datasets.custom import check_registered
@@ -79,6 +80,7 @@ def setup_run(
             )
         if resume:
             check_resume(cfg)
+    check_yaml(cfg.dump(), "The config")  # of which everything after training needs to be read
     cfg.freeze()
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not eval_only:  # evaluation has too many sizes

@@ -6,6 +6,7 @@ from conftest import tiny_cfg
 
 from dsrcnn.config import read_cfg
 from dsrcnn.config.load import find_config
+from dsrcnn.config.rules import value_of
 from dsrcnn.errors import ConfigError
 
 NODE = "MODEL.SparseRCNN"
@@ -122,3 +123,27 @@ def test_an_override_may_be_an_integer_where_a_float_is_expected(value):
 def test_an_integer_for_a_float_in_a_file_is_an_error_with_advice(write):
     with pytest.raises(ConfigError, match="Write the number with a decimal point"):
         read_cfg(write("MODEL:\n  SparseRCNN:\n    DLA: {UNIT_STEP: 0}\n"))
+
+
+@pytest.mark.parametrize("name", ["2024", "2024_06_12", "1e5", "None", "(1, 2)", "0x10", "True"])
+def test_text_that_looks_like_a_python_value_stays_text(write, name):
+    keys = ("DATASETS.CUSTOM.FOLDER", "DATASETS.CUSTOM.TRAIN_SPLIT", "OUTPUT_DIR")
+    by_override = read_cfg(
+        "quick/sparse_rcnn_shapes", [word for key in keys for word in (key, name)]
+    )
+    by_file = read_cfg(write(by_override.dump()))  # as the config.yaml of a run
+    content = {"DATASETS": {"CUSTOM": {"FOLDER": name, "TRAIN_SPLIT": name}}, "OUTPUT_DIR": name}
+    by_hand = read_cfg(write(yaml.safe_dump(content)))
+    for cfg in (by_override, by_file, by_hand):
+        assert [value_of(cfg, key) for key in keys] == [name] * 3
+
+
+def test_text_in_quotes_of_its_own_loses_them_as_in_detectron2(write):
+    assert read_cfg("quick/sparse_rcnn_shapes", ["MODEL.WEIGHTS", "''"]).MODEL.WEIGHTS == ""
+    assert read_cfg(write("MODEL: {WEIGHTS: \"'2'\"}\n")).MODEL.WEIGHTS == "2"
+
+
+@pytest.mark.parametrize("value", ["2024", "2024.5", "[2024]"])
+def test_a_number_for_text_says_to_quote_it(write, value):
+    with pytest.raises(ConfigError, match=r"DATASETS\.CUSTOM\.NAME is \[?2024.*stands in quotes"):
+        read_cfg(write(f"DATASETS: {{CUSTOM: {{NAME: {value}}}}}\n"))

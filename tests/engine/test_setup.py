@@ -50,6 +50,13 @@ def test_every_start_of_a_run_is_recorded(tmp_path):
     assert "(backbone)" in (output / "model.txt").read_text()
 
 
+def test_a_config_that_could_not_be_read_again_stops_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dsrcnn.config.files._MAX_BYTES", 8_000)  # as with 100,000 class names
+    assert run([*QUICK, *SMALL, "OUTPUT_DIR", str(tmp_path)]) == 2
+    assert "The config has more than 8000 bytes" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.pth"))
+
+
 def stop_here(*_):
     raise InterruptedError
 
