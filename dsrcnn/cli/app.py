@@ -10,10 +10,10 @@ from pathlib import Path
 from ..analysis.images import evenly_spaced
 from ..app.views import AssignmentView
 from ..config import load_cfg
+from ..data.files import image_files
 from ..errors import DataError, DsrcnnError, MissingPackageError
 from ..inference import Detector
 from ..inference.results import import_supervision
-from ..inference.sources import image_files
 from .options import add_detector_arguments, load_detector, positive_int, require_detector
 
 _SAMPLES = 8

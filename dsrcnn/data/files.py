@@ -1,4 +1,4 @@
-"""Files that are opened only if they are regular: a named pipe or a device would block."""
+"""Files that are opened only if they are regular (a pipe would block), and folders of images."""
 
 import os
 import stat
@@ -6,6 +6,10 @@ from pathlib import Path
 
 from ..errors import DataError
 
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"),
+    *(".jp2", ".jfif"),
+)
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -34,6 +38,34 @@ def is_file(path: str | Path) -> bool:
 def is_folder(path: str | Path) -> bool:
     """Whether a path is a folder or a link to one; unlike `Path.is_dir`, never raises."""
     return file_fault(path) == f"is {_KINDS[stat.S_IFDIR]}, not a file"
+
+
+def image_files(folder: Path) -> list[str]:
+    """Image files in a folder and below, links followed, sorted, without hidden ones.
+
+    Folders that cannot be listed are among them, so that they are reported when they are read.
+    """
+    found, visited = list[str](), set[tuple[int, int]]()
+
+    def add_unreadable(error: OSError) -> None:
+        found.append(str(error.filename))
+
+    for place, folders, names in os.walk(folder, onerror=add_unreadable, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in visited:  # a link to a folder that is read already
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        shown = (name for name in folders if not name.startswith("."))
+        folders[:] = sorted(shown, key=lambda name: (os.path.islink(f"{place}/{name}"), name))
+        found += [str(path) for name in names if _is_image_file(path := Path(place, name))]
+    return sorted(found)
+
+
+def _is_image_file(path: Path) -> bool:
+    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+        return False
+    return path.is_file() or not path.exists()  # a link to nothing is reported when it is read
 
 
 def read_bytes(path: str | Path, advice: str = "check the path.") -> bytes:

@@ -178,7 +178,7 @@ def data_fingerprint(name: str) -> str:
             for a in record["annotations"]
         ]
         lines.append(f"{Path(str(record['file_name'])).name} {objects}")
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _less_is_better(metric: str) -> bool:

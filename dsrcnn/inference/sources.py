@@ -11,13 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.files import IMAGE_SUFFIXES, image_files
 from ..data.images import pixels_of, read_image
 from ..errors import DataError
 from .videos import VideoFrame, decode, is_live, is_video, latest
 
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2",
-)  # fmt: skip
 _EXPECTED = (
     "a path, a pattern, a folder, a PIL image, an array (H, W, 3), a tensor (3, H, W), the number "
     "of a camera, or a list of them"
@@ -145,36 +143,8 @@ def source_files(path: str) -> list[str]:
     ]
 
 
-def image_files(folder: Path) -> list[str]:
-    """Image files in a folder and below, links followed, sorted, without hidden ones.
-
-    Folders that cannot be listed are among them, so that they are reported when they are read.
-    """
-    found, visited = list[str](), set[tuple[int, int]]()
-
-    def add_unreadable(error: OSError) -> None:
-        found.append(str(error.filename))
-
-    for place, folders, names in os.walk(folder, onerror=add_unreadable, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in visited:  # a link to a folder that is read already
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        shown = (name for name in folders if not name.startswith("."))
-        folders[:] = sorted(shown, key=lambda name: (os.path.islink(f"{place}/{name}"), name))
-        found += [str(path) for name in names if _is_image_file(path := Path(place, name))]
-    return sorted(found)
-
-
 def _is_pattern(path: str) -> bool:
     return glob.has_magic(path) and "://" not in path and not os.path.exists(path)
-
-
-def _is_image_file(path: Path) -> bool:
-    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-        return False
-    return path.is_file() or not path.exists()  # a link to nothing is reported when it is read
 
 
 def _reader_of_file(path: str) -> Reader:

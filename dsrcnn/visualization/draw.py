@@ -198,7 +198,7 @@ def _put_text(
     """Write black text on a canvas, in place; `origin` is the left end of its baseline."""
     if font is None:
         place = (origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
-        cv2.putText(canvas, text, *place)
+        cv2.putText(canvas, text.encode("utf-8", "replace").decode(), *place)
         return
     picture = Image.fromarray(canvas)
     face = _face(font.path, scale)

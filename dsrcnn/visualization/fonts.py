@@ -104,8 +104,11 @@ def _warn(missing: Sequence[str]) -> None:
 def opencv_draws(text: str) -> bool:
     """Whether OpenCV's font has all characters; version 4 has ASCII, version 5 many scripts.
 
-    It draws others as question marks, one or one for each of their bytes.
+    It draws others as question marks, one or one for each of their bytes; at bytes that are no
+    character, as file names may have, it crashes.
     """
+    if any(category(c) == "Cs" for c in text):
+        return False
     return text.isascii() or all(c.isascii() or not _is_unknown(c) for c in _visible(text))
 
 

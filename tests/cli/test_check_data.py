@@ -1,6 +1,7 @@
 """``dsrcnn check-data``: every kind of fault is counted and named; the exit status is 1."""
 
 import json
+import os
 import re
 import shutil
 
@@ -151,6 +152,17 @@ def test_a_sheet_is_drawn_of_what_is_usable(folder, capsys):
     assert sheet.shape[1] > 4 * 400
 
 
+def test_a_sheet_names_files_whose_names_are_no_text(tmp_path, capsys):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    name = os.fsdecode(b"m\xfcll")  # of an archive from Windows
+    write_photo(tmp_path / f"images/{name}.png", 0)
+    (tmp_path / f"labels/{name}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cell]\n")
+    assert check(tmp_path, capsys, "--output", str(tmp_path / "cells.png"))[0] == 0
+    assert cv2.imread(str(tmp_path / "cells.png")) is not None
+
+
 def test_a_yolo_folder_is_checked(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
@@ -159,6 +171,7 @@ def test_a_yolo_folder_is_checked(tmp_path, capsys):
         write_photo(tmp_path / f"images/{number}.jpg", number)
     (tmp_path / "labels/0.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2\n0 0.5\n")
     (tmp_path / "images/2.jpg").write_bytes(b"broken")
+    (tmp_path / "labels/7.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     status, _, text = check(tmp_path, capsys)
     assert status == 1
     for kind, shown in (
@@ -166,6 +179,7 @@ def test_a_yolo_folder_is_checked(tmp_path, capsys):
         ("annotation broken", "line 3: '0 0.5'"),
         ("image broken", "2.jpg"),
         ("image without boxes", "1.jpg"),
+        ("label without image", "7.txt; read are images with the endings .jpg, .jpeg,"),
     ):
         assert re.search(rf"^train, {kind}: .*{re.escape(shown)}", text, re.MULTILINE), kind
     assert re.search(r"^image missing +0$", text, re.MULTILINE)

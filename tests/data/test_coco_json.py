@@ -75,6 +75,13 @@ def test_records_are_in_the_format_of_detectron2(write, messages):
     assert messages() == []
 
 
+def test_folders_may_be_addresses(write):
+    content = content_of([(10, 10, 20, 20)])
+    json_file, _ = write(content)
+    names = [r["file_name"] for r in load_checked_coco_json(json_file, "shapes://val", NAME)]
+    assert names == ["shapes://val/1.png", "shapes://val/2.png"]
+
+
 def test_category_ids_with_gaps_become_contiguous_labels(write):
     names = {20: "bird", 3: "cat", 7: "dog"}
     content = content_of([(1, 1, 5, 5)] * 3)

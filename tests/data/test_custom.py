@@ -54,6 +54,31 @@ def test_both_files_become_the_data_sets_of_the_config(write, tmp_path):
     assert load_cfg(QUICK, opts).dump() == cfg.dump()  # can be loaded twice
 
 
+def test_a_later_config_does_not_change_the_data_of_an_earlier_one(write, tmp_path):
+    files = []
+    for place in ("a", "b"):  # folders of the same name
+        (tmp_path / place / "cells/annotations").mkdir(parents=True)
+        for split in ("train", "val"):
+            images = tmp_path / place / "cells/images" / split
+            write_coco(tmp_path / place / f"cells/annotations/instances_{split}.json", images)
+    folder = [("DATASETS.CUSTOM.FOLDER", str(tmp_path / place / "cells")) for place in "ab"]
+    turned = ("DATASETS.CUSTOM.TRAIN_SPLIT", "val", "DATASETS.CUSTOM.TEST_SPLIT", "train")
+    cfgs = [load_cfg(QUICK, opts) for opts in (folder[0], folder[1], (*folder[0], *turned))]
+    for cfg in cfgs:
+        records = (
+            DatasetCatalog.get(cfg.DATASETS.TRAIN[0]),
+            DatasetCatalog.get(cfg.DATASETS.TEST[0]),
+        )
+        files.append([os.path.dirname(r[0]["file_name"]) for r in records])
+    images = [[str(tmp_path / p / "cells/images" / s) for s in ("train", "val")] for p in "ab"]
+    assert files == [images[0], images[1], images[0][::-1]]
+    assert [cfg.DATASETS.CUSTOM.NAME for cfg in cfgs] == ["cells", "cells_2", "cells_3"]
+    assert load_cfg(QUICK, folder[1]).DATASETS.TRAIN == ("cells_2_train",)  # known, so not anew
+    first = load_cfg(QUICK, custom(write("a.json"), name="toy"))
+    second = load_cfg(QUICK, custom(write("b.json"), name="toy"))
+    assert (first.DATASETS.TRAIN, second.DATASETS.TRAIN) == (("toy_train",), ("toy_2_train",))
+
+
 def test_missing_file_leaves_its_split_empty(write):
     test, train = load_cfg(QUICK, custom(test=write())), load_cfg(QUICK, custom(train=write()))
     assert (test.DATASETS.TRAIN, test.DATASETS.TEST) == ((), ("toy_test",))

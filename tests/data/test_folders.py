@@ -143,6 +143,24 @@ def test_names_in_voc_lists_may_have_spaces_and_a_number_behind_them(folder_of):
     assert [Path(record["file_name"]).stem for record in records_of(folder)] == names
 
 
+def test_names_in_voc_lists_may_end_in_a_number(folder_of):
+    folder = folder_of("voc")
+    for number in ("1", "2"):
+        (folder / f"Annotations/{number}.xml").rename(folder / f"Annotations/scan {number}.xml")
+        (folder / f"JPEGImages/{number}.jpg").rename(folder / f"JPEGImages/scan {number}.jpg")
+    shutil.copy(folder / "Annotations/scan 2.xml", folder / "Annotations/scan.xml")
+    (folder / "ImageSets/Main/val.txt").write_text("3\n")
+    listed = folder / "ImageSets/Main/train.txt"
+    for lines, expected in (
+        (["scan 1", "scan 2"], ["scan 1", "scan 2"]),
+        (["scan 1", "3"], ["scan 1", "3"]),
+        (["scan 1"], ["scan 1"]),
+        (["scan 1 1", "3 -1"], ["scan 1", "3"]),
+    ):
+        listed.write_text("\n".join(lines))
+        assert [Path(record["file_name"]).stem for record in records_of(folder)] == expected
+
+
 def test_a_split_that_is_absent_says_how_to_name_another(folder_of):
     with pytest.raises(DataError, match=r"it has train, val\. Name one of these, .*TEST_SPLIT"):
         custom(folder_of("voc"), TEST_SPLIT, "test")
@@ -174,6 +192,34 @@ def test_yolo_reads_lists_of_images_polygons_and_missing_labels(folder_of):
     boxes = [a["bbox"] for a in record["annotations"]]
     assert boxes[0] == pytest.approx([0.1 * width, 0.2 * height, 0.8 * width, 0.6 * height])
     assert boxes[1] == pytest.approx([0.4 * width, 0.4 * height, 0.2 * width, 0.2 * height])
+
+
+def test_yolo_reads_every_kind_of_image_and_linked_folders_once(folder_of, tmp_path, messages):
+    folder = folder_of("yolo")
+    images = folder / "images/train"
+    (images / "2.jpg").rename(images / "2.JFIF")
+    Image.open(images / "3.jpg").save(images / "3.gif")
+    (images / "3.jpg").unlink()
+    for kind in ("images", "labels"):
+        shutil.move(folder / kind / "train", tmp_path / f"more/{kind}/new")
+        (folder / kind / "train").mkdir()
+        (folder / kind / "train/new").symlink_to(tmp_path / f"more/{kind}/new")
+    (tmp_path / "more/images/new/circle").symlink_to(images)
+    (tmp_path / "more/images/new/.1.jpg").write_bytes(b"hidden")
+    records = records_of(folder)
+    assert [Path(r["file_name"]).name for r in records] == ["1.jpg", "2.JFIF", "3.gif", "4.jpg"]
+    assert all(len(record["annotations"]) == 2 for record in records)
+    assert not any("label" in message for message in messages())
+
+
+def test_yolo_labels_without_an_image_are_reported(folder_of, messages):
+    folder = folder_of("yolo")
+    (folder / "images/train/2.jpg").rename(folder / "images/train/2.raw")
+    (folder / "labels/train/classes.txt").write_text("left\nright\n")
+    assert len(records_of(folder)) == 3
+    (message,) = (text for text in messages() if "label" in text)
+    assert "1 label files have no image (label without image)" in message
+    assert f"{folder / 'labels/train/2.txt'}." in message
 
 
 def test_rotated_photos_have_their_displayed_size(folder_of):

@@ -1,7 +1,9 @@
 import json
 import logging
+import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import batch, coco_options, quick_cfg, tiny_cfg, train
@@ -123,6 +125,17 @@ def test_a_fingerprint_is_of_images_and_labels_not_of_places(tmp_path):
         hashes.append(data_fingerprint(cfg.DATASETS.TEST[0]))
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 4
+
+
+def test_a_fingerprint_of_files_whose_names_are_no_text(tmp_path, write_image):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    name = os.fsdecode(b"m\xfcll")  # of an archive from Windows
+    write_image(np.zeros((40, 60, 3), np.uint8), f"images/{name}.png")
+    (tmp_path / f"labels/{name}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [cell]\n")
+    cfg = load_cfg("quick/sparse_rcnn_shapes", ["DATASETS.CUSTOM.FOLDER", str(tmp_path)])
+    assert len(data_fingerprint(cfg.DATASETS.TEST[0])) == 64
 
 
 def test_a_missing_metric_is_an_error_if_configured_and_else_a_warning(caplog):

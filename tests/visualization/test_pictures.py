@@ -1,4 +1,5 @@
 import json
+import os
 import warnings
 from types import SimpleNamespace
 
@@ -189,6 +190,11 @@ def test_names_of_other_scripts_are_drawn_on_images_by_a_font_of_the_machine():
     assert (drawn[letters] < 60).all()
     title = hstack([BLANK], ["Жук"])
     assert not np.array_equal(title, hstack([BLANK], ["Жар"]))
+
+
+def test_titles_may_have_bytes_that_are_no_character():
+    title = os.fsdecode(b"m\xfcll.jpg")  # of an archive from Windows; OpenCV 5 crashed
+    assert np.array_equal(hstack([BLANK], [title]), hstack([BLANK], ["m?ll.jpg"]))
 
 
 @pytest.mark.usefixtures("opencv_4")

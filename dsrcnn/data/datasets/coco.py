@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -356,6 +357,8 @@ def _make_records(content: CocoContent, image_root: str) -> list[dict[str, Any]]
 
 def _image_path(image_root: str, name: str) -> str:
     """Join folder and file name, which may have the backslashes of Windows."""
+    if "://" in image_root or "://" in name:  # `Path` would make one slash of two
+        return os.path.join(image_root, name)
     path = str(Path(image_root) / name)
     if "\\" in name and not is_file(path):
         return str(Path(image_root) / name.replace("\\", "/"))

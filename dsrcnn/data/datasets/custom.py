@@ -3,10 +3,12 @@
 import contextlib
 import difflib
 import functools
+import logging
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -29,6 +31,7 @@ from .validate import OnError, check_records, raise_error
 from .voc import read_voc, voc_classes, voc_splits
 from .yolo import read_yolo, yolo_classes, yolo_split_fault, yolo_splits
 
+_LOGGER = logging.getLogger(__name__)
 _CLASSES_KEY = "DATASETS.CUSTOM.CLASSES"
 _ROBOFLOW = "_annotations.coco.json"  # in the folder of each split, beside the images
 _LAYOUTS = (
@@ -38,12 +41,28 @@ _LAYOUTS = (
 )
 
 
+_SOURCES: dict[str, tuple[str, ...]] = {}  # by name of the datasets that are registered here
+
+
+class _Part(NamedTuple):
+    """Data to train or to test on.
+
+    Attributes:
+        source: what tells them from others: paths and class names.
+        register: registers them under a name.
+    """
+
+    source: tuple[str, ...]
+    register: Callable[[str], None]
+
+
 @config_step
 def use_custom_data(cfg: CfgNode) -> None:
     """Register the data of ``DATASETS.CUSTOM`` and use them in `cfg`, in place.
 
     Registers ``NAME_train`` and ``NAME_test`` and writes them to ``DATASETS.TRAIN`` and ``.TEST``.
-    A folder without a name gets its own, with ``_custom`` if other datasets have that.
+    A folder without a name gets its own, with ``_custom`` if other datasets have that. Data of
+    another config, which keep their name, add a number to it.
     Class names are read from the data and stored in ``DATASETS.CUSTOM.CLASSES``: a saved config
     knows its classes without the data, and rejects data with different classes.
 
@@ -58,13 +77,11 @@ def use_custom_data(cfg: CfgNode) -> None:
     if node.FOLDER and any(files.values()):
         raise ConfigError("DATASETS.CUSTOM has a FOLDER and json files; write one or the other.")
     if node.FOLDER:
-        node.NAME = node.NAME or _free_name(Path(os.path.abspath(node.FOLDER)).name)
         used = {part: split for part, split in splits.items() if split}
-        classes = _register_folder(node.NAME, Path(node.FOLDER), used, saved)
+        classes, parts = _folder_parts(Path(node.FOLDER), used, saved)
     elif node.NAME:
-        used = {part: path for part, path in files.items() if path}
-        pairs = {part: (path, images[part]) for part, path in used.items()}
-        classes = _register_files(node.NAME, pairs, saved)
+        pairs = {part: (path, images[part]) for part, path in files.items() if path}
+        classes, parts = _file_parts(pairs, saved)
     elif any(files.values()):
         raise ConfigError(
             "DATASETS.CUSTOM has a json but no name; write DATASETS.CUSTOM.NAME, for example "
@@ -72,22 +89,45 @@ def use_custom_data(cfg: CfgNode) -> None:
         )
     else:
         return
+    node.NAME = _register(node.NAME, Path(os.path.abspath(node.FOLDER)).name, parts)
     node.CLASSES = tuple(classes)
-    cfg.DATASETS.TRAIN = (f"{node.NAME}_train",) if "train" in used else ()
-    cfg.DATASETS.TEST = (f"{node.NAME}_test",) if "test" in used else ()
+    cfg.DATASETS.TRAIN = (f"{node.NAME}_train",) if "train" in parts else ()
+    cfg.DATASETS.TEST = (f"{node.NAME}_test",) if "test" in parts else ()
 
 
-def _free_name(name: str) -> str:
-    """Return a name for a folder, with an ending if Detectron2 has datasets of this name."""
-    while any(is_taken(f"{name}_{part}") for part in ("train", "test")):
-        name += "_custom"
+def _register(given: str, default: str, parts: Mapping[str, _Part]) -> str:
+    """Register parts under a name that no other data have, and return it.
+
+    A config that is loaded later must not change what an earlier one trains on.
+    """
+    base = given or default
+    while not given and any(is_taken(f"{base}_{part}") for part in ("train", "test")):
+        base += "_custom"
+    name, number = base, 1
+    while any(_has_other_data(f"{name}_{key}", part) for key, part in parts.items()):
+        number += 1
+        name = f"{base}_{number}"
+    if given and name != given:
+        _LOGGER.info(
+            "DATASETS.CUSTOM.NAME %s has other data in an earlier config of this program, so these "
+            "are %s.",
+            *(given, name),
+        )
+    for key, part in parts.items():
+        part.register(f"{name}_{key}")
+        _SOURCES[f"{name}_{key}"] = part.source
     return name
 
 
-def _register_files(
-    name: str, files: Mapping[str, tuple[str, str]], saved: list[str]
-) -> Sequence[str]:
-    """Register COCO files and the folders of their images by part; return the class names."""
+def _has_other_data(name: str, part: _Part) -> bool:
+    is_ours = name in DatasetCatalog.list() and not is_taken(name)
+    return is_ours and _SOURCES.get(name) != part.source
+
+
+def _file_parts(
+    files: Mapping[str, tuple[str, str]], saved: list[str]
+) -> tuple[Sequence[str], dict[str, _Part]]:
+    """Return the class names of COCO files, and their data with the folders of their images."""
     if not files:
         raise ConfigError(
             "DATASETS.CUSTOM has a name but no json; write DATASETS.CUSTOM.TRAIN_JSON or TEST_JSON."
@@ -98,33 +138,44 @@ def _register_files(
             names[json_file] = list(read_categories(json_file).values())
     _check_same_classes(names)
     classes = list(next(iter(names.values())))
-    for part, (json_file, image_root) in files.items():
-        register_coco_json(f"{name}_{part}", json_file, image_root, classes)
-    return classes
+    parts = {}
+    for key, (json_file, image_root) in files.items():
+        register = functools.partial(
+            register_coco_json, json_file=json_file, image_root=image_root, classes=classes
+        )
+        source = (os.path.abspath(json_file), os.path.abspath(image_root), *classes)
+        parts[key] = _Part(source, register)
+    return classes, parts
 
 
-def _register_folder(
-    name: str, folder: Path, splits: Mapping[str, str], saved: list[str]
-) -> Sequence[str]:
-    """Register splits of a folder by part; return the class names."""
+def _folder_parts(
+    folder: Path, splits: Mapping[str, str], saved: list[str]
+) -> tuple[Sequence[str], dict[str, _Part]]:
+    """Return the class names of a folder, and the data of its splits."""
     layout = _layout(folder) if is_folder(folder) or not saved else None
     if layout:
         splits = {part: find_split(folder, split) for part, split in splits.items()}
     if layout == "coco":
-        files = {part: _coco_files(folder, split) for part, split in splits.items()}
-        return _register_files(name, files, saved)
+        return _file_parts(
+            {part: _coco_files(folder, split) for part, split in splits.items()}, saved
+        )
     # A trained model may be used without its data, and a split of VOC may lack some classes.
     classes = saved
     if not saved or layout == "yolo":
         classes = _folder_classes(folder, list(splits.values()), raise_error)
     if saved:
         _check_same_classes({_CLASSES_KEY: saved, str(folder): classes})
+    parts = {}
     for part, split in splits.items():
-        registered = f"{name}_{part}"
-        load = functools.partial(load_split, folder, split, classes, labeled=False)
-        register_loader(registered, load)
-        MetadataCatalog.get(registered).set(evaluator_type="coco", thing_classes=classes)
-    return classes
+        register = functools.partial(_register_split, folder=folder, split=split, classes=classes)
+        parts[part] = _Part((os.path.abspath(folder), split, *classes), register)
+    return classes, parts
+
+
+def _register_split(name: str, folder: Path, split: str, classes: list[str]) -> None:
+    load = functools.partial(load_split, folder, split, classes, labeled=False)
+    register_loader(name, load)
+    MetadataCatalog.get(name).set(evaluator_type="coco", thing_classes=classes)
 
 
 def _check_same_classes(names: Mapping[str, Sequence[str]]) -> None:

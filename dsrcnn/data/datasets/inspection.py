@@ -22,7 +22,10 @@ FAULTS = (
     *("annotation broken", "duplicate id", "unknown class", "classes differ", "nothing to learn"),
     *("box not finite", "box without area", "box outside"),
 )
-NOTES = ("image without boxes", "box over the border", "tiny box", "crowd")
+NOTES = (
+    *("image without boxes", "label without image"),
+    *("box over the border", "tiny box", "crowd"),
+)
 SIZES = (16, 32, 64, 128, 256)  # limits of the histogram, in pixels at the training size
 
 _BOX_FAULTS = {  # of `box_fault`

@@ -5,11 +5,12 @@ from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
 from ...errors import DataError
-from ..files import is_file, read_bytes, read_lines
+from ..files import IMAGE_SUFFIXES, is_file, read_bytes, read_lines
 from .fields import as_flag, as_side, check_class_names
 from .validate import OnError, make_annotation, raise_error, warn_once
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif")
+_SUFFIXES = tuple(case for suffix in IMAGE_SUFFIXES for case in (suffix, suffix.upper()))
+_FLAG = re.compile(r"\s+(-1|0|1)$")
 
 
 def voc_splits(folder: Path) -> list[str]:
@@ -126,13 +127,19 @@ def _message(path: Path, error: Exception) -> str:
 def _image_names(folder: Path, split: str) -> list[str]:
     advice = f"the splits of {folder} are {', '.join(voc_splits(folder))}."
     lines = read_lines(folder / "ImageSets/Main" / f"{split}.txt", advice)
-    # Lists of single classes have -1, 0 or 1 behind every name, which may have spaces.
-    names = [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines if line.strip()]
+    names = [line.strip() for line in lines if line.strip()]
+    # Lists of single classes have -1, 0 or 1 behind every name. Names may have spaces, too.
+    if all(map(_FLAG.search, names)):
+        names = [name if _has_file(folder, name) else _FLAG.sub("", name) for name in names]
     for name in names:
         if not _is_inside(PurePath(name)):
             text = f"{folder / 'ImageSets/Main' / split}.txt names {name!r}"
             raise DataError(f"{text}, which is not in {folder / 'JPEGImages'}; correct the list.")
     return names
+
+
+def _has_file(folder: Path, image: str) -> bool:
+    return is_file(folder / "Annotations" / f"{image}.xml")
 
 
 def _parse_xml(folder: Path, image: str) -> ElementTree.Element:

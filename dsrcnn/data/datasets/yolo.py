@@ -1,18 +1,19 @@
 """YOLO folders: ``data.yaml`` names images and classes, ``labels/*.txt`` hold the boxes."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ...errors import DataError
-from ..files import file_fault, is_file, is_folder, read_lines
+from ..files import IMAGE_SUFFIXES, file_fault, image_files, is_file, is_folder, read_lines
 from ..images import image_file_size
 from .fields import check_class_names, show
 from .validate import OnError, make_annotation, raise_error, warn_once
 
-_IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_ENDINGS = ", ".join(IMAGE_SUFFIXES)
 _SPLITS = ("train", "val", "valid", "test")
 
 
@@ -87,7 +88,26 @@ def read_yolo(folder: Path, split: str, classes: list[str], on_error: OnError) -
         warn_once(f"Split {split!r} of {folder}", what, shared)
     for text in shared if on_error is not raise_error else ():
         on_error("duplicate image", f"{text}; rename one of them.")
+    _report_unused_labels(folder, split, owners, on_error)
     return records
+
+
+def _report_unused_labels(
+    folder: Path, split: str, used: Collection[Path], on_error: OnError
+) -> None:
+    """Report label files without an image, which may be missing or of a kind that is not read."""
+    unused: list[str] = []
+    for path in _split_paths(folder, split):
+        labels = _label_file(path / "any.jpg").parent
+        # Labels of a list may be of another split, and beside images there are other texts.
+        if path.suffix != ".txt" and labels != path:
+            files = (p for p in labels.rglob("*.txt") if p not in used)
+            unused += (str(p) for p in files if p.name != "classes.txt" and p.name[0] != ".")
+    if unused and on_error is raise_error:
+        what = f"{len(unused)} label files have no image (label without image)"
+        warn_once(f"Split {split!r} of {folder}", what, sorted(unused))
+    for name in sorted(unused) if on_error is not raise_error else ():
+        on_error("label without image", f"{name}; read are images with the endings {_ENDINGS}.")
 
 
 def _read_labels(
@@ -152,8 +172,7 @@ def _image_files(folder: Path, split: str, on_error: OnError) -> list[Path]:
     images: list[Path] = []
     for path in _split_paths(folder, split):
         if path.suffix != ".txt":
-            # Links to folders are not followed, which might lead in a circle.
-            images += sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+            images += sorted(map(Path, image_files(path)))
             continue
         root = str(_read_yaml(folder).get("path") or "")
         for line in filter(None, map(str.strip, read_lines(path))):
