@@ -90,11 +90,11 @@ def _place() -> str:
     return "elsewhere"
 
 
-def count(run: Callable[[], object]) -> dict[str, float]:
+def count(run: Callable[[], object], *, on_gpu: bool) -> dict[str, float]:
     """Count what one call starts: operators, or on a GPU launches, copies and waits."""
     for _ in range(2):
         run()
-    if not torch.cuda.is_available():
+    if not on_gpu:
         with OperatorCount() as counted:
             run()
         return {"operators": counted.total, "conversions": counted.casts}

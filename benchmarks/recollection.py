@@ -167,7 +167,8 @@ class Step:
         """Largest memory of its tensors in bytes, without gradients of parameters."""
         self.run(variant)
         self.head.zero_grad(set_to_none=False)
-        return peak_memory_of(lambda: self.losses(variant).backward())
+        on_gpu = next(self.head.parameters()).is_cuda
+        return peak_memory_of(lambda: self.losses(variant).backward(), on_gpu=on_gpu)
 
 
 def _random_boxes(images: int, count: int, device: torch.device) -> Tensor:
@@ -176,13 +177,13 @@ def _random_boxes(images: int, count: int, device: torch.device) -> Tensor:
     return torch.cat([corner, corner + 0.05 + 0.3 * torch.rand_like(corner)], dim=-1)
 
 
-def peak_memory_of(run: Callable[[], object]) -> int:
+def peak_memory_of(run: Callable[[], object], *, on_gpu: bool) -> int:
     """Largest memory of tensors during a run in bytes, beyond those that existed before it.
 
     On a GPU the allocator counts. On a CPU, which keeps no count, every allocation is recorded, so
     the run is slower than otherwise.
     """
-    if torch.cuda.is_available():
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()

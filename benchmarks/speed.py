@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tabulate import tabulate
 from tqdm import tqdm
@@ -35,7 +35,7 @@ class Variant(NamedTuple):
         name: for the table.
         config: YAML file or shipped name.
         opts: ``KEY, VALUE, ...``.
-        checkout: folder of another checkout of this package, None for the one in use.
+        checkout: folder of another checkout of this package, None for that of this file.
         without: optimizations to undo: norms, layout, pooling, optimizer.
         official: folder with the official code, whose model is measured instead; None for ours.
     """
@@ -49,10 +49,19 @@ class Variant(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Rounds of one variant, each a dictionary of seconds (and MiB) by part."""
+    """What was measured of one variant.
+
+    Attributes:
+        variant: which.
+        rounds: seconds (and MiB) by part.
+        device: name of the GPU, or CPU.
+        package: file of the package that ran.
+    """
 
     variant: Variant
     rounds: list[dict[str, float]]
+    device: str = "CPU"
+    package: str = ""
 
     def median(self, part: str) -> float:
         """Median over the rounds, NaN for a part the variant does not have."""
@@ -113,19 +122,22 @@ def compare(
     options = [f"--mode={mode}", f"--images={shape.images}", f"--objects={shape.objects}"]
     options += ["--size", str(shape.height), str(shape.width), f"--threads={threads}"]
     with contextlib.ExitStack() as stack:
-        runs = {
-            number: partial(_ask, stack.enter_context(_started(variant, options)), variant)
-            for number, variant in enumerate(variants)
-        }
+        workers = [stack.enter_context(_started(variant, options)) for variant in variants]
+        pairs = [*zip(workers, variants, strict=True)]
+        about = [_answer(*pair) for pair in pairs]  # all are built before the first is measured
+        runs = {number: partial(_ask, *pair) for number, pair in enumerate(pairs)}
         rounds = measure_in_turn(runs, repeats)
-    return [Measurement(variant, rounds[number]) for number, variant in enumerate(variants)]
+    return [
+        Measurement(variant, rounds[number], **about[number])
+        for number, variant in enumerate(variants)
+    ]
 
 
 @contextlib.contextmanager
 def _started(variant: Variant, options: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    environment = dict(os.environ)
-    if variant.checkout:
-        environment["PYTHONPATH"] = str(Path(variant.checkout).resolve())
+    # The package may be installed from elsewhere.
+    checkout = Path(variant.checkout) if variant.checkout else Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
     command = [sys.executable, "-W", "ignore", str(_WORKER), f"--config-file={variant.config}"]
     options = [*options, f"--without={','.join(variant.without)}"]
     if variant.official:
@@ -148,10 +160,14 @@ def _started(variant: Variant, options: Sequence[str]) -> Iterator[subprocess.Po
 
 def _ask(worker: subprocess.Popen[str], variant: Variant) -> dict[str, float]:
     assert worker.stdin is not None
-    assert worker.stdout is not None
     with contextlib.suppress(BrokenPipeError):  # it stopped, so there is nothing to read either
         worker.stdin.write("\n")
         worker.stdin.flush()
+    return _answer(worker, variant)
+
+
+def _answer(worker: subprocess.Popen[str], variant: Variant) -> dict[str, Any]:
+    assert worker.stdout is not None
     for line in worker.stdout:
         if line.startswith("{"):
             return json.loads(line)

@@ -141,8 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure every case, and write table and picture after each."""
     args.output.mkdir(parents=True, exist_ok=True)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    columns = {"device": device, "threads": args.threads or torch.get_num_threads()}
+    threads = args.threads or torch.get_num_threads()
     cases = [("inference", n) for n in args.batches] + [("train", n) for n in args.train_batches]
     rows: list[Row] = []
     for mode, images in cases:
@@ -160,7 +159,9 @@ def run(args: argparse.Namespace) -> None:
         rows += rows_of_case(measured, mode, images)
         size = f"{shape.height}x{shape.width}"
         versions = {"torch": torch.__version__, "config": args.config_file, "size": size}
-        write_csv(rows, args.output / "speed.csv", **columns, **versions)
+        device = measured[0].device
+        columns = {"device": device, "threads": threads, **versions}
+        write_csv(rows, args.output / "speed.csv", **columns)
         title = f"{Path(args.config_file).stem}, {size}, {device}; factors: time over ours"
         draw(rows, args.output / "speed.png", title)
     parts = list(dict.fromkeys(part for row in rows for part in row.parts))

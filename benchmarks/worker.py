@@ -1,8 +1,9 @@
 """Measure one variant in a separate process.
 
 Started as a file that imports ``dsrcnn`` and one file beside it, so it measures whatever checkout
-of the package is first on the path. It builds the model once, then answers every line on stdin with
-one line of JSON: seconds of the parts of a training step or an inference.
+of the package is first on the path. It builds the model once, writes a line of JSON with the device
+and the package, then answers every line on stdin with another: seconds of the parts of a training
+step or an inference.
 """
 
 import argparse
@@ -329,13 +330,17 @@ def _count_inference(
         with autocast:
             model(batch)
 
-    counts = count(run)
+    counts = count(run, on_gpu=_is_on_gpu(model))
     return {**counts, "products alone": products_alone(run)} if products else counts
 
 
-def _peak_memory() -> float:
-    """Peak memory of this process in MiB: of the GPU if there is one, else of main memory."""
-    if torch.cuda.is_available():
+def _is_on_gpu(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda
+
+
+def _peak_memory(on_gpu: bool) -> float:
+    """Peak memory of this process in MiB, of the GPU or of main memory."""
+    if on_gpu:
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -363,10 +368,13 @@ def main() -> None:
     measure = _build_measurement(cfg, model, batch, args.mode, "optimizer" in without)
     if cfg.TEST.CUDA_GRAPH:
         measure()  # a graph is captured when a size is met for the second time
+    on_gpu = _is_on_gpu(model)
+    device = torch.cuda.get_device_name() if on_gpu else "CPU"
+    print(json.dumps({"device": device, "package": dsrcnn.__file__}), flush=True)
     for _ in sys.stdin:
         # Once unmeasured: while the other variant ran, the system may have reclaimed memory.
         measure()
-        print(json.dumps({**measure(), "peak memory (MiB)": _peak_memory()}), flush=True)
+        print(json.dumps({**measure(), "peak memory (MiB)": _peak_memory(on_gpu)}), flush=True)
 
 
 if __name__ == "__main__":
