@@ -1,10 +1,11 @@
 """The example of docs/EXTENDING.md runs."""
 
 import re
+import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, batch
+from conftest import QUICK, REPOSITORY, SMALL, TINY, batch, run_program
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from dsrcnn.modeling.matching import MATCHER_REGISTRY
@@ -21,8 +22,8 @@ NAMES = {
 def example():
     """Names defined by the code blocks of the page, run as one program."""
     text = (REPOSITORY / "docs/EXTENDING.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    namespace: dict = {}
+    *blocks, training = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    namespace: dict = {"training": training, "components": blocks[0]}
     exec("\n".join(blocks), namespace)
     yield namespace
     for registry, name in NAMES.items():
@@ -47,6 +48,24 @@ def test_example_builds_a_detector_of_its_components_that_trains_and_detects(exa
     assert boxes[0, 0].tolist() == pytest.approx([0, 0, 32, 64 / 3])  # a third of 96 x 64
     model.eval()
     assert len(model(inputs)[0]["instances"]) <= 9
+
+
+def test_example_trains_in_the_same_program(example, tmp_path):
+    example["words"] += [*map(str, SMALL), "OUTPUT_DIR", str(tmp_path)]
+    exec(example["training"], example)
+    assert "AP" in example["metrics"]["bbox"]
+
+
+@pytest.mark.slow
+def test_example_trains_by_a_copy_of_the_script_in_two_processes(example, tmp_path):
+    (tmp_path / "my_rcnn.py").write_text(example["components"])
+    script = (REPOSITORY / "train_net.py").read_text()
+    script = script.replace("import sys\n", "import sys\n\nimport my_rcnn\n", 1)
+    (tmp_path / "train_mine.py").write_text(script)
+    words = [*example["words"], *map(str, SMALL), "OUTPUT_DIR", str(tmp_path / "out")]
+    command = [sys.executable, str(tmp_path / "train_mine.py"), *QUICK, "--num-gpus", "2", *words]
+    run_program(*map(str, command))
+    assert (tmp_path / "out/model_final.pth").is_file()
 
 
 def test_example_assigns_the_three_cheapest_proposals(example):

@@ -143,7 +143,10 @@ def test_a_signal_lets_runs_save_their_state_even_in_the_background(experiments,
     signal.signal(signal.SIGINT, ignored)
     folder = experiments.Experiment("a", "c", 1, ("SLEEP", "60")).folder
     log = folder / "experiment.log"
+    end = time.monotonic() + 60
     while not (log.is_file() and "started" in log.read_text()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
         time.sleep(0.1)
     process.send_signal(number)
     assert "stopped, to be continued: a c 1 SLEEP 60" in process.communicate(timeout=30)[0]
