@@ -49,7 +49,7 @@ class Variant(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What was measured of one variant.
+    """Rounds of one variant, and where they ran.
 
     Attributes:
         variant: which.
