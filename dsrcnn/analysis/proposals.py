@@ -114,7 +114,7 @@ def draw_expert_weights(weights: np.ndarray, titles: list[str]) -> np.ndarray:
     figure = Figure(figsize=(9, 0.5 + 1.3 * images), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(images, 1, squeeze=False)[:, 0]
-    texts, families = plot_labels(tuple(titles))
+    texts, families = plot_labels(tuple(titles), "image")
     for axes, values, title in zip(panels, weights, texts, strict=True):
         heat_map = axes.imshow(values, aspect="auto", vmin=0, vmax=1, cmap="viridis")
         axes.set_title(plain_text(title), fontsize=9, fontfamily=families)

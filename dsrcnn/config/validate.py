@@ -6,6 +6,7 @@ A message names the key, the value found and what to write.
 
 import logging
 import re
+from importlib.util import find_spec
 from itertools import pairwise, product
 from typing import Any, ClassVar
 
@@ -399,6 +400,14 @@ def _check_input(cfg: CfgNode) -> None:
             f"INPUT.CROP.SIZE is {tuple(crop.SIZE)}; INPUT.CROP.TYPE {crop.TYPE} needs {expected}."
         )
     node = cfg.INPUT.AUG
+    is_cropped = crop.ENABLED or node.SCALE_JITTER.SIZE
+    has_polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
+    if has_polygons and is_cropped and find_spec("shapely") is None:
+        key = "INPUT.CROP.ENABLED" if crop.ENABLED else "INPUT.AUG.SCALE_JITTER.SIZE"
+        raise ConfigError(
+            f"{key} crops images, and cropping polygons of masks needs the package shapely. Run "
+            "pip install shapely, or write INPUT.MASK_FORMAT bitmask."
+        )
     without_masks = [k for k in ("MOSAIC", "MIXUP", "COPY_PASTE") if node[k].PROB]
     without_masks += ["ALBUMENTATIONS"] if node.ALBUMENTATIONS else []
     if cfg.MODEL.MASK_ON and without_masks:

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 
 from ..structures.buckets import Size, smallest_bucket
+from .transforms.build import JITTER_RANGE
 
 _LOGGER = logging.getLogger(__name__)
 _STEP = 32  # sides of padded batches are multiples of it
@@ -147,16 +148,28 @@ def merge_small_groups(
 
 def _resized(cfg: CfgNode, shape: Size) -> list[Size]:
     """Sizes of an image in training, from the smallest to the largest, and in evaluation."""
-    node = cfg.INPUT
+    node, side = cfg.INPUT, cfg.INPUT.AUG.SCALE_JITTER.SIZE
+    test = _shortest_edge(shape, node.MIN_SIZE_TEST, node.MAX_SIZE_TEST)
+    if side:
+        factors = np.linspace(*JITTER_RANGE, _RANGE) * side / max(shape)
+        return [*(_cropped(shape, factor, side) for factor in factors), test]
     sides = sorted(node.MIN_SIZE_TRAIN)
     if node.MIN_SIZE_TRAIN_SAMPLING == "range":
         sides = [round(x) for x in np.linspace(sides[0], sides[-1], _RANGE)]
-    limits = [(side, node.MAX_SIZE_TRAIN) for side in sides]
-    limits.append((node.MIN_SIZE_TEST, node.MAX_SIZE_TEST))
-    return [
-        ResizeShortestEdge.get_output_shape(*shape, short, long) if short else shape
-        for short, long in limits
-    ]
+    return [*(_shortest_edge(shape, short, node.MAX_SIZE_TRAIN) for short in sides), test]
+
+
+def _shortest_edge(shape: Size, short: int, long: int) -> Size:
+    if not short:
+        return shape
+    height, width = ResizeShortestEdge.get_output_shape(*shape, short, long)
+    return height, width
+
+
+def _cropped(shape: Size, factor: float, side: int) -> Size:
+    """Size of an image that large-scale jitter resizes by a factor and crops."""
+    height, width = (min(round(length * factor), side) for length in shape)
+    return height, width
 
 
 def _padded(size: Size) -> Size:

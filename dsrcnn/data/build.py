@@ -150,10 +150,12 @@ def _build_order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int],
     """Return the endless order of ``DATALOADER.SAMPLER_TRAIN`` as a function of the seed."""
     node = cfg.DATALOADER
     repeat_factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+    # Detectron2 0.6 always takes the root, and has no key for it.
+    root = {"sqrt": node.REPEAT_SQRT} if "REPEAT_SQRT" in node else {}
     samplers: dict[str, Callable[[int], Any]] = {
         "TrainingSampler": lambda seed: TrainingSampler(len(records), seed=seed),
         "RepeatFactorTrainingSampler": lambda seed: RepeatFactorTrainingSampler(
-            repeat_factors(records, node.REPEAT_THRESHOLD), seed=seed
+            repeat_factors(records, node.REPEAT_THRESHOLD, **root), seed=seed
         ),
     }
     if "RANDOM_SUBSET_RATIO" in node:  # Detectron2 0.6 has the sampler without this key

@@ -20,7 +20,7 @@ from .transforms.build import (
     build_cropping,
     build_resizing,
 )
-from .transforms.geometric import Resize
+from .transforms.geometric import ROUNDING, Resize
 
 
 class DetectionMapper:
@@ -129,7 +129,7 @@ class DetectionMapper:
             try:
                 instances = self._make_instances(visible, transforms, size)
             except Exception as error:  # Detectron2 explains masks of the other format
-                if not self.mask_format:
+                if not self.mask_format or isinstance(error, ImportError):
                     raise
                 text = " ".join(str(error).split())
                 raise DataError(
@@ -168,4 +168,4 @@ class DetectionMapper:
         box = transforms.apply_box(np.array([annotation["bbox"]]))[0]
         clipped = np.clip(box, 0, [width, height] * 2)
         area, visible = ((b[2] - b[0]) * (b[3] - b[1]) for b in (box, clipped))
-        return bool(visible >= self.min_visible * area)
+        return bool(visible >= self.min_visible * area * (1 - ROUNDING))

@@ -23,14 +23,19 @@ def checkpointed(module: nn.Module, function: Callable[..., Any], *args: Any) ->
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
 
-def checkpoint_blocks(backbone: nn.Module) -> None:
+def checkpoint_blocks(backbone: nn.Module) -> int:
     """Checkpoint every residual block of a backbone, in place; parameters keep their names.
 
     Blocks are the members of the ``nn.Sequential`` stages, as in Detectron2's ResNets and timm's
-    networks.
+    networks. Single layers, such as those of a stem, are none.
+
+    Returns:
+        The number of blocks.
     """
-    for block in list(_blocks(backbone)):
+    blocks = list(_blocks(backbone))
+    for block in blocks:
         block.forward = partial(_run, block, block.forward)
+    return len(blocks)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -38,14 +43,33 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         is_stage = isinstance(child, nn.Sequential)
         if is_stage and not any(isinstance(m, nn.Sequential) for m in child.children()):
-            yield from child.children()
+            yield from (member for member in child.children() if _layers(member) > 1)
         else:
             yield from _blocks(child)
 
 
-def _run(block: nn.Module, forward: Callable[..., Any], x: torch.Tensor) -> Any:
+def _layers(module: nn.Module) -> int:
+    """Count the layers with weights."""
+    return sum(any(True for _ in m.parameters(recurse=False)) for m in module.modules())
+
+
+def _run(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
     # Frozen first blocks keep no activations.
-    has_gradient = x.requires_grad or any(p.requires_grad for p in block.parameters())
+    has_gradient = any(t.requires_grad for t in (*_tensors(args), *block.parameters()))
     if block.training and torch.is_grad_enabled() and has_gradient:
-        return checkpointed(block, forward, x)
-    return forward(x)
+        # Blocks may replace the elements of a list, which are needed again in the backward pass.
+        return checkpointed(block, lambda *given: forward(*map(_copied, given)), *args)
+    return forward(*args)
+
+
+def _copied(value: Any) -> Any:
+    return [*map(_copied, value)] if isinstance(value, list) else value
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in arguments, which may be lists of them, one for each resolution."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)

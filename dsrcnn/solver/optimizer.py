@@ -9,6 +9,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import ConfigError
 from ..layers.deformable_attention import PointLinear
 from ..utils.training import SplitBackbone
 
@@ -30,9 +31,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Parameters with equal settings share a group: several times faster than a group each, with the
     same result. Clipping of type ``full_model`` is left to the training loop (`clip_full_model`),
     since it comes between unscaling and step; other types use Detectron2's wrapper.
+
+    Raises:
+        ConfigError: for a learning rate of a neck that the backbone does not have.
     """
     solver = cfg.SOLVER
     has_neck = _BOTTOM_UP in dict(model.named_modules())
+    if solver.NECK_MULTIPLIER is not None and not has_neck:
+        raise ConfigError(
+            f"SOLVER.NECK_MULTIPLIER is {solver.NECK_MULTIPLIER}, but the backbone "
+            f"{cfg.MODEL.BACKBONE.NAME} has no neck; remove it."
+        )
     depth_factors = _depth_factors(model, solver.LAYER_DECAY)
     point_factors = _point_factors(model)
     without_decay = _parameters_without_decay(model, solver.NO_DECAY)
@@ -81,7 +90,8 @@ def _depth_factors(model: nn.Module, decay: float) -> dict[str, float]:
 
     Parts are those of a `SplitBackbone`, otherwise the children (stem, res2, ..., res5).
     """
-    bottom_up = dict(model.named_modules()).get(_BOTTOM_UP)
+    modules = dict(model.named_modules())
+    bottom_up = modules.get(_BOTTOM_UP, modules.get("backbone"))  # without a neck
     if decay == 1.0 or bottom_up is None:
         return {}
     if isinstance(bottom_up, SplitBackbone):

@@ -76,26 +76,31 @@ def common_labels(names: tuple[str, ...]) -> tuple[list[str], Font | None]:
 
 
 @functools.lru_cache(maxsize=64)
-def plot_labels(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+def plot_labels(names: tuple[str, ...], kind: str = "class") -> tuple[list[str], list[str]]:
     """Choose how Matplotlib draws names.
+
+    Args:
+        names: to draw.
+        kind: what they name, which stands before the number of a name that no font has.
 
     Returns:
         The texts, as in `image_labels`; and the font families to draw them with, of which each
         character takes the first that has it.
     """
     fonts = find_fonts(names)
-    _warn([name for name, font in zip(names, fonts, strict=True) if font is None])
+    _warn([name for name, font in zip(names, fonts, strict=True) if font is None], kind)
     pairs = enumerate(zip(names, fonts, strict=True))
-    texts = [name if font else f"class {index}" for index, (name, font) in pairs]
+    texts = [name if font else f"{kind} {index}" for index, (name, font) in pairs]
     return texts, list(dict.fromkeys([_PLAIN, *(font.family for font in fonts if font)]))
 
 
-def _warn(missing: Sequence[str]) -> None:
+def _warn(missing: Sequence[str], kind: str = "class") -> None:
     if missing:
         _LOGGER.warning(
-            "No font of this machine shows the class names %s, so they are drawn as numbers. "
+            "No font of this machine shows the %s names %s, so they are drawn as numbers. "
             "Install one that does; Noto Sans has most scripts (Debian and Ubuntu: fonts-noto, for "
             "Chinese, Japanese and Korean fonts-noto-cjk).",
+            kind,
             ", ".join(map(repr, missing)),
         )
 

@@ -8,7 +8,7 @@ from conftest import tiny_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 
 from dsrcnn import load_cfg
-from dsrcnn.config import check_config, choose_device, read_cfg
+from dsrcnn.config import check_config, choose_device, read_cfg, validate
 from dsrcnn.errors import ConfigError
 
 NODE = "MODEL.SparseRCNN"
@@ -200,3 +200,18 @@ def test_an_available_device_is_kept_without_a_warning(monkeypatch, messages, gp
     choose_device(cfg)
     assert device == cfg.MODEL.DEVICE
     assert messages() == []
+
+
+@pytest.mark.parametrize(("opts", "key"), [
+    (["INPUT.CROP.ENABLED", True], "INPUT.CROP.ENABLED"),
+    (["INPUT.AUG.SCALE_JITTER.SIZE", 640], "INPUT.AUG.SCALE_JITTER.SIZE"),
+])  # fmt: skip
+def test_cropping_of_polygons_needs_shapely(opts, key, monkeypatch):
+    monkeypatch.setattr(validate, "find_spec", lambda name: None)
+    name = "dynamic_rcnn/mask_rcnn_dynamic_R_50_FPN_1x"
+    words = f"{key} crops", "pip install shapely", "INPUT.MASK_FORMAT bitmask"
+    refuses(read_cfg(name, opts), *words)
+    for accepted in (["INPUT.MASK_FORMAT", "bitmask"], ["MODEL.MASK_ON", False]):
+        check_config(read_cfg(name, [*opts, *accepted]))
+    monkeypatch.setattr(validate, "find_spec", lambda name: object())
+    check_config(read_cfg(name, opts))

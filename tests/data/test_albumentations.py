@@ -1,5 +1,7 @@
 """Albumentations transforms from a config: boxes, colors, random numbers and messages."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from conftest import coco_options, quick_cfg, triangle
@@ -89,6 +91,20 @@ def test_random_numbers_follow_from_the_seed_of_numpy():
 
     assert draw(1) == draw(1)
     assert draw(1)[1] != draw(2)[1]
+
+
+def test_transforms_happen_independently_of_each_other():
+    """The draws of a horizontal and a vertical flip give all four combinations."""
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    flips = [{"name": name, "p": 0.5} for name in ("HorizontalFlip", "VerticalFlip")]
+    adapter = AlbumentationsAdapter(flips)
+    counts = Counter()
+    for seed in range(200):
+        with seeded(seed):
+            counts[adapter(image, [])[0].tobytes()] += 1
+    expected = [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
+    assert set(counts) == {x.tobytes() for x in expected}
+    assert min(counts.values()) > 25  # of 50 in the mean
 
 
 def test_training_images_go_through_the_transforms_of_the_config(tmp_path):

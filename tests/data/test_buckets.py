@@ -4,9 +4,11 @@ import json
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, batch, coco_options, quick_cfg, tiny_cfg, train
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from PIL import Image
 
@@ -19,6 +21,8 @@ from dsrcnn.data.buckets import (
     merge_small_groups,
     orientation_groups,
 )
+from dsrcnn.data.samplers import seeded
+from dsrcnn.data.transforms.build import build_resizing
 from dsrcnn.engine.setup import restore_drawn, setup_run
 from dsrcnn.errors import ConfigError
 from dsrcnn.structures.buckets import smallest_bucket
@@ -64,6 +68,22 @@ def test_all_images_fit_at_every_size_and_share_batches_with_like_ones():
     assert groups[0] == groups[3]
     assert len({groups[0], groups[1], groups[2]}) == 3
     assert groups[7] == 5  # of unknown size
+
+
+def test_sizes_of_large_scale_jitter_count_if_it_is_on():
+    jitter = ("INPUT.AUG.SCALE_JITTER.SIZE", 256, "INPUT.NUM_BUCKETS", 4)
+    test = ("INPUT.MIN_SIZE_TEST", 128, "INPUT.MAX_SIZE_TEST", 256, "INPUT.MIN_SIZE_TRAIN", (800,))
+    cfg = tiny_cfg(*jitter, *test)
+    buckets = choose_buckets(cfg, records((480, 640)))
+    assert buckets[-1] == (256, 256)  # the crop; 800 pixels are for training without jitter
+    small = [bucket for bucket in buckets if bucket[0] * bucket[1] <= 128 * 128]
+    assert small  # for images of a tenth to half of the crop
+    augmentations = T.AugmentationList(build_resizing(cfg))
+    for seed in range(50):
+        with seeded(seed):
+            augmented = T.AugInput(np.zeros((480, 640, 3), np.uint8))
+            augmentations(augmented)
+        assert smallest_bucket(augmented.image.shape[:2], buckets) is not None
 
 
 def test_images_of_rare_shapes_join_a_larger_group():

@@ -53,6 +53,14 @@ def test_unusable_masks_are_refused_where_masks_are_trained_only(blank, mask):
         mapper_of(mask_format="polygon")(record)
 
 
+def test_boxes_at_the_border_stay_even_if_nothing_may_be_cut_off(write_image):
+    for width in (77, 78, 84, 85, 87):  # their right ends are rounded beyond the border
+        path = write_image(np.zeros((50, width, 3), np.uint8))
+        resize = T.ResizeShortestEdge(64, 10_000)
+        record = record_of(path, annotation(0, 0, width, 50), width=width)
+        assert len(mapper_of(resize, min_visible=1.0)(record)["instances"]) == 1
+
+
 def test_crop_config_has_the_official_augmentations():
     plain, crop = (DetectionMapper(tiny_cfg(**c), is_train=True) for c in ({}, {"config": CROP}))
     for mapper in (plain, crop):

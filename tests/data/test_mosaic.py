@@ -86,6 +86,16 @@ def test_visible_fraction_counts_what_the_canvas_cuts_off(monkeypatch):
         assert (sides.prod(axis=1) >= 0.9 * 64 * 64 - 1).all()
 
 
+def test_objects_that_are_all_visible_stay_even_if_nothing_may_be_cut_off():
+    counts = []
+    for least in (1 - 1e-4, 1.0):
+        np.random.seed(0)
+        parts = ([rectangle(i, 71, 83) for i in range(4)] for _ in range(200))
+        results = [mosaic(four, 64, min_visible=least, fill=FILL) for four in parts]
+        counts.append(sum(len(r.boxes) for r in results))
+    assert counts[0] == counts[1] > 100
+
+
 def test_mixup_is_a_weighted_mean_with_the_objects_of_both():
     first, second = rectangle(0, 60, 80), rectangle(2, 45, 30)
     np.random.seed(5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import quick_cfg, tiny_cfg
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 
 from dsrcnn.data.build import build_train_loader, training_records
 from dsrcnn.data.samplers import TrainingBatches, derive_seed, seeded
@@ -126,6 +126,26 @@ def test_repeat_factor_sampler_repeats_images_of_rare_classes(tmp_path):
     epoch = len(training_records(cfg))
     assert len(set(first(repeated.order(0), epoch))) < epoch
     assert len(set(first(plain.order(0), epoch))) == epoch
+
+
+def test_the_root_of_repeat_factors_is_the_choice_of_later_versions_of_detectron2(
+    tmp_path, monkeypatch
+):
+    chosen = []
+    name = "repeat_factors_from_category_frequency"
+
+    def factors(records, threshold, **options):
+        chosen.append(options)
+        return torch.ones(len(records))
+
+    monkeypatch.setattr(RepeatFactorTrainingSampler, name, staticmethod(factors))
+    cfg = quick_cfg(tmp_path, "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
+    batches_of(cfg)
+    cfg.DATALOADER.set_new_allowed(True)
+    cfg.DATALOADER.REPEAT_SQRT = False
+    batches_of(cfg)
+    assert {} in chosen
+    assert chosen[-1] == {"sqrt": False}
 
 
 def test_random_subset_sampler_uses_a_fixed_subset(tmp_path):

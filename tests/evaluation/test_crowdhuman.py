@@ -169,7 +169,9 @@ def test_other_boxes_can_be_chosen_and_a_missing_file_is_named(miniature):
 @pytest.mark.parametrize(("line", "words"), [
     ("{", "line 1 is not valid JSON"), ('{"name": 3}', "lacks ID or gtboxes"),
     ('{"ID": "train,0", "gtboxes": [{"vbox": [1, 2, 3, 4]}]}', "lacks fbox with four numbers"),
-    ('{"ID": "nowhere", "gtboxes": []}', r"nowhere.jpg of .* cannot be read"),
+    ('{"ID": "nowhere", "gtboxes": []}', r"nowhere.jpg of .* cannot be read .*correct --images"),
+    ("\n\n{", "line 3 is not valid JSON"),
+    ('{"ID": "train,0", "gtboxes": [{"extra": null, "fbox": [1]}]}', "lacks fbox with four"),
 ])  # fmt: skip
 def test_broken_files_are_one_message(miniature, line, words):
     (miniature / "annotation_train.odgt").write_text(line)

@@ -10,6 +10,7 @@ from detectron2.modeling import build_backbone, build_model
 
 from dsrcnn.config import check_config, load_cfg
 from dsrcnn.errors import ConfigError, WeightsError
+from dsrcnn.layers.activation_checkpoint import checkpoint_blocks
 from dsrcnn.modeling.backbone.build import use_pixel_statistics
 from dsrcnn.modeling.backbone.necks import BiFPN
 from dsrcnn.modeling.backbone.timm_backbone import TimmBackbone, pixel_statistics
@@ -174,6 +175,29 @@ def test_checkpointing_with_stochastic_depth_keeps_gradients():
         sum(model(batch([(64, 64)], [2])).values()).backward()
         gradients.append([p.grad for p in model.backbone.parameters() if p.grad is not None])
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [
+    ("resnet18d", 8),  # a deep stem with activations in place
+    ("hrnet_w18_small", 8),  # blocks of several resolutions, in lists
+])  # fmt: skip
+def test_checkpointing_keeps_gradients_of_networks_with_other_stages(name, blocks):
+    torch.manual_seed(0)
+    backbone, x = TimmBackbone(name), torch.randn(2, 3, 64, 64)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            assert checkpoint_blocks(backbone) >= blocks
+        backbone.zero_grad()
+        sum(feature.sum() for feature in backbone(x).values()).backward()
+        gradients.append([p.grad.clone() for p in backbone.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_backbone_without_blocks_cannot_be_checkpointed():
+    cfg = with_timm("vgg11", "FPN", "MODEL.ACTIVATION_CHECKPOINT", ("backbone",))
+    with pytest.raises(ConfigError, match="no residual blocks in stages; leave 'backbone' out"):
+        build_model(cfg)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])

@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from dsrcnn.config import read_cfg
+from dsrcnn.errors import ConfigError
 from dsrcnn.solver import build_optimizer, clip_full_model
 
 
@@ -130,6 +131,17 @@ def test_layer_decay_decreases_from_the_last_part_of_the_backbone_to_the_stem():
     assert rates[f"{bottom_up}.stem.conv1.weight"] == pytest.approx(0.1 * 0.5**4)
     assert rates["backbone.fpn_output2.weight"] == pytest.approx(0.1)
     assert rates["head.head_series.0.linear1.weight"] == 1.0
+
+
+def test_a_backbone_without_a_neck_decays_by_depth_and_has_no_factor_of_a_neck():
+    model = nn.Module()
+    model.backbone = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    cfg = tiny_cfg("SOLVER.BASE_LR", 1.0, "SOLVER.LAYER_DECAY", 0.5)
+    rates = {name: rate for name, (rate, _) in settings_of(cfg, model).items()}
+    assert rates == {"backbone.0.weight": 0.5, "backbone.1.weight": 1.0}
+    cfg.SOLVER.NECK_MULTIPLIER = 0.1
+    with pytest.raises(ConfigError, match=r"NECK_MULTIPLIER is 0\.1, but .* has no neck"):
+        settings_of(cfg, model)
 
 
 def test_norms_biases_embeddings_or_one_kind_alone_can_be_without_weight_decay():

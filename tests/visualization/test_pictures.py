@@ -208,6 +208,8 @@ def test_names_that_no_font_has_are_drawn_as_numbers_with_one_warning(caplog):
     assert texts == ["a", "class 1", "Жук", "class 3"]
     assert font.family == "DejaVu Sans"
     assert fonts.common_labels(("a", "b")) == (["a", "b"], None)
+    assert fonts.plot_labels(names, "image")[0] == ["a", "image 1", "Жук", "image 3"]
+    assert "shows the image names" in caplog.text
 
 
 def test_fonts_are_regular_ones_before_bold_ones_and_never_placeholders(monkeypatch):

@@ -62,15 +62,18 @@ def convert_crowdhuman(
         raise DataError(f"box is {box!r}; write one of {', '.join(_BOXES)}.")
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    lines = [line for line in read_lines(odgt) if line.strip()]
-    for number, line in enumerate(tqdm(lines, desc="converting"), start=1):
-        where = f"{odgt}, line {number}"
+    lines = [(n, line) for n, line in enumerate(read_lines(odgt), start=1) if line.strip()]
+    for number, (place, line) in enumerate(tqdm(lines, desc="converting"), start=1):
+        where = f"{odgt}, line {place}"
         entry = _parse_line(line, where)
         path = Path(images) / f"{entry['ID']}.jpg"
         try:
             width, height = image_file_size(path)
         except ValueError as error:
-            raise DataError(f"Image {path} of {where}, cannot be read: {error}") from error
+            raise DataError(
+                f"Image {path} of {where}, cannot be read ({error}); correct --images or replace "
+                "the file."
+            ) from error
         records.append({"id": number, "file_name": path.name, "width": width, "height": height})
         for person in _convert_persons(entry["gtboxes"], box, where):
             annotations.append({"id": len(annotations) + 1, "image_id": number, **person})
@@ -95,9 +98,9 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
 def _convert_persons(persons: Iterable[Any], box: str, where: str) -> Iterator[dict[str, Any]]:
     for person in persons:
         try:
-            ignored = person.get("extra", {}).get("ignore", 0) == 1
+            ignored = (person.get("extra") or {}).get("ignore", 0) == 1
             if box == "hbox":  # heads have a flag of their own
-                ignored = ignored or person.get("head_attr", {}).get("ignore", 0) == 1
+                ignored = ignored or (person.get("head_attr") or {}).get("ignore", 0) == 1
             x, y, w, h = map(float, as_box(person[box]))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise DataError(f"{where}: a person lacks {box} with four numbers.") from None

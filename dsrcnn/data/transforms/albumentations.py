@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import random
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +57,10 @@ class AlbumentationsAdapter:
         """
         height, width = image.shape[:2]
         boxes = np.array([to_xyxy(a) for a in annotations], dtype=float).reshape(-1, 4)
-        self.transforms.set_random_seed(int(np.random.randint(2**31)))
+        # One stream for all transforms: `set_random_seed` gives each the same one, so that two
+        # flips happen together or not at all.
+        seed = int(np.random.randint(2**31))
+        self.transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
         try:
             result = self.transforms(
                 image=self._flip_channels(image),

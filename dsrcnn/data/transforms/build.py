@@ -9,7 +9,7 @@ from .photometric import RandomBlur, RandomHSV, RandomNoise
 
 _SIZES_BEFORE_CROP = (400, 500, 600)  # short sides, fixed in DETR and Sparse R-CNN
 _MAX_SIZE_BEFORE_CROP = 6000  # a strip of 200:1 would take hundreds of megabytes
-_JITTER_RANGE = (0.1, 2.0)  # of large-scale jitter (arXiv 2012.07177)
+JITTER_RANGE = (0.1, 2.0)  # of large-scale jitter (arXiv 2012.07177)
 
 
 def build_albumentations(cfg: CfgNode) -> AlbumentationsAdapter | None:
@@ -56,7 +56,7 @@ def build_resizing(cfg: CfgNode) -> list[T.Augmentation]:
     """Build the official multi-scale resize, or large-scale jitter."""
     node, side = cfg.INPUT, cfg.INPUT.AUG.SCALE_JITTER.SIZE
     sizes = (node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING)
-    chosen = T.ResizeScale(*_JITTER_RANGE, side, side) if side else T.ResizeShortestEdge(*sizes)
+    chosen = T.ResizeScale(*JITTER_RANGE, side, side) if side else T.ResizeShortestEdge(*sizes)
     resize = Resize(chosen, node.OPENCV)
     # Batches are padded later, so a small image is not padded to the size of the crop.
     return [resize, T.FixedSizeCrop((side, side), pad=False)] if side else [resize]

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from detectron2.data import transforms as T
 
+ROUNDING = 1e-6  # relative error of areas that are computed in two ways
+
 
 class WarpTransform(T.Transform):
     """Projective transform of an image onto a canvas.

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from torch.utils.data import Dataset
 
 from ..samplers import Draw, seeded
-from .geometric import WarpTransform
+from .geometric import ROUNDING, WarpTransform
 
 _MOSAIC_SCALE = (0.5, 1.5)  # smallest and largest zoom
 _MOSAIC_TRANSLATE = 0.1  # largest shift, as a fraction of the size
@@ -153,7 +153,7 @@ def mosaic(
     window = WarpTransform(matrix, (size, size), fill)
     seen = _clip(window.apply_box(np.concatenate(clipped)), size, size)
     areas = _area(np.concatenate(boxes)) * zoom**2
-    keep = (_area(seen) >= min_visible * areas) & (_area(seen) >= 1.0)
+    keep = (_area(seen) >= min_visible * areas * (1 - ROUNDING)) & (_area(seen) >= 1.0)
     return Sample(window.apply_image(canvas), seen[keep], np.concatenate(labels)[keep])
 
 

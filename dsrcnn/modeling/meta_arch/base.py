@@ -101,8 +101,11 @@ class SparseDetector(TrainableModel, CheckedArchitecture):
         # memory format in which CPUs and GPUs convolve fastest.
         fold_frozen_norms(backbone)
         self.backbone = backbone.to(memory_format=torch.channels_last)
-        if checkpoint_backbone:
-            checkpoint_blocks(self.backbone)
+        if checkpoint_backbone and not checkpoint_blocks(self.backbone):
+            raise ConfigError(
+                "MODEL.ACTIVATION_CHECKPOINT names the backbone, but this one has no residual "
+                "blocks in stages; leave 'backbone' out."
+            )
         self.in_features = in_features
         self.detection = detection
         self.pad_to = pad_to
