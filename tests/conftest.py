@@ -67,8 +67,8 @@ def _restore_loggers():
         logger.setLevel(level)
 
 
-@pytest.fixture
-def clean_catalogs():
+@pytest.fixture(autouse=True)
+def _clean_catalogs():
     """Remove the datasets that a test registers."""
     before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
     yield

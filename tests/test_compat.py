@@ -121,7 +121,7 @@ def test_the_import_prints_nothing():
     assert done.stdout == done.stderr == ""
 
 
-def test_detectron2s_evaluator_works_without_compiled_operators(tmp_path, clean_catalogs):
+def test_detectron2s_evaluator_works_without_compiled_operators(tmp_path):
     write_coco(tmp_path / "data.json", tmp_path / "images")
     register_coco_instances("compat_test", {}, str(tmp_path / "data.json"), str(tmp_path))
     DatasetCatalog.get("compat_test")  # sets the ids of its classes

@@ -72,6 +72,7 @@ def read_cfg(path_or_name: str | Path, opts: Sequence[object] = ()) -> CfgNode:
         raise ConfigError(f"Overrides are {opts!r}; write a list KEY, VALUE, ..., or leave it out.")
     if isinstance(opts, str) or len(opts) % 2:
         words = opts.split() if isinstance(opts, str) else [*map(str, opts)]
+        words = [word if word.isprintable() else repr(word) for word in words]
         raise ConfigError(
             f"Overrides come in pairs KEY VALUE, as a list, but there are {len(words)} words: "
             f"{' '.join(words)}."

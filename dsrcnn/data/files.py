@@ -43,9 +43,12 @@ def is_folder(path: str | Path) -> bool:
 def image_files(folder: Path) -> list[str]:
     """Image files in a folder and below, links followed, sorted, without hidden ones.
 
-    Folders that cannot be listed are among them, so that they are reported when they are read.
+    Links to folders above would lead to images of other sets, and are not followed. What has the
+    name of an image and is no file, such as an empty folder, and folders that cannot be listed, are
+    among the files, so that they are reported when they are read.
     """
     found, visited = list[str](), set[tuple[int, int]]()
+    top = Path(os.path.realpath(folder))
 
     def add_unreadable(error: OSError) -> None:
         found.append(str(error.filename))
@@ -56,16 +59,23 @@ def image_files(folder: Path) -> list[str]:
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        shown = (name for name in folders if not name.startswith("."))
-        folders[:] = sorted(shown, key=lambda name: (os.path.islink(f"{place}/{name}"), name))
-        found += [str(path) for name in names if _is_image_file(path := Path(place, name))]
+        found += [os.path.join(place, name) for name in names if _names_image(name)]
+        if _names_image(os.path.basename(place)) and not names and not folders:
+            found.append(place)
+        below = (n for n in folders if not n.startswith("."))
+        folders[:] = sorted(
+            (n for n in below if not _leads_above(Path(place, n), top)),
+            key=lambda n: (os.path.islink(f"{place}/{n}"), n),
+        )
     return sorted(found)
 
 
-def _is_image_file(path: Path) -> bool:
-    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-        return False
-    return path.is_file() or not path.exists()  # a link to nothing is reported when it is read
+def _names_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _leads_above(path: Path, top: Path) -> bool:
+    return path.is_symlink() and top.is_relative_to(os.path.realpath(path))
 
 
 def read_bytes(path: str | Path, advice: str = "check the path.") -> bytes:

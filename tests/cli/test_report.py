@@ -80,7 +80,6 @@ def test_the_report_may_go_elsewhere_and_needs_an_html_file(trained, tmp_path, c
     assert "leave out --num-gpus" in error
 
 
-@pytest.mark.usefixtures("clean_catalogs")
 def test_the_report_has_only_images_that_the_function_of_the_dataset_returns(trained, tmp_path):
     json_file = tmp_path / "gt.json"
     write_coco(json_file, tmp_path, 4)

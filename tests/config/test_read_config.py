@@ -143,6 +143,11 @@ def test_text_in_quotes_of_its_own_loses_them_as_in_detectron2(write):
     assert read_cfg(write("MODEL: {WEIGHTS: \"'2'\"}\n")).MODEL.WEIGHTS == "2"
 
 
+def test_words_that_are_no_pairs_are_shown_on_one_line():
+    with pytest.raises(ConfigError, match=r"there are 3 words: SEED '\\n' 2\.$"):
+        read_cfg("quick/sparse_rcnn_shapes", ["SEED", "\n", 2])
+
+
 @pytest.mark.parametrize("value", ["2024", "2024.5", "[2024]"])
 def test_a_number_for_text_says_to_quote_it(write, value):
     with pytest.raises(ConfigError, match=r"DATASETS\.CUSTOM\.NAME is \[?2024.*stands in quotes"):

@@ -15,8 +15,6 @@ from dsrcnn.data import register_coco_json
 from dsrcnn.data.datasets.coco import load_checked_coco_json, read_categories
 from dsrcnn.errors import DataError
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 NAME = "json_under_test"
 DATA = REPOSITORY.parent / "shared/data"
 

@@ -16,8 +16,6 @@ from dsrcnn.data.datasets import class_names, resolve_num_classes
 from dsrcnn.errors import ConfigError, DataError
 from dsrcnn.modeling import SparseRCNN
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 QUICK = "quick/sparse_rcnn_shapes"  # its NUM_CLASSES is 0
 NUM_CLASSES = "MODEL.SparseRCNN.NUM_CLASSES"
 

@@ -13,8 +13,6 @@ from dsrcnn import load_cfg
 from dsrcnn.data import DetectionMapper
 from dsrcnn.errors import ConfigError, DataError
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 QUICK = "quick/sparse_rcnn_shapes"
 FOLDER, TEST_SPLIT = "DATASETS.CUSTOM.FOLDER", "DATASETS.CUSTOM.TEST_SPLIT"
 COUNTS = {"train": 4, "val": 2}
@@ -204,7 +202,7 @@ def test_yolo_reads_every_kind_of_image_and_linked_folders_once(folder_of, tmp_p
         shutil.move(folder / kind / "train", tmp_path / f"more/{kind}/new")
         (folder / kind / "train").mkdir()
         (folder / kind / "train/new").symlink_to(tmp_path / f"more/{kind}/new")
-    (tmp_path / "more/images/new/circle").symlink_to(images)
+    (tmp_path / "more/images/new/circle").symlink_to(tmp_path / "more")
     (tmp_path / "more/images/new/.1.jpg").write_bytes(b"hidden")
     records = records_of(folder)
     assert [Path(r["file_name"]).name for r in records] == ["1.jpg", "2.JFIF", "3.gif", "4.jpg"]

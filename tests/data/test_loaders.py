@@ -18,8 +18,6 @@ from dsrcnn.data import build_test_loader, build_train_loader, register_coco_jso
 from dsrcnn.data.workers import set_up_worker
 from dsrcnn.errors import DataError
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 NAME = "loader_under_test"
 
 

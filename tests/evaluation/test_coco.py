@@ -22,8 +22,6 @@ from coco_cases import (
 from dsrcnn.data.datasets.shapes import CLASSES, shapes_records
 from dsrcnn.evaluation import CocoEvaluator
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 
 @pytest.fixture(params=["faster-coco-eval", "pycocotools"])
 def _backend(request, monkeypatch):

@@ -15,8 +15,6 @@ from dsrcnn.data.datasets.shapes import CLASSES, shapes_records
 from dsrcnn.errors import DataError
 from dsrcnn.evaluation import CocoEvaluator, build_evaluator
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 
 @pytest.fixture
 def register_file(tmp_path):

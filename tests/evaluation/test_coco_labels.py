@@ -15,7 +15,6 @@ from dsrcnn.evaluation import CocoEvaluator
 from dsrcnn.evaluation.coco import coco_ground_truth
 from dsrcnn.evaluation.errors import analyze_errors, collect_images, judge
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
 TRAFFIC = {1: "person", 2: "bicycle", 3: "car"}
 PARENT = {0: "cells", 1: "red", 2: "white"}  # an export of Roboflow
 

@@ -172,7 +172,6 @@ def test_the_best_detections_of_each_class_count():
     assert scene.labels.tolist() == [1, 0, 0, 1]
 
 
-@pytest.mark.usefixtures("clean_catalogs")
 @pytest.mark.parametrize("limit", [100, 2])
 @pytest.mark.parametrize("crowds", [False, True])
 def test_ap50_is_that_of_coco(crowds, limit):

@@ -16,8 +16,6 @@ from dsrcnn.data.datasets.custom import check_registered
 from dsrcnn.errors import DataError
 from dsrcnn.evaluation import build_evaluator
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 NAME = "lvis_v1_under_test"  # Detectron2 reads the version of LVIS from the name
 
 

@@ -10,13 +10,11 @@ from detectron2.data.datasets.pascal_voc import register_pascal_voc
 from dsrcnn.data import DetectionMapper
 from dsrcnn.evaluation import build_evaluator
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 NAME = "voc_2007_under_test"
 
 
 @pytest.fixture
-def voc(clean_catalogs, tmp_path):
+def voc(tmp_path):
     """Two images with an object each."""
     objects = {"000001": [("cat", 11, 6, 50, 30)], "000002": [("dog", 21, 11, 60, 40)]}
     write_voc(tmp_path, objects, {"val": list(objects)})

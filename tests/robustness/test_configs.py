@@ -176,7 +176,7 @@ FASTER_VALUES = [
     ([f"{NODE}.DLA.ENABLED", True], "DLA.ENABLED is True, which has no effect in Gener"),
     ([f"{NODE}.DPG.ENABLED", True], "DPG.ENABLED is True, which has no effect in Gener"),
     ([f"{NODE}.SQR.ENABLED", True], "SQR.ENABLED is True, which has no effect in Gener"),
-    (["MODEL.ANCHOR_GENERATOR.NAME", "None"], "MODEL.ANCHOR_GENERATOR.NAME is None"),
+    (["MODEL.ANCHOR_GENERATOR.NAME", "None"], "MODEL.ANCHOR_GENERATOR.NAME is 'None'"),
     (["MODEL.PROPOSAL_GENERATOR.NAME", "RPM"], "MODEL.PROPOSAL_GENERATOR.NAME is 'RPM'"),
     (["MODEL.RPN.HEAD_NAME", "Head"], "MODEL.RPN.HEAD_NAME is 'Head'"),
     (["MODEL.RPN.IN_FEATURES", ["p1", "p2", "p3", "p4", "p5"]], "IN_FEATURES is ('p1',"),

@@ -100,7 +100,7 @@ def test_an_unusable_file_is_one_message_and_runs_nothing(write, tmp_path, text,
     (b"\xff\xfe\x00S", "no UTF-8 text (byte 0 is 0xff)"),
     ("SEED: ä\n".encode("latin-1"), "no UTF-8 text"),
     (bytes(range(256)), "UTF-8"), (b"\x80\x04\x95", "UTF-8"), (b"PK\x03\x04\x00", "not valid YAML"),
-    (b"#" * 1_000_001, "more than 1000000 bytes"),
+    (b"#" * 5_000_001, "more than 5000000 bytes"),
 ])  # fmt: skip
 def test_a_file_that_is_no_text_is_one_message(tmp_path, content, phrase):
     path = tmp_path / "mine.yaml"

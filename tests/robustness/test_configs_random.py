@@ -62,7 +62,7 @@ def config_or_message(load, *arguments):
 
 @settings(max_examples=300, **SETTINGS)
 @given(st.sampled_from(NAMES), st.lists(st.tuples(st.sampled_from(KEYS), VALUES), max_size=3))
-def test_random_overrides(clean_catalogs, name, pairs):
+def test_random_overrides(name, pairs):
     opts = [word for pair in pairs for word in pair]
     cfg = config_or_message(load_cfg, name, [*SMALL, *opts])
     if cfg is not None:
@@ -73,7 +73,7 @@ def test_random_overrides(clean_catalogs, name, pairs):
 
 @settings(max_examples=150, **SETTINGS)
 @given(st.lists(st.text(max_size=12), max_size=5), st.sampled_from(KEYS))
-def test_random_words(clean_catalogs, words, key):
+def test_random_words(words, key):
     config_or_message(load_cfg, NAMES[0], [*words, key])
     config_or_message(load_cfg, NAMES[0], [key, *words])
 
@@ -107,7 +107,7 @@ EDITS = st.lists(
 
 @settings(max_examples=60, **SETTINGS)
 @given(st.sampled_from(NAMES), EDITS)
-def test_random_edits_of_a_file(clean_catalogs, tmp_path, name, edits):
+def test_random_edits_of_a_file(tmp_path, name, edits):
     path = tmp_path / "mine.yaml"
     # The part of a file that users write; a whole dump takes ten times as long to parse.
     content = yaml.safe_load(TEXTS[name])

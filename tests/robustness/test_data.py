@@ -20,8 +20,6 @@ from detectron2.data.datasets import register_coco_instances
 from dsrcnn.data.build import load_records
 from dsrcnn.errors import DataError
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 CASES = REPOSITORY.parent / "shared/cases"
 UUID = "0b9c2f6e-8f0e-4d5c-9a53-0d1c5c7f3a11"
 DEEP = b'{"images": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"

@@ -17,8 +17,6 @@ from dsrcnn.data.datasets import validate
 from dsrcnn.engine.setup import check_datasets
 from dsrcnn.errors import ConfigError, DataError, DsrcnnError
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 FOLDER = "DATASETS.CUSTOM.FOLDER"
 
 
@@ -146,7 +144,7 @@ def test_training_warns_of_its_images_in_the_test_set(tmp_path, messages):
     assert "two splits" not in text
     options = ["DATASETS.CUSTOM.TEST_SPLIT", "train"]
     text = warnings_of_training(tmp_path, messages, folder, *options)
-    assert "cells_test: 3 images are training images, too (image in two splits)" in text
+    assert "cells_2_test: 3 images are training images, too (image in two splits)" in text
 
 
 def test_unusable_boxes_of_a_program_are_named_and_its_records_stay(messages):

@@ -22,8 +22,6 @@ from dsrcnn.data.samplers import Draw
 from dsrcnn.errors import DataError
 from dsrcnn.evaluation import build_evaluator
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 GRAY16 = np.linspace(0, 65535, 96 * 80).reshape(80, 96).astype(np.uint16)
 GRAY8 = (GRAY16 >> 8).astype(np.uint8)
 RGB = np.stack([GRAY8, GRAY8[::-1], GRAY8[:, ::-1]], axis=2)

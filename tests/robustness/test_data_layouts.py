@@ -27,8 +27,6 @@ from dsrcnn.data import build_train_loader
 from dsrcnn.data.build import training_records
 from dsrcnn.errors import DataError, DsrcnnError
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 SPLITS = "train: images/train\nval: images/val\n"
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: &d [*c, *c]\nnames: *d\n"
 

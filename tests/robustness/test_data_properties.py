@@ -25,8 +25,6 @@ from hypothesis import strategies as st
 from dsrcnn.data.build import training_records
 from dsrcnn.errors import DataError
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 
 def examples(count):
     fixtures = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

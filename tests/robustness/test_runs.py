@@ -67,7 +67,6 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("name", ORDERS)
-@pytest.mark.usefixtures("clean_catalogs")
 def test_a_run_does_not_continue_with_its_classes_in_another_order(name, run, tmp_path, caplog):
     classes, words = ORDERS[name]
     cfg = quick_cfg(tmp_path, *RUN)
