@@ -12,7 +12,7 @@ import dsrcnn  # patches Detectron2 before anything else imports it
 import json
 import logging
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -67,14 +67,24 @@ def _restore_loggers():
         logger.setLevel(level)
 
 
-@pytest.fixture(autouse=True)
-def _clean_catalogs():
-    """Remove the datasets that a test registers."""
+def _remove_new_datasets() -> Iterator[None]:
     before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
     yield
     for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
         for name in set(catalog.list()) - names:
             catalog.pop(name)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _clean_catalogs_of_the_module() -> Iterator[None]:
+    """Remove the datasets that fixtures of a module register."""
+    yield from _remove_new_datasets()
+
+
+@pytest.fixture(autouse=True)
+def _clean_catalogs(_clean_catalogs_of_the_module: None) -> Iterator[None]:
+    """Remove the datasets that a test registers, whose names others would have to avoid."""
+    yield from _remove_new_datasets()
 
 
 def message_of(call: Callable[[], object]) -> str:
