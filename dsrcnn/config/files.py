@@ -22,7 +22,7 @@ _BASE = "_BASE_"
 _TAGS = "tag:yaml.org,2002:"
 _PYTHON = f"{_TAGS}python/"
 _KEY_TAGS = (f"{_TAGS}str", f"{_TAGS}merge")
-# Limits that no config comes near; beyond them reading would take minutes or all memory.
+# Limits well above any config that is known; a file could take minutes or all memory without them.
 _MAX_BYTES = 5_000_000
 _MAX_NODES = 100_000  # with every alias replaced by what it stands for
 _MAX_DEPTH = 40
@@ -56,7 +56,10 @@ def check_yaml(text: str, where: str) -> None:
 
 def _check_size(content: bytes, where: str) -> None:
     if len(content) > _MAX_BYTES:
-        raise ConfigError(f"{where} has more than {_MAX_BYTES} bytes; it is no config.")
+        raise ConfigError(
+            f"{where} has more than {_MAX_BYTES} bytes, the limit of a config file. Shorten it, for "
+            "example DATASETS.CUSTOM.CLASSES."
+        )
 
 
 def _read(path: Path, parents: tuple[Path, ...], files: list[Path]) -> dict[str, Any]:

@@ -33,15 +33,13 @@ from .yolo import read_yolo, yolo_classes, yolo_split_fault, yolo_splits
 
 _LOGGER = logging.getLogger(__name__)
 _CLASSES_KEY = "DATASETS.CUSTOM.CLASSES"
+_SOURCES: dict[str, tuple[str, ...]] = {}  # by name of the datasets that are registered here
 _ROBOFLOW = "_annotations.coco.json"  # in the folder of each split, beside the images
 _LAYOUTS = (
     "COCO: annotations/instances_<split>.json and images/<split>/, or "
     "<split>/_annotations.coco.json; VOC: ImageSets/Main/<split>.txt, Annotations/ and "
     "JPEGImages/; YOLO: data.yaml"
 )
-
-
-_SOURCES: dict[str, tuple[str, ...]] = {}  # by name of the datasets that are registered here
 
 
 class _Part(NamedTuple):
