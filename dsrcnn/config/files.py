@@ -57,8 +57,8 @@ def check_yaml(text: str, where: str) -> None:
 def _check_size(content: bytes, where: str) -> None:
     if len(content) > _MAX_BYTES:
         raise ConfigError(
-            f"{where} has more than {_MAX_BYTES} bytes, the limit of a config file. Shorten it, for "
-            "example DATASETS.CUSTOM.CLASSES."
+            f"{where} has more than {_MAX_BYTES} bytes, the limit of a config file. Shorten "
+            "it, for example DATASETS.CUSTOM.CLASSES."
         )
 
 
