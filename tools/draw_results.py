@@ -1,5 +1,7 @@
 """Chart of experiments: a dot for each seed, a bar for their mean."""
 
+import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -12,6 +14,7 @@ from matplotlib.patches import Patch
 
 _NMS_COLORS = {"off": "tab:gray", "on": "tab:blue"}
 _BAR_ALPHA = 0.5
+_LABEL_WIDTH = 48  # characters; a longer line would take the room of the panels
 
 Rows = Sequence[dict[str, str]]
 
@@ -28,18 +31,20 @@ def draw_results(rows: Rows, output: str | Path, metrics: Sequence[str] = ("AP",
     by_set = {name: [r for r in rows if r["set"] == name] for name in names}
     # By name, so that variants of a method stand together, whenever they were run.
     variants = {name: sorted({_label(r) for r in members}) for name, members in by_set.items()}
-    heights = [0.8 + 0.45 * len(variants[name]) for name in by_set]
+    placed = {name: _place(variants[name]) for name in by_set}
+    heights = [0.8 + 0.45 * height for _, height in placed.values()]
     figure = Figure(figsize=(5 + 4 * len(metrics), 1 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(
         len(by_set), len(metrics), squeeze=False, sharey="row", height_ratios=heights
     )
     for line, (name, members) in zip(panels, by_set.items(), strict=True):
+        places, height = placed[name]
         for axes, metric in zip(line, metrics, strict=True):
-            _draw_panel(axes, members, variants[name], metric)
+            _draw_panel(axes, members, places, metric)
             axes.set_title(f"{name}, {metric}")
-        line[0].set_yticks(range(len(variants[name])), variants[name])
-        line[0].invert_yaxis()
+        line[0].set_yticks(list(places.values()), list(places))
+        line[0].set_ylim(height - 0.4, -0.6)
     handles = [Patch(color=c, alpha=_BAR_ALPHA, label=nms) for nms, c in _NMS_COLORS.items()]
     panels[0][-1].legend(handles=handles, title="NMS", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(output, dpi=110)
@@ -50,11 +55,19 @@ def _label(row: dict[str, str]) -> str:
     words = words_of(row)
     pairs = zip(words[::2], words[1::2], strict=True)
     overrides = ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in pairs)
-    return row["config"].rsplit("/", 1)[-1] + (f"\n{overrides}" if overrides else "")
+    wrapped = textwrap.wrap(overrides, _LABEL_WIDTH, break_long_words=False)
+    return "\n".join([row["config"].rsplit("/", 1)[-1], *wrapped])
 
 
-def _draw_panel(axes: Axes, rows: Rows, variants: Sequence[str], metric: str) -> None:
-    for position, variant in enumerate(variants):
+def _place(labels: Sequence[str]) -> tuple[dict[str, float], float]:
+    """Center labels below each other, two lines to a unit, and return their total height, too."""
+    ends = [0.0, *itertools.accumulate(max(1, (1 + x.count("\n")) / 2) for x in labels)]
+    centers = [(top + bottom - 1) / 2 for top, bottom in itertools.pairwise(ends)]
+    return dict(zip(labels, centers, strict=True)), ends[-1]
+
+
+def _draw_panel(axes: Axes, rows: Rows, places: dict[str, float], metric: str) -> None:
+    for variant, position in places.items():
         of_variant = [r for r in rows if _label(r) == variant]
         settings = [nms for nms in _NMS_COLORS if any(r["nms"] == nms for r in of_variant)]
         for index, nms in enumerate(settings):

@@ -15,6 +15,8 @@ experiments has one a line, with comments after #:
     python tools/experiments.py --plot results.png # the same as a chart
     python tools/experiments.py --lengths lengths.png # AP over images seen and minutes
 
+The last three take a part of the results by --sets, --configs and patterns such as "small/*lite0*".
+
 Every experiment writes ``experiment.log`` into its folder below ``output/experiments``.
 """
 
@@ -32,6 +34,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NoReturn
@@ -267,6 +270,18 @@ def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
+def selected(
+    rows: Sequence[dict[str, str]], sets: Sequence[str], configs: Sequence[str]
+) -> list[dict[str, str]]:
+    """Return the rows of datasets and configs, names or patterns; none given stands for all."""
+    wanted = {"set": sets or ["*"], "config": configs or ["*"]}
+    return [
+        row
+        for row in rows
+        if all(any(fnmatchcase(row[key], p) for p in patterns) for key, patterns in wanted.items())
+    ]
+
+
 def table(rows: list[dict[str, str]]) -> str:
     """Format mean and standard deviation over seeds as Markdown, a line per variant and machine."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
@@ -312,14 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "only draw AP over the length of the training into this file"
     parser.add_argument("--lengths", type=Path, metavar="FILE", help=text)
     args = parser.parse_args(argv)
-    if args.lengths:
-        draw_lengths(read_results(args.results), args.lengths)
-        return 0
-    if args.plot:
-        draw_results(read_results(args.results), args.plot)
-        return 0
     failed = 0
-    if not args.table:
+    only_shows = args.table or args.plot or args.lengths
+    if not only_shows:
         if not args.data:
             parser.error("write --data, the folder of the datasets")
         if args.jobs < 1:
@@ -334,7 +344,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             _say("interrupted; the same command continues")
             return 130
-    print(table(read_results(args.results)))
+    part = ([], []) if args.list else (args.sets, args.configs)
+    rows = selected(read_results(args.results), *part)
+    if only_shows and not rows:
+        parser.error(
+            f"{args.results} has no row of --sets {' '.join(args.sets) or '*'} --configs "
+            f"{' '.join(args.configs) or '*'}; --table alone shows all it has"
+        )
+    if args.lengths:
+        draw_lengths(rows, args.lengths)
+    elif args.plot:
+        draw_results(rows, args.plot)
+    else:
+        print(table(rows))
     return 1 if failed else 0
 
 

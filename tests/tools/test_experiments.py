@@ -93,6 +93,48 @@ def test_a_file_names_experiments_and_further_options_are_part_of_their_names(
     assert importlib.import_module("draw_results")._label(row) == "c\nB (1,2), C 4"
 
 
+def test_long_labels_of_the_chart_are_wrapped(experiments):
+    label = importlib.import_module("draw_results")._label
+    row = {"config": "small/c", "opts": " ".join(f"A.KEY_{i} {i}" for i in range(9))}
+    lines = label(row).splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 48
+    assert " ".join(lines) == "c " + ", ".join(f"KEY_{i} {i}" for i in range(9))
+
+
+def test_labels_of_the_chart_do_not_overlap(experiments):
+    labels = ["a", "b\nc", "d" + 4 * "\ne", "f"]
+    places, height = importlib.import_module("draw_results")._place(labels)
+    # Two lines are a unit: 1 for each of the first two, 2.5 for the third.
+    assert list(places.values()) == [0, 1, 2.75, 4.5]
+    assert height == 5.5
+
+
+@pytest.mark.parametrize(("arguments", "shown"), [
+    ((), ["a c", "a d", "b c"]),
+    (("--sets", "a"), ["a c", "a d"]),
+    (("--configs", "c"), ["a c", "b c"]),
+    (("--sets", "a", "--configs", "[cx]", "e*"), ["a c"]),
+])  # fmt: skip
+def test_the_table_is_of_the_datasets_and_configs_asked_for(
+    experiments, tmp_path, capsys, arguments, shown
+):
+    file = tmp_path / "list.txt"
+    file.write_text("a c 1\na d 1\nb c 1\n")
+    run(experiments, tmp_path, "--list", file, "--jobs", 3)
+    capsys.readouterr()
+    assert run(experiments, tmp_path, "--table", *arguments) == 0
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert sorted({f"{line[0][2:]} {line[1]}" for line in lines}) == shown
+
+
+def test_a_selection_without_rows_is_an_error_that_names_it(experiments, tmp_path, capsys):
+    run(experiments, tmp_path, "--sets", "a", "--configs", "c", "--seeds", 1)
+    with pytest.raises(SystemExit):
+        run(experiments, tmp_path, "--plot", tmp_path / "x.png", "--configs", "d")
+    assert "no row of --sets * --configs d; --table alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("line", ["a c", "a c one", "a c 1 KEY", "a c 1 'KEY"])
 def test_lines_that_are_no_experiments_are_refused(experiments, tmp_path, line):
     file = tmp_path / "list.txt"
