@@ -2,7 +2,8 @@
 
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -27,21 +28,21 @@ def draw_results(rows: Rows, output: str | Path, metrics: Sequence[str] = ("AP",
         output: file to write.
         metrics: columns to draw.
     """
-    names = dict.fromkeys(row["set"] for row in rows)
-    by_set = {name: [r for r in rows if r["set"] == name] for name in names}
+    by_set: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        by_set[row["set"]][_label(row)].append(row)
     # By name, so that variants of a method stand together, whenever they were run.
-    variants = {name: sorted({_label(r) for r in members}) for name, members in by_set.items()}
-    placed = {name: _place(variants[name]) for name in by_set}
+    placed = {name: _place(sorted(variants)) for name, variants in by_set.items()}
     heights = [0.8 + 0.45 * height for _, height in placed.values()]
     figure = Figure(figsize=(5 + 4 * len(metrics), 1 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(
         len(by_set), len(metrics), squeeze=False, sharey="row", height_ratios=heights
     )
-    for line, (name, members) in zip(panels, by_set.items(), strict=True):
+    for line, (name, variants) in zip(panels, by_set.items(), strict=True):
         places, height = placed[name]
         for axes, metric in zip(line, metrics, strict=True):
-            _draw_panel(axes, members, places, metric)
+            _draw_panel(axes, variants, places, metric)
             axes.set_title(f"{name}, {metric}")
         line[0].set_yticks(list(places.values()), list(places))
         line[0].set_ylim(height - 0.4, -0.6)
@@ -66,12 +67,14 @@ def _place(labels: Sequence[str]) -> tuple[dict[str, float], float]:
     return dict(zip(labels, centers, strict=True)), ends[-1]
 
 
-def _draw_panel(axes: Axes, rows: Rows, places: dict[str, float], metric: str) -> None:
+def _draw_panel(
+    axes: Axes, variants: Mapping[str, Rows], places: Mapping[str, float], metric: str
+) -> None:
     for variant, position in places.items():
-        of_variant = [r for r in rows if _label(r) == variant]
-        settings = [nms for nms in _NMS_COLORS if any(r["nms"] == nms for r in of_variant)]
+        rows = variants[variant]
+        settings = [nms for nms in _NMS_COLORS if any(r["nms"] == nms for r in rows)]
         for index, nms in enumerate(settings):
-            values = [float(r[metric]) for r in of_variant if r["nms"] == nms]
+            values = [float(r[metric]) for r in rows if r["nms"] == nms]
             y, color = position + 0.36 * (index - (len(settings) - 1) / 2), _NMS_COLORS[nms]
             axes.barh(y, mean(values), 0.34, color=color, alpha=_BAR_ALPHA)
             axes.plot(values, [y] * len(values), "o", color=color, markersize=4)

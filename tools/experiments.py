@@ -344,13 +344,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             _say("interrupted; the same command continues")
             return 130
-    part = ([], []) if args.list else (args.sets, args.configs)
-    rows = selected(read_results(args.results), *part)
-    if only_shows and not rows:
-        parser.error(
-            f"{args.results} has no row of --sets {' '.join(args.sets) or '*'} --configs "
-            f"{' '.join(args.configs) or '*'}; --table alone shows all it has"
-        )
+    rows = read_results(args.results)
+    if only_shows:
+        rows = selected(rows, args.sets, args.configs)
+        if not rows:
+            parser.error(
+                f"{args.results} has no row of --sets {' '.join(args.sets) or '*'} --configs "
+                f"{' '.join(args.configs) or '*'}; --table alone shows all it has"
+            )
     if args.lengths:
         draw_lengths(rows, args.lengths)
     elif args.plot:
