@@ -6,24 +6,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetCatalog,
-    DatasetFromList,
-    MetadataCatalog,
-    build_detection_test_loader,
-)
+from detectron2.data import DatasetCatalog, DatasetFromList, MapDataset, MetadataCatalog
 from detectron2.data.build import (
     filter_images_with_only_crowd_annotations,
     print_instances_class_histogram,
     trivial_batch_collator,
 )
 from detectron2.data.samplers import (
+    InferenceSampler,
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
 from detectron2.utils import comm
-from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, DataError, DsrcnnError
 from .buckets import bucket_groups, orientation_groups
@@ -34,12 +29,12 @@ from .files import is_file
 from .mapper import DetectionMapper
 from .samplers import TrainingBatches
 from .transforms.mosaic import MixDataset
-from .workers import set_up_worker
+from .workers import ImageLoader
 
 _TEST_IMAGES: dict[str, frozenset[str]] = {}  # file names by the test sets that were read
 
 
-def build_train_loader(cfg: CfgNode) -> DataLoader:
+def build_train_loader(cfg: CfgNode) -> ImageLoader:
     """Build the endless loader over ``DATASETS.TRAIN``.
 
     Its ``batch_sampler`` is a `TrainingBatches`, whose seed and start may be changed until the
@@ -72,12 +67,11 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         mix_until=cfg.SOLVER.MAX_ITER * (1 - cfg.INPUT.AUG.PLAIN_END),
     )
     mapper = DetectionMapper(cfg, is_train=True)
-    return DataLoader(
+    return ImageLoader(
         MixDataset(cfg, DatasetFromList(records, copy=False), mapper),
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=set_up_worker,
     )
 
 
@@ -171,7 +165,7 @@ def _build_order(cfg: CfgNode, records: list[dict[str, Any]]) -> Callable[[int],
     return lambda seed: samplers[node.SAMPLER_TRAIN](seed)._infinite_indices()
 
 
-def build_test_loader(cfg: CfgNode, name: str) -> Any:
+def build_test_loader(cfg: CfgNode, name: str) -> ImageLoader:
     """Build a loader for one pass over dataset `name`, without annotations.
 
     Raises:
@@ -193,9 +187,16 @@ def build_validation_loader(cfg: CfgNode, name: str) -> Any:
     return _build_test_loader(cfg, records, mapper) if is_labeled else []
 
 
-def _build_test_loader(cfg: CfgNode, records: list[dict[str, Any]], mapper: DetectionMapper) -> Any:
-    workers = cfg.DATALOADER.NUM_WORKERS
-    return build_detection_test_loader(records, mapper=mapper, num_workers=workers)
+def _build_test_loader(
+    cfg: CfgNode, records: list[dict[str, Any]], mapper: DetectionMapper
+) -> ImageLoader:
+    """Load this process's part of the images one by one, as `build_detection_test_loader` does."""
+    return ImageLoader(
+        MapDataset(DatasetFromList(records, copy=False), mapper),
+        sampler=InferenceSampler(len(records)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+    )
 
 
 @contextmanager

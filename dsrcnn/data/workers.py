@@ -7,28 +7,48 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import cv2
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DsrcnnError, LoaderError
 
 _DEAD = re.compile(r"DataLoader worker \(pid\S* ([\d, ]+)\)")
 _SECONDS_TO_END = 30.0
 _LOADER = "torch/utils/data/dataloader.py"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class ImageLoader(DataLoader):
+    """Loader whose workers outlive signals and keep OpenCV single-threaded.
+
+    The process that trains finishes its step or its image after a signal, and ends its workers.
+    Terminals and schedulers send signals to all processes of a job.
+    """
+
+    def __init__(self, dataset: Dataset, **options: Any) -> None:
+        """See `torch.utils.data.DataLoader`; ``worker_init_fn`` is taken."""
+        super().__init__(dataset, worker_init_fn=set_up_worker, **options)
+
+    def __iter__(self) -> Any:
+        """Start the workers, with signals held back until `set_up_worker` handles them."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def set_up_worker(worker: int) -> None:
-    """Keep OpenCV single-threaded, since workers already use all cores, and outlive signals.
-
-    The process that trains finishes its step after a signal, and ends its workers. Terminals and
-    schedulers send signals to all processes of a job.
-    """
+    """Handle signals in a worker of `ImageLoader`, and keep OpenCV single-threaded."""
     del worker
     cv2.setNumThreads(0)  # 1 would wait for threads of the parent, which a fork does not copy
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # as on macOS
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # by all threads from now on
+    # SIGTERM stays blocked, in all threads.
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 

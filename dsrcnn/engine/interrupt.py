@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from torch import nn
+
 from ..errors import TrainingInterrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -47,7 +49,6 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._time = 0.0
-        self._interrupts = False
         self._process = os.getpid()
 
     def is_requested(self) -> bool:
@@ -61,15 +62,26 @@ class StopSignals:
             yield
 
     @contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Raise `TrainingInterrupted` from wherever the program is inside, as in an evaluation."""
-        self._interrupts = True
+    def interrupting(self, model: nn.Module) -> Iterator[None]:
+        """Raise `TrainingInterrupted` before the next batch of `model` inside, as in an evaluation.
+
+        Not from the signal's handler, which may run in the middle of a fork, a finalizer or a
+        handler of `logging`, where exceptions are printed and dropped. Errors after a signal are
+        taken for its consequence, such as a lost connection to another process that has stopped.
+        """
+        hook = model.register_forward_pre_hook(lambda *_: self._raise_if_requested())
         try:
-            if self.received is not None:
-                raise TrainingInterrupted(self.received)
+            self._raise_if_requested()
             yield
+        except Exception:
+            self._raise_if_requested()
+            raise
         finally:
-            self._interrupts = False
+            hook.remove()
+
+    def _raise_if_requested(self) -> None:
+        if self.received is not None:
+            raise TrainingInterrupted(self.received)
 
     def wait(self, seconds: float = 0.5) -> int | None:
         """Return the signal that is received within some time, None without one."""
@@ -86,8 +98,6 @@ class StopSignals:
                 raise KeyboardInterrupt
             return
         self.received, self._time = number, time.monotonic()
-        if self._interrupts:
-            raise TrainingInterrupted(number)
 
 
 @contextmanager

@@ -177,7 +177,7 @@ class Trainer(DefaultTrainer):
         cfg, model = self.cfg, unwrapped(self.model)
         average = self.average
         swapped = average.swapped_in() if average else contextlib.nullcontext()
-        with swapped, self._signals.interrupting():  # in this order: a swap must be complete
+        with swapped, self._signals.interrupting(model):  # in this order: a swap must be complete
             self._last_eval_results = self.test(cfg, model)
             results = dict(self._last_eval_results)
             for name in cfg.DATASETS.TEST if cfg.TEST.LOSS else ():

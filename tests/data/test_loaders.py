@@ -3,6 +3,8 @@
 import gc
 import json
 import multiprocessing
+import os
+import signal
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_coco
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.utils import comm
+from torch.utils.data._utils import signal_handling
 
 from dsrcnn.config import read_cfg
 from dsrcnn.data import build_test_loader, build_train_loader, register_coco_json
@@ -124,3 +128,33 @@ def test_worker_does_not_wait_for_threads_of_its_parent():
     alive = worker.is_alive()
     worker.kill()
     assert not alive
+
+
+@pytest.mark.parametrize("build", [
+    build_train_loader, lambda cfg: build_test_loader(cfg, "shapes_val"),
+])  # fmt: skip
+def test_workers_outlive_signals_from_the_moment_they_start(build, monkeypatch):
+    handle = signal_handling._set_worker_signal_handlers
+
+    def handle_and_receive():  # runs in the worker
+        handle()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", handle_and_receive)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    cfg = cfg_of("DATASETS.TEST", ("shapes_val",), "DATALOADER.NUM_WORKERS", 2, name="shapes_train")
+    batches = iter(build(cfg))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    for _ in range(3):
+        assert next(batches)[0]["image"].ndim == 3
+
+
+def test_a_test_loader_takes_its_part_of_the_images_as_detectron2_does(monkeypatch):
+    for rank in (0, 1):
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        loader = build_test_loader(cfg_of(name="shapes_val"), "shapes_val")
+        theirs = build_detection_test_loader(loader.dataset, mapper=None)
+        assert [*loader.sampler] == [*theirs.sampler]
+        assert loader.batch_size == theirs.batch_size == 1

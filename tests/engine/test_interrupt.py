@@ -1,11 +1,14 @@
+import logging
 import os
 import signal
+import sys
 import time
 
 import pytest
 import torch
 from conftest import quick_cfg
 from detectron2.engine import hooks
+from torch import nn
 
 from dsrcnn.engine.interrupt import StopSignals, handled_by
 from dsrcnn.engine.main import exit_status
@@ -28,21 +31,71 @@ def test_the_first_signal_is_noted_its_copy_ignored_and_a_second_one_ends_at_onc
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_evaluation_is_left_at_once_and_not_begun_after_a_signal():
-    signals = StopSignals()
+def test_an_evaluation_is_left_before_the_next_image_and_not_begun_after_a_signal():
+    signals, model = StopSignals(), nn.Identity()
     steps = []
 
     def evaluate():
-        with signals.interrupting():
-            steps.append("begun")
-            os.kill(os.getpid(), signal.SIGINT)
-            steps.append("continued")
+        with signals.interrupting(model):
+            for image in range(3):
+                steps.append(model(image))
+                if image == 1:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    steps.append("measured")
 
     with signals.handled():
         for _ in range(2):
             with pytest.raises(TrainingInterrupted):
                 evaluate()
-    assert steps == ["begun"]
+    assert steps == [0, 1, "measured"]
+    assert model(5) == 5  # as before
+
+
+def test_a_signal_may_come_anywhere_in_an_evaluation(capsys, monkeypatch):
+    signals, model, dropped, steps = StopSignals(), nn.Identity(), [], []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+
+    class Workers:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            steps.append("shut down")
+
+    class Handler(logging.StreamHandler):
+        def format(self, record):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return "written"
+
+    logger = logging.Logger("evaluation")
+    logger.addHandler(Handler())
+
+    def evaluate(begin):
+        with signals.interrupting(model):
+            begin()
+            model(1)
+            steps.append("continued")
+
+    for begin in (Workers, lambda: logger.info("Serialized dataset")):
+        signals.received = None
+        with signals.handled(), pytest.raises(TrainingInterrupted):
+            evaluate(begin)
+    assert steps == ["shut down"]
+    assert dropped == []
+    assert capsys.readouterr().err == "written\n"
+
+
+@pytest.mark.parametrize(("number", "expected"), [
+    (signal.SIGTERM, TrainingInterrupted), (None, RuntimeError),
+])  # fmt: skip
+def test_a_connection_that_is_lost_after_a_signal_is_its_consequence(number, expected):
+    signals = StopSignals()
+
+    def evaluate():
+        with signals.interrupting(nn.Identity()):
+            signals.received = number
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(expected):
+        evaluate()
 
 
 def test_a_checkpoint_that_is_being_written_is_completed_before_training_stops(
