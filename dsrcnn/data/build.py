@@ -187,12 +187,16 @@ def build_validation_loader(cfg: CfgNode, name: str) -> Any:
     return _build_test_loader(cfg, records, mapper) if is_labeled else []
 
 
+class _TestImages(MapDataset):
+    """Images of a test set, as a class of this package; see `ImageLoader`."""
+
+
 def _build_test_loader(
     cfg: CfgNode, records: list[dict[str, Any]], mapper: DetectionMapper
 ) -> ImageLoader:
     """Load this process's part of the images one by one, as `build_detection_test_loader` does."""
     return ImageLoader(
-        MapDataset(DatasetFromList(records, copy=False), mapper),
+        _TestImages(DatasetFromList(records, copy=False), mapper),
         sampler=InferenceSampler(len(records)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,

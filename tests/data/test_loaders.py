@@ -130,9 +130,19 @@ def test_worker_does_not_wait_for_threads_of_its_parent():
     assert not alive
 
 
-@pytest.mark.parametrize("build", [
-    build_train_loader, lambda cfg: build_test_loader(cfg, "shapes_val"),
-])  # fmt: skip
+def shapes_test_loader(cfg):
+    return build_test_loader(cfg, "shapes_val")
+
+
+@pytest.mark.parametrize("build", [build_train_loader, shapes_test_loader])
+def test_workers_import_what_they_need_where_they_are_not_forked(build):
+    cfg = cfg_of("DATASETS.TEST", ("shapes_val",), "DATALOADER.NUM_WORKERS", 1, name="shapes_train")
+    loader = build(cfg)
+    loader.multiprocessing_context = "spawn"  # as on macOS
+    assert next(iter(loader))[0]["image"].ndim == 3
+
+
+@pytest.mark.parametrize("build", [build_train_loader, shapes_test_loader])
 def test_workers_outlive_signals_from_the_moment_they_start(build, monkeypatch):
     handle = signal_handling._set_worker_signal_handlers
 

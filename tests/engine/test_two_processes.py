@@ -97,7 +97,7 @@ def one_process(tmp_path_factory, data):
 @pytest.mark.parametrize("start", [by_torchrun, None], ids=["torchrun", "--num-gpus 2"])
 def test_two_processes_train_and_evaluate_as_one_does(tmp_path, one_process, data, start):
     two = start or (lambda *a: by_spawn(*a, processes=2))
-    text = run_program(*two(tmp_path, *data, *ONE_STEP))
+    text = run_program(*two(tmp_path, *data, *ONE_STEP, "DATALOADER.NUM_WORKERS", 1))
     for printed in ("parameters", "AP50", "Look at it"):  # by the main process only
         assert text.count(printed) == 1
     one, other = logged(one_process), logged(tmp_path)
