@@ -225,6 +225,7 @@ def test_a_signal_to_the_first_process_stops_all_with_the_state_saved(
     tmp_path, data, number, expected
 ):
     options = [*data, "SOLVER.MAX_ITER", 100000, "SOLVER.CHECKPOINT_PERIOD", 2]
+    options += ["TEST.EVAL_PERIOD", 2, "DATALOADER.NUM_WORKERS", 1]  # it comes in an evaluation
     command = by_spawn(tmp_path / "out", *options, processes=2)
     status, message, workers = kill_one(command, tmp_path / "out/model_0000001.pth", number)
     assert status == expected, message
