@@ -50,8 +50,9 @@ class ImageLoader(DataLoader):
 
     def __iter__(self) -> Any:
         """Start the workers, with signals held back until `set_up_worker` handles them."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a handler may raise here
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

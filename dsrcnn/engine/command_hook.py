@@ -53,7 +53,7 @@ class CommandAfterEvaluation(HookBase):
     def after_step(self) -> None:
         """Run the command if there was an evaluation."""
         iteration = self.evaluated()
-        if iteration != self.seen:
+        if iteration != self.seen and not self.is_stopping():  # a resumed run makes up for it
             self.seen = iteration
             if comm.is_main_process():
                 self._run(iteration)

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM during training: the state reached is saved before the process ends."""
 
+import logging
 import os
 import signal
 import threading
@@ -11,7 +12,9 @@ from types import FrameType
 from torch import nn
 
 from ..errors import TrainingInterrupted
+from .console import FILE_ONLY
 
+_LOGGER = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _REPEAT = 1.0  # seconds in which a signal is the same one, sent to the parent process as well
 
@@ -73,8 +76,10 @@ class StopSignals:
         try:
             self._raise_if_requested()
             yield
-        except Exception:
-            self._raise_if_requested()
+        except Exception as error:
+            if self.received is not None and not isinstance(error, TrainingInterrupted):
+                _LOGGER.warning("Error after the signal:", exc_info=True, extra=FILE_ONLY)
+                self._raise_if_requested()
             raise
         finally:
             hook.remove()

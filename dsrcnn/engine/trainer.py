@@ -177,7 +177,7 @@ class Trainer(DefaultTrainer):
         cfg, model = self.cfg, unwrapped(self.model)
         average = self.average
         swapped = average.swapped_in() if average else contextlib.nullcontext()
-        with swapped, self._signals.interrupting(model):  # in this order: a swap must be complete
+        with swapped, self._signals.interrupting(model):
             self._last_eval_results = self.test(cfg, model)
             results = dict(self._last_eval_results)
             for name in cfg.DATASETS.TEST if cfg.TEST.LOSS else ():
@@ -269,7 +269,7 @@ class Trainer(DefaultTrainer):
             done = stop.iteration + 1
         except DsrcnnError as error:
             if isinstance(error, LoaderError) and (number := self._signals.wait()) is not None:
-                # Workers of an evaluation die of the signal that this process receives, too.
+                # Workers of another loader die of the signal that this process receives, too.
                 raise self._interrupted(TrainingInterrupted(number)) from None
             if isinstance(error, (CheckpointError, NonFiniteLossError)):  # cannot be saved
                 diverged = isinstance(error, NonFiniteLossError)
@@ -279,6 +279,11 @@ class Trainer(DefaultTrainer):
             stopped = type(error)(f"{error} {advice}")
             _LOGGER.error("%s", stopped, extra=FILE_ONLY)  # the command line prints it
             raise stopped from error
+        except RuntimeError as error:
+            if self._signals.received is None or comm.get_world_size() == 1:
+                raise
+            # The connection to a process that has stopped, as this one would have a little later.
+            raise self._interrupted(TrainingInterrupted(self._signals.received)) from error
         return done
 
     def _interrupted(self, stop: TrainingInterrupted) -> TrainingInterrupted:

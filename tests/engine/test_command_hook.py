@@ -48,6 +48,19 @@ def test_a_command_that_fails_or_hangs_is_a_warning(tmp_path, messages, words, p
     assert any(problem in text and "Training continues" in text for text in messages())
 
 
+def test_no_command_starts_when_a_run_is_stopping(tmp_path):
+    stopping = [True]
+    hook = CommandAfterEvaluation(
+        ["touch", "{output}/ran"], str(tmp_path), lambda: 3, 20.0, lambda: stopping[0]
+    )
+    hook.after_step()
+    assert hook.state_dict() == {"seen": -1}
+    assert not (tmp_path / "ran").exists()
+    stopping[0] = False  # the resumed run
+    hook.before_train()
+    assert (tmp_path / "ran").exists()
+
+
 def test_a_command_may_leave_something_running(tmp_path, messages, caplog):
     caplog.set_level(logging.INFO)
     words = ["sh", "-c", "sleep 30 & echo started"]

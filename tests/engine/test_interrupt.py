@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,6 +134,27 @@ def test_a_run_that_reads_losses_late_saves_its_state_when_it_is_stopped(tmp_pat
     assert [iteration for _, iteration in trainer.storage.history("total_loss").values()] == [
         0, 1, 2, 3,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(2, TrainingInterrupted), (1, RuntimeError)])
+def test_the_state_is_saved_if_another_process_stops_first(
+    tmp_path, monkeypatch, processes, expected
+):
+    trainer = Trainer(quick_cfg(tmp_path, "SOLVER.MAX_ITER", 9, "DATASETS.TEST", "()"))
+    here = SimpleNamespace(get_world_size=lambda: processes, is_main_process=lambda: True)
+
+    def lose_connection():
+        if trainer.iter == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            monkeypatch.setattr("dsrcnn.engine.trainer.comm", here)
+            raise RuntimeError("Connection closed by peer")
+
+    trainer.register_hooks([hooks.CallbackHook(before_step=lambda _: lose_connection())])
+    with pytest.raises(expected) as error:
+        trainer.train()
+    saved = [path.name for path in tmp_path.glob("model_0*.pth")]
+    assert saved == (["model_0000001.pth"] if processes == 2 else [])
+    assert ("after 2 iterations is saved" in str(error.value)) == (processes == 2)
 
 
 @pytest.mark.parametrize("period", [1, 20])
