@@ -49,7 +49,11 @@ class ImageLoader(DataLoader):
         )
 
     def __iter__(self) -> Any:
-        """Start the workers, with signals held back until `set_up_worker` handles them."""
+        """Start the workers, with signals held back until `set_up_worker` handles them.
+
+        This is so for forks. Where workers are spawned, Python starts a process of its own first
+        and lets the signals through again.
+        """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a handler may raise here

@@ -79,7 +79,7 @@ class StopSignals:
         except Exception as error:
             if self.received is not None and not isinstance(error, TrainingInterrupted):
                 _LOGGER.warning("Error after the signal:", exc_info=True, extra=FILE_ONLY)
-                self._raise_if_requested()
+                raise TrainingInterrupted(self.received) from error
             raise
         finally:
             hook.remove()
@@ -96,7 +96,7 @@ class StopSignals:
         return self.received
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked loader worker; its parent ends it
+        if os.getpid() != self._process:  # a fork, which its parent ends
             return
         if self.received is not None:
             if time.monotonic() - self._time > _REPEAT:
