@@ -7,12 +7,14 @@ import gc
 import logging
 import os
 import re
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from inspect import signature
+from multiprocessing import connection
 from multiprocessing.queues import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -43,6 +45,13 @@ class Processes(NamedTuple):
     machine_rank: int = 0  # of this machine
     url: str | None = None  # address of the first machine; None for one machine
     timeout: float = 1800.0  # seconds that they wait for each other, ``DISTRIBUTED_TIMEOUT``
+
+
+class _Report(NamedTuple):
+    """Report of a process that a signal or an error of this package ends."""
+
+    signal: int | None  # None for an error
+    text: str  # empty for a signal to another process than the main one, which saves the state
 
 
 def started_by_torchrun() -> bool:
@@ -83,31 +92,54 @@ def run_processes(processes: Processes, work: Callable[..., Any], *args: Any) ->
             processes = processes._replace(url=url)
         # It warns of every process that it ends.
         logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-        messages = mp.get_context("spawn").SimpleQueue()
-        arguments = (processes, messages, work, args)
+        reports: SimpleQueue[_Report] = mp.get_context("spawn").SimpleQueue()
+        arguments = (processes, reports, work, args)
         context = mp.spawn(_worker, arguments, processes.per_machine, join=False)
         assert context is not None
+        # When a process fails, `join` ends the others by SIGTERM, which they report like a signal
+        # to the run. So the cause is in what was reported before.
+        causes: list[_Report] = []
         failure: Exception | None = None
         with forwarded_signals(context.pids()) as signals:
             try:
-                while not context.join():
-                    pass
+                while context.sentinels:
+                    connection.wait(context.sentinels)
+                    causes += _received(reports)
+                    context.join()
             except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
                 failure = error
-        # Other processes may have died first, of a broken connection to the one with the message.
-        message = None if messages.empty() else messages.get()
         if signals:
-            raise TrainingInterrupted(signals[0], message or "")
-        if message is not None:
-            raise DsrcnnError(message)
+            causes = [_Report(signals[0], ""), *causes, *_received(reports)]
+        _raise_cause(causes, failure)
+
+
+def _received(reports: "SimpleQueue[_Report]") -> Iterator[_Report]:
+    while not reports.empty():
+        yield reports.get()
+
+
+def _raise_cause(reports: list[_Report], failure: Exception | None) -> None:
+    """Raise what has ended the processes first; nothing after a complete run.
+
+    A `failure` without a report is of a process that was killed or has a defect. After a report it
+    is of the broken connection to the process that has ended.
+    """
+    if not reports:
         if failure is not None:
             raise failure
+        return
+    number, text = reports[0]
+    if number is None:
+        raise DsrcnnError(text)
+    name = signal.Signals(number).name
+    default = f"Interrupted by {name}. --resume continues from the last checkpoint."
+    raise TrainingInterrupted(number, next((r.text for r in reports if r.text), default))
 
 
 def _worker(
     local_rank: int,
     processes: Processes,
-    messages: "SimpleQueue[str]",
+    reports: "SimpleQueue[_Report]",
     work: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
@@ -125,10 +157,9 @@ def _worker(
             _join(processes, local_rank, rank, world_size, init_method=processes.url)
             work(*args)
     except TrainingInterrupted as stop:
-        if comm.is_main_process():  # which has saved the state
-            messages.put(str(stop))
+        reports.put(_Report(stop.signal, str(stop) if comm.is_main_process() else ""))
     except DsrcnnError as error:
-        messages.put(str(error))
+        reports.put(_Report(None, str(error)))
         raise
     shutdown_distributed()
 
