@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import re
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -131,8 +130,7 @@ def _raise_cause(reports: list[_Report], failure: Exception | None) -> None:
     number, text = reports[0]
     if number is None:
         raise DsrcnnError(text)
-    name = signal.Signals(number).name
-    default = f"Interrupted by {name}. --resume continues from the last checkpoint."
+    default = f"{TrainingInterrupted(number)} --resume continues from the last checkpoint."
     raise TrainingInterrupted(number, next((r.text for r in reports if r.text), default))
 
 
